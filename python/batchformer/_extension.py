@@ -1,0 +1,32 @@
+"""The extension module, loaded beside the torch that it links; a load error that explains itself."""
+
+BUILT_FOR = "2.11.0"
+
+
+def _check_torch() -> None:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"batchformer is built for torch {BUILT_FOR}, but no torch could be imported ({error}). "
+            f"Install it: pip install torch=={BUILT_FOR}"
+        ) from error
+    if torch.__version__.split("+")[0] != BUILT_FOR:
+        raise ImportError(
+            f"batchformer is built for torch {BUILT_FOR}, but this is torch {torch.__version__}, and the C++ "
+            f"interface changes with every release. Install the one it is built for: "
+            f"pip install torch=={BUILT_FOR}"
+        )
+
+
+_check_torch()  # imports torch, which brings the libraries that the extension needs
+
+try:
+    from batchformer import _core as core
+except ImportError as error:
+    raise ImportError(
+        f"the extension module of batchformer, built for torch {BUILT_FOR}, could not be loaded ({error}). "
+        f"Install the package anew, or in a checkout build it: make build"
+    ) from error
+
+__all__ = ["BUILT_FOR", "core"]

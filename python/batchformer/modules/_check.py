@@ -1,0 +1,39 @@
+"""Sentences for arguments that cannot be right: argument, rule, fact."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def tensor(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def width(name: str, x: Tensor, expected: str, channels: int, *, axis: int, rank: int) -> None:
+    """Raise ValueError unless x has `rank` axes and `channels` elements along `axis`."""
+    if x.dim() != rank or x.shape[axis] != channels:
+        raise ValueError(f"{name}: expected shape {expected}, got {list(x.shape)}")
+
+
+def one_of(name: str, value: Any, legal: Sequence[Any]) -> None:
+    """Raise ValueError unless `value` is one of `legal`."""
+    if value not in legal:
+        names = " or ".join(repr(each) for each in legal)
+        raise ValueError(f"{name}: expected {names}, got {value!r}")
+
+
+def probability(name: str, p: float) -> None:
+    """Raise ValueError unless p is from 0 to 1."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name}: expected a probability from 0 to 1, got {p}")
+
+
+def heads(nhead: int, channels: int, name: str) -> None:
+    """Raise ValueError unless nhead heads share the channels evenly."""
+    if channels < 1:
+        raise ValueError(f"{name}: expected a width of at least 1, got {channels}")
+    if nhead < 1 or channels % nhead:
+        raise ValueError(f"nhead: expected a divisor of {name}={channels}, got {nhead}")

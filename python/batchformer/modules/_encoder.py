@@ -1,0 +1,51 @@
+"""The encoder inside BatchFormer and BatchFormerV2, and how it is led across the batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from batchformer.modules import _check
+from batchformer.modules.encoder_layer import TransformerEncoderLayer
+
+
+def make_encoder(
+    dim: int,
+    nhead: int,
+    dim_feedforward: int | None,
+    dropout: float,
+    activation: str | Callable[[Tensor], Tensor],
+    *,
+    num_layers: int,
+    **layer_arguments: Any,
+) -> nn.Module:
+    """One layer, or `num_layers` equally initialised ones, as torch.nn.TransformerEncoder makes them."""
+    _check.heads(nhead, dim, "dim")
+    if num_layers < 1:
+        raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
+    width = dim if dim_feedforward is None else dim_feedforward
+    layer = TransformerEncoderLayer(dim, nhead, width, dropout, activation, **layer_arguments)
+    return layer if num_layers == 1 else nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
+
+
+def across_samples(encoder: nn.Module, x: Tensor, attend: str = "batch") -> Tensor:
+    """Samples of x `[N, L, C]` after attending to each other at every position: `[N, L, C]`.
+
+    With attend="self" every token is a batch of one: the same layer, nothing to relate to.
+    """
+    samples, positions, channels = x.shape
+    if samples == 0:
+        raise ValueError("x: expected at least 1 sample in training, got an empty batch")
+    if attend == "self":
+        x = x.reshape(1, samples * positions, channels)
+    if _attends_over_second_axis(encoder):
+        y: Tensor = encoder(x.transpose(0, 1)).transpose(0, 1)
+    else:
+        y = encoder(x)
+    return y.reshape(samples, positions, channels) if attend == "self" else y
+
+
+def _attends_over_second_axis(encoder: nn.Module) -> bool:
+    """Whether the encoder was made with batch_first, which is about its own batch, our positions."""
+    layer = encoder.layers[0] if isinstance(encoder, nn.TransformerEncoder) else encoder
+    return bool(getattr(getattr(layer, "self_attn", None), "batch_first", False))

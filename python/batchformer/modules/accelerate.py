@@ -1,0 +1,38 @@
+"""Swapping torch's encoder layers in an existing model for ours."""
+
+from typing import TypeVar
+
+from torch import nn
+
+from batchformer.modules.encoder_layer import TransformerEncoderLayer
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def accelerate(model: Model, *, verbose: bool = True) -> Model:
+    """`model` itself, every torch.nn.TransformerEncoderLayer in it swapped for batchformer's, in place.
+
+    A layer stays the object that it was, with its parameters, hooks, flags and places in the model, and
+    becomes one of our class: optimizers, references and checkpoints keep working. Layers of a class derived
+    from torch's are left alone, as their forward is their own.
+
+    Args:
+        model: any module, itself a layer or with layers anywhere inside.
+        verbose: print how many layers were swapped.
+
+    Raises:
+        TypeError: model is not an nn.Module.
+
+    Example:
+        >>> encoder = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(64, 4), num_layers=6)
+        >>> type(accelerate(encoder, verbose=False).layers[0]).__module__
+        'batchformer.modules.encoder_layer'
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    layers = [module for module in model.modules() if type(module) is nn.TransformerEncoderLayer]
+    for layer in layers:
+        layer.__class__ = TransformerEncoderLayer
+    if verbose:
+        print(f"batchformer.accelerate: swapped {len(layers)} of torch's encoder layers")  # noqa: T201 - asked for
+    return model

@@ -1,0 +1,147 @@
+"""BatchFormerV2: a transformer encoder over the samples of a batch, at every position of a token map."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from batchformer.modules import _check
+from batchformer.modules._encoder import across_samples, make_encoder
+
+
+class _Layout(NamedTuple):
+    batch_axis: int
+    channel_axis: int
+    rank: int
+    shape: str
+
+
+_LAYOUTS = {
+    "NLC": _Layout(0, 2, 3, "[N, L, {dim}]"),
+    "LNC": _Layout(1, 2, 3, "[L, N, {dim}]"),
+    "NCHW": _Layout(0, 1, 4, "[N, {dim}, H, W]"),
+}
+
+
+class BatchFormerV2(nn.Module):
+    """A token map for both streams, originals first: twice the batch in training, x itself in evaluation.
+
+    Put it after a block of a vision transformer or on a feature map; everything behind it is shared by the
+    two streams, so double the targets with :func:`duplicate`. Each position attends over the batch by itself.
+    A second insertion gets x of both streams: pass streams=2, and only the second half is transformed.
+
+    Args:
+        dim: C, the width of the tokens.
+        nhead: heads of the attention over the batch.
+        dim_feedforward: width of the feed-forward network; C if None.
+        dropout: of the attention, the hidden layer and both residuals.
+        activation: "relu", "gelu" or a callable.
+        layout: "NLC", "LNC" (DETR's) or "NCHW"; N is the batch.
+        two_stream: False returns the related tokens alone, with the batch as it is.
+        attend: "batch", or "self" for the control in which each token attends to itself only.
+        num_layers: more than 1 puts that many layers into ``encoder.layers``.
+        norm_first, layer_norm_eps, bias, device, dtype: as for torch.nn.TransformerEncoderLayer.
+
+    Raises:
+        ValueError: nhead that does not divide dim, a dropout outside [0, 1], a `layout` or `attend` that does
+            not exist.
+
+    Source: Hou et al., "BatchFormerV2: exploring sample relationships for dense representation learning",
+    arXiv 2204.01254, section 3.
+
+    Example:
+        >>> module = BatchFormerV2(64)
+        >>> module(torch.rand(8, 49, 64)).shape
+        torch.Size([16, 49, 64])
+        >>> module.eval()(torch.rand(8, 49, 64)).shape
+        torch.Size([8, 49, 64])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        nhead: int = 4,
+        dim_feedforward: int | None = None,
+        dropout: float = 0.5,
+        activation: str | Callable[[Tensor], Tensor] = "relu",
+        *,
+        layout: str = "NLC",
+        two_stream: bool = True,
+        attend: str = "batch",
+        num_layers: int = 1,
+        norm_first: bool = False,
+        layer_norm_eps: float = 1e-5,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        _check.one_of("layout", layout, tuple(_LAYOUTS))
+        _check.one_of("attend", attend, ("batch", "self"))
+        self.dim = dim
+        self.layout = layout
+        self.two_stream = two_stream
+        self.attend = attend
+        self.encoder = make_encoder(
+            dim,
+            nhead,
+            dim_feedforward,
+            dropout,
+            activation,
+            num_layers=num_layers,
+            batch_first=layout == "LNC",  # the encoder then reads x where it lies
+            norm_first=norm_first,
+            layer_norm_eps=layer_norm_eps,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(self, x: Tensor, streams: int = 1) -> Tensor:
+        """Tokens of both streams, originals first: x `[N, L, C]`, or as `layout` says, with 2N samples.
+
+        Args:
+            x: the token map.
+            streams: 2 if x already holds both streams, from an insertion before this one.
+
+        Raises:
+            TypeError: x is not a tensor, or not of a floating point dtype.
+            ValueError: x does not have the layout, or is empty; streams that cannot be.
+        """
+        if not self.training:
+            return x
+        self._check(x, streams)
+        axis = _LAYOUTS[self.layout].batch_axis
+        if not self.two_stream:
+            return self._related(x)
+        original, previous = (x, x) if streams == 1 else x.chunk(2, dim=axis)
+        return torch.cat([original, self._related(previous)], dim=axis)
+
+    def _related(self, x: Tensor) -> Tensor:
+        if self.layout == "NLC":
+            return across_samples(self.encoder, x, self.attend)
+        if self.layout == "LNC":
+            return across_samples(self.encoder, x.transpose(0, 1), self.attend).transpose(0, 1)
+        tokens = x.flatten(2).transpose(1, 2)  # [N, H W, C]
+        related = across_samples(self.encoder, tokens, self.attend)
+        return related.transpose(1, 2).reshape(x.shape)  # [N, C, H, W]
+
+    def _check(self, x: Tensor, streams: int) -> None:
+        _check.tensor("x", x)
+        _check.one_of("streams", streams, (1, 2) if self.two_stream else (1,))
+        layout = _LAYOUTS[self.layout]
+        if x.dim() != layout.rank or x.shape[layout.channel_axis] != self.dim:
+            raise ValueError(
+                f"x: expected shape {layout.shape.format(dim=self.dim)} (layout {self.layout!r}: axis "
+                f"{layout.batch_axis} is the batch), got {list(x.shape)}"
+            )
+        if streams == 2 and x.shape[layout.batch_axis] % 2:
+            raise ValueError(
+                f"x: expected an even number of samples on axis {layout.batch_axis}, as streams=2 says both "
+                f"are there, got {list(x.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        """What does not show in the encoder."""
+        return f"layout={self.layout!r}, two_stream={self.two_stream}, attend={self.attend!r}"

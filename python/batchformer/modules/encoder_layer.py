@@ -1,0 +1,204 @@
+"""torch.nn.TransformerEncoderLayer with the whole layer in one op."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from batchformer import ops
+from batchformer.modules import _check
+
+_DEVICES = ("cpu", "cuda", "meta")
+
+
+class TransformerEncoderLayer(nn.TransformerEncoderLayer):
+    """Drop-in for :class:`torch.nn.TransformerEncoderLayer`: same constructor, state_dict and results.
+
+    What the op does not cover runs torch's own implementation: masks, an activation other than ReLU and the
+    exact GELU, nested or empty inputs, devices other than the CPU and CUDA, hooks or other modules inside the
+    layer. :meth:`declined` tells.
+
+    Args:
+        d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias,
+        device, dtype: as for torch's layer.
+
+    Raises:
+        ValueError: nhead that does not divide d_model, a dropout outside [0, 1].
+
+    Example:
+        >>> layer = TransformerEncoderLayer(d_model=512, nhead=8)
+        >>> layer(torch.rand(10, 32, 512)).shape
+        torch.Size([10, 32, 512])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str | Callable[[Tensor], Tensor] = F.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        _check.heads(nhead, d_model, "d_model")
+        _check.probability("dropout", dropout)
+        if isinstance(activation, str):
+            _check.one_of("activation", activation, ("relu", "gelu"))
+        super().__init__(
+            d_model,
+            nhead,
+            dim_feedforward,
+            dropout,
+            activation,
+            layer_norm_eps,
+            batch_first,
+            norm_first,
+            bias,
+            device,
+            dtype,
+        )
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Output of the layer, in the shape of `src`.
+
+        Args:
+            src (Tensor[S, B, C]): the layer attends over S; [B, S, C] with batch_first; or [S, C].
+            src_mask: as for torch's layer, which then runs.
+            src_key_padding_mask: as for torch's layer, which then runs.
+            is_causal: as for torch's layer, which then runs.
+
+        Raises:
+            TypeError: src is not a tensor, or not of a floating point dtype.
+            ValueError: a src of another rank or width, or of another dtype or device than the layer.
+        """
+        _check.tensor("src", src)
+        if self.declined(src, src_mask, src_key_padding_mask, is_causal) is not None:
+            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+        self._check_shape(src)
+        if src.dim() == 3:
+            return ops.encoder_layer(src, self._parameters_of_op(), self._config())
+        axis = 0 if self.self_attn.batch_first else 1
+        return ops.encoder_layer(src.unsqueeze(axis), self._parameters_of_op(), self._config()).squeeze(axis)
+
+    def declined(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> str | None:
+        """Why a call with these arguments runs torch's own implementation; None if it runs the op."""
+        if src_mask is not None or src_key_padding_mask is not None or is_causal:
+            return "the call has a mask"
+        if src.is_nested:
+            return "src is nested"
+        if src.device.type not in _DEVICES:
+            return f"src is on {src.device.type}, which is none of {', '.join(_DEVICES)}"
+        if src.numel() == 0 and src.shape[-1] != 0:
+            return "src is empty"
+        if is_traceable_wrapper_subclass(src) or is_traceable_wrapper_subclass(self.linear1.weight):
+            return "src or the parameters are of a tensor subclass"
+        if torch._C._are_functorch_transforms_active():
+            return "a transform of torch.func is active"
+        if _activation_name(self.activation) is None:
+            return "the activation is neither ReLU nor the exact GELU"
+        return self._declined_for_its_modules()
+
+    def _declined_for_its_modules(self) -> str | None:
+        attention, linears, norms = self.self_attn, (self.linear1, self.linear2), (self.norm1, self.norm2)
+        dropouts = (self.dropout, self.dropout1, self.dropout2)
+        if (
+            type(attention) is not nn.MultiheadAttention
+            or attention.in_proj_weight is None
+            or attention.bias_k is not None
+            or attention.add_zero_attn
+            or not isinstance(attention.out_proj, nn.Linear)
+            or any(type(linear) is not nn.Linear for linear in linears)
+            or any(type(norm) is not nn.LayerNorm or norm.weight is None for norm in norms)
+            or any(type(dropout) is not nn.Dropout for dropout in dropouts)
+        ):
+            return "a module inside the layer is not the one that torch puts there"
+        if any(_has_hooks(module) for module in (attention, attention.out_proj, *linears, *norms, *dropouts)):
+            return "a module inside the layer has a hook"
+        cls = type(self)
+        if (
+            cls._sa_block is not nn.TransformerEncoderLayer._sa_block
+            or cls._ff_block is not nn.TransformerEncoderLayer._ff_block
+        ):
+            return "the class overrides a block of the layer"
+        return None
+
+    def _check_shape(self, src: Tensor) -> None:
+        channels = self.self_attn.embed_dim
+        if src.dim() not in (2, 3) or src.shape[-1] != channels:
+            axes = "[B, S" if self.self_attn.batch_first else "[S, B"
+            expected = f"{axes}, {channels}] or [S, {channels}]"
+            raise ValueError(f"src: expected shape {expected}, got {list(src.shape)}")
+
+    def _parameters_of_op(self) -> ops.Parameters:
+        attention = self.self_attn
+        return ops.Parameters(
+            in_proj_weight=attention.in_proj_weight,
+            in_proj_bias=attention.in_proj_bias,
+            out_proj_weight=attention.out_proj.weight,
+            out_proj_bias=attention.out_proj.bias,
+            linear1_weight=self.linear1.weight,
+            linear1_bias=self.linear1.bias,
+            linear2_weight=self.linear2.weight,
+            linear2_bias=self.linear2.bias,
+            norm1_weight=self.norm1.weight,
+            norm1_bias=self.norm1.bias,
+            norm2_weight=self.norm2.weight,
+            norm2_bias=self.norm2.bias,
+        )
+
+    def _config(self) -> ops.Config:
+        attention = self.self_attn
+        return ops.Config(
+            nhead=attention.num_heads,
+            dropout=(
+                attention.dropout if attention.training else 0.0,
+                _probability(self.dropout),
+                _probability(self.dropout1),
+                _probability(self.dropout2),
+            ),
+            activation=_activation_name(self.activation) or "",
+            norm_first=self.norm_first,
+            batch_first=attention.batch_first,
+            layer_norm_eps=(self.norm1.eps, self.norm2.eps),
+        )
+
+
+def _activation_name(activation: Any) -> str | None:
+    if activation is F.relu or activation is torch.relu or type(activation) is nn.ReLU:
+        return "relu"
+    if activation is F.gelu or (type(activation) is nn.GELU and activation.approximate == "none"):
+        return "gelu"
+    return None
+
+
+def _probability(dropout: nn.Dropout) -> float:
+    return dropout.p if dropout.training else 0.0
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

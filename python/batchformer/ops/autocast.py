@@ -1,0 +1,50 @@
+"""The encoder layer under torch.autocast: the dtypes that torch's own layer gives.
+
+The linears run in autocast's dtype, the norms and the residuals as autocast treats them on the device:
+float32 on CUDA, the dtype of x on the CPU.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batchformer.ops.arguments import Parameters
+from batchformer.ops.arguments import parameters_and_config as unpack
+from batchformer.ops.encoder_layer import library
+
+
+def _kernel(device_type: str, dispatch_key: torch._C.DispatchKey) -> Callable[..., tuple[Tensor, ...]]:
+    autocast_keys = torch._C.DispatchKeySet(dispatch_key)
+
+    def autocast(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        parameters, seed, config = unpack(arguments)
+        dtype = torch.get_autocast_dtype(device_type)
+        norms_in_float32 = device_type == "cuda"
+        if x.dtype != torch.float64:
+            parameters = Parameters._make(
+                None if tensor is None else _cast(name, tensor, dtype, norms_in_float32)
+                for name, tensor in parameters._asdict().items()
+            )
+            if norms_in_float32 and not config.norm_first:
+                x = x.to(torch.float32)
+        with torch._C._ExcludeDispatchKeyGuard(autocast_keys):
+            outputs: tuple[Tensor, ...] = torch.ops.batchformer.encoder_layer.default(
+                x, *parameters, seed, *config, arguments[-1]
+            )
+        return outputs
+
+    return autocast
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype, norms_in_float32: bool) -> Tensor:
+    if tensor.dtype == torch.float64:
+        return tensor
+    if not name.startswith("norm"):
+        return tensor.to(dtype)
+    return tensor.to(torch.float32) if norms_in_float32 else tensor
+
+
+library.impl("encoder_layer", _kernel("cpu", torch._C.DispatchKey.AutocastCPU), "AutocastCPU")
+library.impl("encoder_layer", _kernel("cuda", torch._C.DispatchKey.AutocastCUDA), "AutocastCUDA")

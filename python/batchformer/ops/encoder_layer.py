@@ -1,0 +1,154 @@
+"""`batchformer::encoder_layer` and its backward: schema, kernel, fake, autograd."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batchformer._extension import core
+from batchformer.ops.arguments import (
+    CONFIG,
+    PARAMETER_COUNT,
+    PARAMETERS,
+    SAVED,
+    SAVED_COUNT,
+    Config,
+    Parameters,
+)
+from batchformer.ops.arguments import parameters_and_config as unpack
+
+library = torch.library.Library("batchformer", "DEF")
+
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+_LARGEST_SEED = 2**63 - 1
+
+
+def encoder_layer(x: Tensor, parameters: Parameters, config: Config) -> Tensor:
+    """Output of a transformer encoder layer that attends over N, in the shape and dtype of x, contiguous.
+
+    Args:
+        x (Tensor[N, L, C]): or Tensor[L, N, C] with config.batch_first.
+        parameters: of x's dtype and device.
+        config: the probabilities of dropout are those of this call: 0 for evaluation.
+
+    Raises:
+        TypeError: x is not of a floating point dtype.
+        ValueError: shapes, dtypes or devices that do not fit together, or an empty x.
+
+    Source: Vaswani et al., "Attention is all you need" (2017); pre-norm: Xiong et al. (2020).
+    """
+    seed = None
+    if any(p > 0 for p in config.dropout):
+        seed = torch.randint(_LARGEST_SEED, (), dtype=torch.int64, device=x.device)
+    differentiable = (x, *(parameter for parameter in parameters if parameter is not None))
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
+    y: Tensor = torch.ops.batchformer.encoder_layer.default(x, *parameters, seed, *config, save)[0]
+    return y
+
+
+def path_counts() -> dict[str, int]:
+    """How often each path has run a forward or a backward in this process: {"aten": calls}."""
+    return dict(core.path_counts())
+
+
+library.define(
+    f"encoder_layer(Tensor x, {PARAMETERS}, Tensor? seed, {CONFIG}, bool save) -> (Tensor y, {SAVED})",
+    tags=_TAGS,
+)
+
+
+def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    parameters, seed, config = unpack(arguments)
+    outputs = core.encoder_layer_forward(x, parameters, seed, config, arguments[-1])
+    return *outputs, *(x.new_empty(0) for _ in range(1 + SAVED_COUNT - len(outputs)))
+
+
+def _forward_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    parameters, _, config = unpack(arguments)
+    y = x.new_empty(x.shape)
+    if not arguments[-1]:
+        return y, *(x.new_empty(0) for _ in range(SAVED_COUNT))
+    first, second, channels = x.shape
+    samples, positions = (second, first) if config.batch_first else (first, second)
+    linear = parameters.linear1_weight
+    sums = torch.float64 if x.dtype == torch.float64 else torch.float32
+    statistics = [x.new_empty(first, second, dtype=sums) for _ in range(4)]
+    return (
+        y,
+        linear.new_empty(first, second, 3 * channels),
+        x.new_empty(positions, config.nhead, samples, dtype=sums),
+        linear.new_empty(first, second, channels),
+        x.new_empty(x.shape),
+        linear.new_empty(first, second, linear.shape[0]),
+        x.new_empty(0 if config.norm_first else x.shape),
+        *statistics,
+    )
+
+
+library.impl("encoder_layer", _forward, "CompositeExplicitAutograd")
+torch.library.register_fake("batchformer::encoder_layer", _forward_fake, lib=library)
+
+
+library.define(
+    "encoder_layer_backward("
+    f"Tensor grad_y, Tensor x, {PARAMETERS}, Tensor? seed, {CONFIG}, {SAVED}) -> Tensor[]",
+    tags=_TAGS,
+)
+
+
+def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
+    parameters, seed, config = unpack(arguments)
+    saved = arguments[-SAVED_COUNT:]
+    return core.encoder_layer_backward(grad_y, x, parameters, seed, saved, config)
+
+
+def _backward_fake(_grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
+    parameters, _, _ = unpack(arguments)
+    present = (parameter for parameter in parameters if parameter is not None)
+    return [x.new_empty(x.shape), *(parameter.new_empty(parameter.shape) for parameter in present)]
+
+
+library.impl("encoder_layer_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("batchformer::encoder_layer_backward", _backward_fake, lib=library)
+
+
+def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    x, *arguments = inputs
+    parameters, seed, config = unpack(arguments)
+    saved = output[1:]
+    ctx.config, ctx.has_saved = config, arguments[-1]
+    ctx.set_materialize_grads(False)  # else a zero tensor is filled for every saved output
+    ctx.mark_non_differentiable(*saved)
+    ctx.save_for_backward(x, *parameters, seed, *saved)
+
+
+def _autograd_backward(ctx: Any, grad_y: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if not ctx.has_saved:
+        raise RuntimeError("encoder_layer: called with save=False, so it has nothing to go backward from")
+    x, *tensors = ctx.saved_tensors
+    parameters, seed, _ = unpack([*tensors, *ctx.config])
+    saved = tensors[PARAMETER_COUNT + 1 :]
+    not_tensors = (None,) * (1 + len(ctx.config) + 1)  # seed, config, save
+    if grad_y is None:
+        return None, *(None for _ in parameters), *not_tensors
+    grads = iter(
+        torch.ops.batchformer.encoder_layer_backward.default(
+            grad_y, x, *parameters, seed, *ctx.config, *saved
+        )
+    )
+    grad_x = next(grads)
+    return grad_x, *(None if parameter is None else next(grads) for parameter in parameters), *not_tensors
+
+
+def _no_second_derivative(*_: Any) -> None:
+    raise RuntimeError(
+        "batchformer::encoder_layer: a second derivative is not supported. For a gradient penalty use "
+        "torch.nn.TransformerEncoderLayer, whose state_dict is the same."
+    )
+
+
+torch.library.register_autograd(
+    "batchformer::encoder_layer", _autograd_backward, setup_context=_setup_context, lib=library
+)
+torch.library.register_autograd("batchformer::encoder_layer_backward", _no_second_derivative, lib=library)

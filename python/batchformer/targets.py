@@ -1,0 +1,120 @@
+"""Targets and rows of the two streams: doubling, and taking the first or the second half."""
+
+import copy
+from collections.abc import Callable, Iterator, MutableMapping
+from numbers import Number
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Targets = TypeVar("Targets")
+
+_ABOUT_THE_BATCH = (Number, str, bytes, Tensor, np.ndarray, np.generic)
+
+
+def duplicate(targets: Targets) -> Targets:
+    """Targets for both streams: every entry twice, originals first.
+
+    Args:
+        targets: one entry a sample: a Tensor[N, ...] or array (class indices, soft labels), or a list (one
+            dict an image, as in detection). A tuple or dict holds several such targets and keeps its
+            type; numbers, strings and 0-d tensors in it are about the whole batch and stay as they are
+            (mixup's lambda). None stays None.
+
+    Raises:
+        TypeError: anything else. A list is never taken for several targets: pass a tuple.
+
+    Source: Hou et al., "BatchFormer" (CVPR 2022), section 3.2.
+
+    Example:
+        >>> duplicate(torch.tensor([3, 1]))
+        tensor([3, 1, 3, 1])
+    """
+    doubled: Targets = _map_leaves(targets, _twice)
+    return doubled
+
+
+def original(x: Targets) -> Targets:
+    """First half of doubled rows: the stream without BatchFormer. Takes what :func:`duplicate` gives.
+
+    Raises:
+        ValueError: an odd number of rows, which cannot be two streams.
+
+    Example:
+        >>> original(torch.tensor([3, 1, 3, 1]))
+        tensor([3, 1])
+    """
+    first: Targets = _map_leaves(x, lambda rows: rows[: _half(rows)])
+    return first
+
+
+def related(x: Targets) -> Targets:
+    """Second half of doubled rows: the stream with BatchFormer. Takes what :func:`duplicate` gives.
+
+    Raises:
+        ValueError: an odd number of rows, which cannot be two streams.
+
+    Example:
+        >>> related(torch.tensor([3, 1, 3, 1]))
+        tensor([3, 1])
+    """
+    second: Targets = _map_leaves(x, lambda rows: rows[_half(rows) :])
+    return second
+
+
+def check_batch_size(targets: Any, samples: int) -> None:
+    """Raise ValueError unless every target in `targets` has one entry for each sample."""
+    for leaf in _leaves(targets):
+        if len(leaf) != samples:
+            raise ValueError(f"y: expected {samples} targets, one for each sample of x, got {len(leaf)}")
+
+
+def _twice(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return torch.cat([leaf, leaf])
+    if isinstance(leaf, np.ndarray):
+        return np.concatenate([leaf, leaf])
+    return [*leaf, *leaf]
+
+
+def _half(rows: Any) -> int:
+    if len(rows) % 2:
+        raise ValueError(f"x: expected an even number of rows, two streams, got {len(rows)}")
+    return len(rows) // 2
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) or (isinstance(value, Tensor | np.ndarray) and value.ndim > 0)
+
+
+def _map_leaves(targets: Any, function: Callable[[Any], Any], *, inside: bool = False) -> Any:
+    if targets is None:
+        return None
+    if _is_rows(targets):
+        return function(targets)
+    if isinstance(targets, tuple):
+        values = [_map_leaves(value, function, inside=True) for value in targets]
+        return type(targets)(*values) if hasattr(targets, "_fields") else tuple(values)
+    if isinstance(targets, MutableMapping):
+        mapped = copy.copy(targets)
+        for key, value in targets.items():
+            mapped[key] = _map_leaves(value, function, inside=True)
+        return mapped
+    if inside and isinstance(targets, _ABOUT_THE_BATCH):
+        return targets
+    raise TypeError(
+        f"targets: expected a tensor, array or list with one entry a sample, a tuple or dict of those, or "
+        f"None, got {_describe(targets)}"
+    )
+
+
+def _leaves(targets: Any) -> Iterator[Any]:
+    found: list[Any] = []
+    _map_leaves(targets, found.append)
+    yield from found
+
+
+def _describe(value: Any) -> str:
+    return "a 0-d tensor" if isinstance(value, Tensor) else type(value).__name__

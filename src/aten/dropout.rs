@@ -1,0 +1,103 @@
+//! Inverted dropout (Srivastava et al., 2014) with the mask as a function of (seed, site, element).
+//!
+//! Four elements share a 64-bit word, 16 bits each, lowest bits first. An element is kept if its bits, as a
+//! number from 0 to 65535, are at least round(65536 p); the scale is that of the rounded p, so that the mean
+//! is exact. An element's index is its place in `[N, L, ..]` or `[L, H, N, N]`, whatever the strides are.
+
+use tch::{Device, Kind, Tensor};
+
+use super::random::{self, Site};
+use super::Result;
+use crate::layer::Dims;
+
+const LEVELS: f64 = 65_536.0;
+
+/// Where one site drops and by how much the rest is scaled.
+pub struct Mask {
+    kept: Kept,
+    scale: f64,
+}
+
+enum Kept {
+    All,
+    None,
+    /// Bool, of the shape of what it is applied to.
+    Some(Tensor),
+}
+
+impl Mask {
+    /// The mask of a token tensor `[M, width]`.
+    pub fn of_tokens(
+        seed: Option<&Tensor>,
+        site: Site,
+        p: f64,
+        dims: &Dims,
+        width: i64,
+        device: Device,
+    ) -> Result<Self> {
+        let Dims { samples, positions, .. } = *dims;
+        Self::new(seed, site, p, &[samples, positions, width], device)?.map(|kept| {
+            if dims.batch_first {
+                kept.f_transpose(0, 1)?.f_reshape([dims.tokens(), width])
+            } else {
+                kept.f_view([dims.tokens(), width])
+            }
+        })
+    }
+
+    /// The mask of the attention probabilities `[L H, N, N]`.
+    pub fn of_probabilities(
+        seed: Option<&Tensor>,
+        p: f64,
+        dims: &Dims,
+        device: Device,
+    ) -> Result<Self> {
+        let shape = [dims.positions * dims.heads, dims.samples, dims.samples];
+        Self::new(seed, Site::Attention, p, &shape, device)
+    }
+
+    fn new(
+        seed: Option<&Tensor>,
+        site: Site,
+        p: f64,
+        shape: &[i64],
+        device: Device,
+    ) -> Result<Self> {
+        let threshold = (p * LEVELS).round();
+        let kept = match seed {
+            _ if threshold >= LEVELS => return Ok(Self { kept: Kept::None, scale: 0.0 }),
+            Some(seed) if threshold > 0.0 => {
+                let count: i64 = shape.iter().product();
+                let words = random::words(seed, site, (count + 3) / 4, device)?;
+                // libtorch has no unsigned compare: 0..65535 is read as -32768..32767 after a shift by half.
+                let bits = words.f_view_dtype(Kind::Int16)?.f_narrow(0, 0, count)?;
+                let bits = bits.f_bitwise_xor(i64::from(i16::MIN))?;
+                Kept::Some(bits.f_ge(threshold as i64 - 32_768)?.f_view(shape)?)
+            }
+            _ => return Ok(Self { kept: Kept::All, scale: 1.0 }),
+        };
+        Ok(Self { kept, scale: LEVELS / (LEVELS - threshold) })
+    }
+
+    fn map(self, reorder: impl FnOnce(Tensor) -> Result<Tensor>) -> Result<Self> {
+        let kept = match self.kept {
+            Kept::Some(kept) => Kept::Some(reorder(kept)?),
+            kept => kept,
+        };
+        Ok(Self { kept, ..self })
+    }
+
+    /// What a kept element is multiplied by.
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// `x`, dropped and scaled; its own gradient, too.
+    pub fn apply(&self, x: Tensor) -> Result<Tensor> {
+        match &self.kept {
+            Kept::All => Ok(x),
+            Kept::None => x.f_zeros_like(),
+            Kept::Some(kept) => x.f_mul(kept)?.f_mul_scalar(self.scale),
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Layer norm over the channels of each row (Ba, Kiros and Hinton, 2016).
+
+use tch::{Kind, Tensor};
+
+use super::Result;
+use crate::layer::{accumulate_kind, Norm};
+
+/// Mean and reciprocal standard deviation of each row: `[M, 1]` each, float32 or float64.
+pub struct Statistics {
+    pub mean: Tensor,
+    pub rstd: Tensor,
+}
+
+/// `[M, C]` to `[M, C]` in the dtype of `x`, and the statistics of its rows.
+pub fn forward(x: &Tensor, norm: &Norm, eps: f64) -> Result<(Tensor, Statistics)> {
+    let x_kind = x.f_kind()?;
+    let channels = norm.weight.size();
+    let (y, mean, rstd) = x.f_to_kind(norm.weight.f_kind()?)?.f_native_layer_norm(
+        channels.as_slice(),
+        Some(&norm.weight),
+        norm.bias.as_ref(),
+        eps,
+    )?;
+    let kind = accumulate_kind(x_kind);
+    let statistics = Statistics { mean: mean.f_to_kind(kind)?, rstd: rstd.f_to_kind(kind)? };
+    Ok((y.f_to_kind(x_kind)?, statistics))
+}
+
+/// The gradients of `x` `[M, C]` and of the parameters.
+///
+/// With x̂ = (x - mean) rstd and y = x̂ w + b, and ⟨·⟩ the mean over the channels:
+///     `grad_x` = rstd (g - ⟨g⟩ - x̂ ⟨g x̂⟩) where g = `grad_y` w,
+///     `grad_w` = Σ `grad_y` x̂ and `grad_b` = Σ `grad_y` over the rows.
+/// tch does not have libtorch's own kernel for it (its generator leaves out boolean masks).
+pub fn backward(
+    grad_y: &Tensor,
+    x: &Tensor,
+    statistics: &Statistics,
+    norm: &Norm,
+) -> Result<(Tensor, Norm)> {
+    let (x_kind, norm_kind) = (x.f_kind()?, norm.weight.f_kind()?);
+    let kind = accumulate_kind(x_kind);
+    let grad_y = grad_y.f_to_kind(kind)?;
+    let normalised = x.f_to_kind(kind)?.f_sub(&statistics.mean)?.f_mul(&statistics.rstd)?;
+
+    let products = grad_y.f_mul(&normalised)?;
+    let params = Norm {
+        weight: sum_rows(&products, norm_kind)?,
+        bias: match norm.bias {
+            Some(_) => Some(sum_rows(&grad_y, norm_kind)?),
+            None => None,
+        },
+    };
+
+    let weight = norm.weight.f_to_kind(kind)?;
+    let mut grad_x = grad_y.f_mul(&weight)?;
+    let mean_grad = mean_channels(&grad_x)?;
+    let mean_product = mean_channels(&products.f_mul(&weight)?)?;
+    let _ = grad_x.f_sub_(&mean_grad)?;
+    let _ = grad_x.f_sub_(&normalised.f_mul(&mean_product)?)?;
+    let _ = grad_x.f_mul_(&statistics.rstd)?;
+    Ok((grad_x.f_to_kind(x_kind)?, params))
+}
+
+/// `[M, C]` to `[C]`
+fn sum_rows(x: &Tensor, kind: Kind) -> Result<Tensor> {
+    x.f_sum_dim_intlist([0].as_slice(), false, None)?.f_to_kind(kind)
+}
+
+/// `[M, C]` to `[M, 1]`
+fn mean_channels(x: &Tensor) -> Result<Tensor> {
+    x.f_mean_dim([-1].as_slice(), true, None)
+}

@@ -1,0 +1,181 @@
+//! The contract of the op, checked before anything is computed.
+
+use tch::{Kind, Tensor};
+
+use super::{Config, Dims, Input, LayerError, Linear, Params};
+
+/// The sizes of the call, if `input` is one that the kernels can run.
+pub fn input(input: &Input) -> Result<Dims, LayerError> {
+    let Input { x, params, seed, config } = input;
+    check_floating("x", x)?;
+    let channels = last_size(&params.out_proj.weight);
+    let (first, second) = token_shape(x, channels, config)?;
+    let (samples, positions) = if config.batch_first { (second, first) } else { (first, second) };
+    check_heads(config.nhead, channels)?;
+    check_dropout(config, seed.as_ref())?;
+    let feedforward = params.linear1.weight.size().first().copied().unwrap_or(0);
+    check_shapes(params, channels, feedforward)?;
+    check_dtypes(x, params)?;
+    check_devices(x, params)?;
+    Ok(Dims {
+        samples,
+        positions,
+        channels,
+        heads: config.nhead,
+        feedforward,
+        batch_first: config.batch_first,
+    })
+}
+
+/// The gradient of the output has the output's shape, which is that of `x`.
+pub fn grad_y(grad_y: &Tensor, x: &Tensor) -> Result<(), LayerError> {
+    check_shape("grad_y", grad_y, &x.size())
+}
+
+/// The sizes of `relations`: `x` `[N, C]`, one position.
+pub fn relations(x: &Tensor, in_proj: &Linear, nhead: i64) -> Result<Dims, LayerError> {
+    check_floating("x", x)?;
+    let channels = last_size(&in_proj.weight);
+    let &[samples, width] = x.size().as_slice() else {
+        return Err(shape_error("x", format!("[N, {channels}]"), x));
+    };
+    if width != channels {
+        return Err(shape_error("x", format!("[N, {channels}]"), x));
+    }
+    check_heads(nhead, channels)?;
+    check_dtype("x", x, "in_proj_weight", in_proj.weight.f_kind()?)?;
+    check_device("in_proj_weight", &in_proj.weight, x)?;
+    Ok(Dims {
+        samples,
+        positions: 1,
+        channels,
+        heads: nhead,
+        feedforward: channels,
+        batch_first: false,
+    })
+}
+
+fn token_shape(x: &Tensor, channels: i64, config: &Config) -> Result<(i64, i64), LayerError> {
+    let letters = if config.batch_first { "L, N" } else { "N, L" };
+    let expected = || format!("[{letters}, {channels}]");
+    let &[first, second, width] = x.size().as_slice() else {
+        return Err(shape_error("x", expected(), x));
+    };
+    if width != channels {
+        return Err(shape_error("x", expected(), x));
+    }
+    if first == 0 || second == 0 {
+        let expected = format!("{} with at least one sample and one position", expected());
+        return Err(shape_error("x", expected, x));
+    }
+    Ok((first, second))
+}
+
+fn check_heads(nhead: i64, channels: i64) -> Result<(), LayerError> {
+    if nhead < 1 || channels % nhead != 0 {
+        return Err(LayerError::Heads { nhead, channels });
+    }
+    Ok(())
+}
+
+fn check_dropout(config: &Config, seed: Option<&Tensor>) -> Result<(), LayerError> {
+    for (place, p) in config.dropout.places() {
+        if !(0.0..=1.0).contains(&p) {
+            return Err(LayerError::Probability { place, got: p });
+        }
+        if p > 0.0 && seed.is_none() {
+            return Err(LayerError::NoSeed);
+        }
+    }
+    match seed {
+        Some(seed) if seed.dim() != 0 || seed.f_kind()? != Kind::Int64 => {
+            Err(LayerError::Seed { got: seed.f_kind()?, shape: seed.size() })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_shapes(params: &Params, channels: i64, feedforward: i64) -> Result<(), LayerError> {
+    for (name, tensor) in params.named() {
+        let shape: &[i64] = match name {
+            "in_proj_weight" => &[3 * channels, channels],
+            "in_proj_bias" => &[3 * channels],
+            "out_proj_weight" => &[channels, channels],
+            "linear1_weight" => &[feedforward, channels],
+            "linear1_bias" => &[feedforward],
+            "linear2_weight" => &[channels, feedforward],
+            _ => &[channels],
+        };
+        check_shape(name, tensor, shape)?;
+    }
+    Ok(())
+}
+
+/// One dtype everywhere, or what autocast makes of it: the linears in half precision, the norms in float32,
+/// `x` in either.
+fn check_dtypes(x: &Tensor, params: &Params) -> Result<(), LayerError> {
+    let x_kind = x.f_kind()?;
+    let linear_kind = params.in_proj.weight.f_kind()?;
+    check_floating("in_proj_weight", &params.in_proj.weight)?;
+    let autocast = matches!(linear_kind, Kind::Half | Kind::BFloat16)
+        && params.norm1.weight.f_kind()? == Kind::Float
+        && (x_kind == Kind::Float || x_kind == linear_kind);
+    if !autocast {
+        check_dtype("x", x, "in_proj_weight", linear_kind)?;
+    }
+    for (name, tensor) in params.named() {
+        if autocast && name.starts_with("norm") {
+            check_dtype(name, tensor, "norm1_weight", Kind::Float)?;
+        } else {
+            check_dtype(name, tensor, "in_proj_weight", linear_kind)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_devices(x: &Tensor, params: &Params) -> Result<(), LayerError> {
+    params.named().into_iter().try_for_each(|(name, tensor)| check_device(name, tensor, x))
+}
+
+fn check_floating(argument: &'static str, tensor: &Tensor) -> Result<(), LayerError> {
+    match tensor.f_kind()? {
+        Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double => Ok(()),
+        got => Err(LayerError::NotFloating { argument, got }),
+    }
+}
+
+fn check_dtype(
+    argument: &'static str,
+    tensor: &Tensor,
+    reference: &'static str,
+    expected: Kind,
+) -> Result<(), LayerError> {
+    let got = tensor.f_kind()?;
+    if got == expected {
+        return Ok(());
+    }
+    Err(LayerError::Dtype { argument, expected, reference, got })
+}
+
+fn check_device(argument: &'static str, tensor: &Tensor, x: &Tensor) -> Result<(), LayerError> {
+    let (expected, got) = (x.device(), tensor.device());
+    if got == expected {
+        return Ok(());
+    }
+    Err(LayerError::Device { argument, expected, got })
+}
+
+fn check_shape(argument: &'static str, tensor: &Tensor, shape: &[i64]) -> Result<(), LayerError> {
+    if tensor.size() == shape {
+        return Ok(());
+    }
+    Err(shape_error(argument, format!("{shape:?}"), tensor))
+}
+
+fn shape_error(argument: &'static str, expected: String, tensor: &Tensor) -> LayerError {
+    LayerError::Shape { argument, expected, got: tensor.size() }
+}
+
+fn last_size(tensor: &Tensor) -> i64 {
+    tensor.size().last().copied().unwrap_or(0)
+}

@@ -1,0 +1,45 @@
+//! What of the layer is not a tensor.
+
+/// The constructor arguments of `torch.nn.TransformerEncoderLayer` that change the result.
+pub struct Config {
+    pub nhead: i64,
+    pub dropout: Dropout,
+    pub activation: Activation,
+    /// Normalise before attention and feed-forward instead of after.
+    pub norm_first: bool,
+    /// `x` is `[L, N, C]` in the words of this crate: the axis that is attended over comes second.
+    pub batch_first: bool,
+    /// Epsilon of the first and of the second layer norm.
+    pub layer_norm_eps: [f64; 2],
+}
+
+/// The probability of dropping an element, at each of the four places.
+#[derive(Clone, Copy)]
+pub struct Dropout {
+    /// On the attention probabilities.
+    pub attention: f64,
+    /// After the activation of the feed-forward.
+    pub hidden: f64,
+    /// On the output of the attention, before it is added to the residual.
+    pub residual1: f64,
+    /// On the output of the feed-forward, before it is added to the residual.
+    pub residual2: f64,
+}
+
+impl Dropout {
+    pub fn places(&self) -> [(&'static str, f64); 4] {
+        [
+            ("dropout of attention", self.attention),
+            ("dropout of hidden", self.hidden),
+            ("dropout of residual1", self.residual1),
+            ("dropout of residual2", self.residual2),
+        ]
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    Relu,
+    /// The exact one, with the error function.
+    Gelu,
+}

@@ -1,0 +1,53 @@
+//! The sizes of one call.
+
+use tch::Kind;
+
+/// N, L, C, H and the feed-forward width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dims {
+    /// N: the samples that attend to each other.
+    pub samples: i64,
+    /// L: the positions that do not see each other.
+    pub positions: i64,
+    /// C
+    pub channels: i64,
+    /// H
+    pub heads: i64,
+    pub feedforward: i64,
+    /// Tokens lie position after position (`[L, N, C]`) instead of sample after sample (`[N, L, C]`).
+    pub batch_first: bool,
+}
+
+impl Dims {
+    /// M = N L, the rows of every linear.
+    pub fn tokens(&self) -> i64 {
+        self.samples * self.positions
+    }
+
+    /// The two leading sizes of `x`, in its own order.
+    pub fn token_shape(&self) -> [i64; 2] {
+        if self.batch_first {
+            [self.positions, self.samples]
+        } else {
+            [self.samples, self.positions]
+        }
+    }
+
+    /// C / H
+    pub fn head_width(&self) -> i64 {
+        self.channels / self.heads
+    }
+
+    /// What the scores are multiplied by: 1 / sqrt(C / H).
+    pub fn attention_scale(&self) -> f64 {
+        1.0 / (self.head_width() as f64).sqrt()
+    }
+}
+
+/// The dtype in which half precision sums: softmax, statistics, log-sum-exp.
+pub fn accumulate_kind(kind: Kind) -> Kind {
+    match kind {
+        Kind::Double => Kind::Double,
+        _ => Kind::Float,
+    }
+}

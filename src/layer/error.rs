@@ -1,0 +1,136 @@
+//! What can be wrong with a call: each variant carries the facts, Display writes the sentence.
+
+use std::fmt;
+
+use tch::{Device, Kind, TchError};
+
+#[derive(Debug)]
+pub enum LayerError {
+    /// `expected` is written out, with the sizes that are free as letters.
+    Shape {
+        argument: &'static str,
+        expected: String,
+        got: Vec<i64>,
+    },
+    NotFloating {
+        argument: &'static str,
+        got: Kind,
+    },
+    Dtype {
+        argument: &'static str,
+        expected: Kind,
+        reference: &'static str,
+        got: Kind,
+    },
+    Device {
+        argument: &'static str,
+        expected: Device,
+        got: Device,
+    },
+    Heads {
+        nhead: i64,
+        channels: i64,
+    },
+    Probability {
+        place: &'static str,
+        got: f64,
+    },
+    Activation {
+        got: String,
+    },
+    NoSeed,
+    Seed {
+        got: Kind,
+        shape: Vec<i64>,
+    },
+    Torch(TchError),
+}
+
+impl fmt::Display for LayerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LayerError::Shape { argument, expected, got } => {
+                write!(f, "{argument}: expected shape {expected}, got {got:?}")
+            }
+            LayerError::NotFloating { argument, got } => {
+                write!(
+                    f,
+                    "{argument}: expected a dtype of float16, bfloat16, float32 and float64, got {}",
+                    dtype(*got)
+                )
+            }
+            LayerError::Dtype { argument, expected, reference, got } => write!(
+                f,
+                "{argument}: expected dtype {} as {reference} has, got {}",
+                dtype(*expected),
+                dtype(*got)
+            ),
+            LayerError::Device { argument, expected, got } => write!(
+                f,
+                "{argument}: expected device {} as x has, got {}",
+                device(*expected),
+                device(*got)
+            ),
+            LayerError::Heads { nhead, channels } => {
+                write!(f, "nhead: expected a divisor of the width {channels}, got {nhead}")
+            }
+            LayerError::Probability { place, got } => {
+                write!(f, "{place}: expected a probability from 0 to 1, got {got}")
+            }
+            LayerError::Activation { got } => {
+                write!(f, "activation: expected 'relu' or 'gelu', got '{got}'")
+            }
+            LayerError::NoSeed => {
+                write!(f, "seed: expected a 0-d int64 tensor as dropout is on, got None")
+            }
+            LayerError::Seed { got, shape } => write!(
+                f,
+                "seed: expected a 0-d int64 tensor, got dtype {} and shape {shape:?}",
+                dtype(*got)
+            ),
+            LayerError::Torch(TchError::Torch(message)) => f.write_str(first_lines(message)),
+            LayerError::Torch(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Torch's message without the C++ stack that some builds put below it.
+fn first_lines(message: &str) -> &str {
+    message.split("\nException raised from").next().unwrap_or(message)
+}
+
+/// The dtype as torch prints it, without the `torch.`.
+fn dtype(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Uint8 => "uint8",
+        Kind::Int8 => "int8",
+        Kind::Int16 => "int16",
+        Kind::Int => "int32",
+        Kind::Int64 => "int64",
+        Kind::Half => "float16",
+        Kind::Float => "float32",
+        Kind::Double => "float64",
+        Kind::ComplexHalf => "complex32",
+        Kind::ComplexFloat => "complex64",
+        Kind::ComplexDouble => "complex128",
+        Kind::Bool => "bool",
+        Kind::QInt8 => "qint8",
+        Kind::QUInt8 => "quint8",
+        Kind::QInt32 => "qint32",
+        Kind::BFloat16 => "bfloat16",
+        Kind::Float8e5m2 => "float8_e5m2",
+        Kind::Float8e4m3fn => "float8_e4m3fn",
+        Kind::Float8e5m2fnuz => "float8_e5m2fnuz",
+        Kind::Float8e4m3fnuz => "float8_e4m3fnuz",
+    }
+}
+
+/// The device as torch prints it.
+fn device(device: Device) -> String {
+    match device {
+        Device::Cpu => "cpu".to_owned(),
+        Device::Cuda(index) => format!("cuda:{index}"),
+        Device::Mps => "mps".to_owned(),
+        Device::Vulkan => "vulkan".to_owned(),
+    }
+}

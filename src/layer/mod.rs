@@ -1,0 +1,72 @@
+//! The encoder layer as the binding calls it: check the input, choose the path, run it.
+
+mod check;
+mod config;
+mod dims;
+mod error;
+mod params;
+mod path;
+mod saved;
+
+use tch::{TchError, Tensor};
+
+pub use config::{Activation, Config, Dropout};
+pub use dims::{accumulate_kind, Dims};
+pub use error::LayerError;
+pub use params::{Linear, Norm, Params};
+pub use path::{path_counts, Path};
+pub use saved::Saved;
+
+use crate::aten;
+
+/// What the layer is applied to, forward and backward alike.
+pub struct Input {
+    /// `[N, L, C]`, or `[L, N, C]` if `config.batch_first`.
+    pub x: Tensor,
+    pub params: Params,
+    /// A 0-d int64 tensor; the dropout masks are a function of it.
+    pub seed: Option<Tensor>,
+    pub config: Config,
+}
+
+/// The gradients of the input and, under the names of the parameters, of the parameters.
+pub struct Grads {
+    pub x: Tensor,
+    pub params: Params,
+}
+
+/// `[N, L, C]` to `[N, L, C]`, and what the backward needs if `save`.
+pub fn forward(input: &Input, save: bool) -> Result<(Tensor, Option<Saved>), LayerError> {
+    let dims = check::input(input)?;
+    let path = path::choose();
+    let (y, saved) = match path {
+        Path::Aten => aten::encoder_layer::forward(input, &dims)?,
+    };
+    path.count();
+    Ok((y, save.then_some(saved)))
+}
+
+/// The gradients of [`forward`] for the gradient of its output.
+pub fn backward(grad_y: &Tensor, input: &Input, saved: &Saved) -> Result<Grads, LayerError> {
+    let dims = check::input(input)?;
+    check::grad_y(grad_y, &input.x)?;
+    let path = path::choose();
+    let grads = match path {
+        Path::Aten => aten::encoder_layer::backward(grad_y, input, saved, &dims)?,
+    };
+    path.count();
+    Ok(grads)
+}
+
+/// The attention probabilities of `x` `[N, C]`, without dropout: `[H, N, N]`, on the CPU.
+pub fn relations(x: &Tensor, in_proj: &Linear, nhead: i64) -> Result<Tensor, LayerError> {
+    let dims = check::relations(x, in_proj, nhead)?;
+    let probabilities = aten::attention::probabilities(x, in_proj, &dims)?;
+    Ok(probabilities.f_to_device(tch::Device::Cpu)?.f_contiguous()?)
+}
+
+impl From<TchError> for LayerError {
+    fn from(error: TchError) -> Self {
+        LayerError::Torch(error)
+    }
+}

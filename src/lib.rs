@@ -1,0 +1,15 @@
+//! The core of batchformer: a whole transformer encoder layer as one forward and one backward.
+//!
+//! Data flows down, results and errors come back up the same stairs:
+//!
+//! ```text
+//! py      unpack Python's arguments, release the GIL, call, wrap
+//! layer   check the input once, choose the path, call
+//! aten    the layer through libtorch: any device, any dtype
+//! ```
+//!
+//! N samples, L positions, C channels, H heads; the layer attends over N at each of the L positions.
+
+mod aten;
+mod layer;
+mod py;

@@ -1,0 +1,24 @@
+//! Which Python exception an error of the layer becomes.
+
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::PyErr;
+
+use crate::layer::LayerError;
+
+impl From<LayerError> for PyErr {
+    fn from(error: LayerError) -> Self {
+        let sentence = error.to_string();
+        match error {
+            LayerError::NotFloating { .. } => PyTypeError::new_err(sentence),
+            LayerError::Torch(_) => PyRuntimeError::new_err(sentence),
+            LayerError::Shape { .. }
+            | LayerError::Dtype { .. }
+            | LayerError::Device { .. }
+            | LayerError::Heads { .. }
+            | LayerError::Probability { .. }
+            | LayerError::Activation { .. }
+            | LayerError::NoSeed
+            | LayerError::Seed { .. } => PyValueError::new_err(sentence),
+        }
+    }
+}
