@@ -21,7 +21,7 @@ struct Steps {
 /// `[N, L, C]` to `[N, L, C]`, or the same with `[L, N, C]`.
 pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, Saved)> {
     let branches = Branches::new(input, dims)?;
-    let x = input.x.f_reshape([dims.tokens(), dims.channels])?; // [M, C]
+    let x = rows(&input.x, dims)?;
     let (y, steps) = if input.config.norm_first {
         pre_norm(&x, input, &branches)?
     } else {
@@ -34,8 +34,7 @@ pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, Saved)> {
 pub fn backward(grad_y: &Tensor, input: &Input, saved: &Saved, dims: &Dims) -> Result<Grads> {
     let branches = Branches::new(input, dims)?;
     let steps = restore(saved, dims)?;
-    let x = input.x.f_reshape([dims.tokens(), dims.channels])?;
-    let grad_y = grad_y.f_reshape([dims.tokens(), dims.channels])?;
+    let (x, grad_y) = (rows(&input.x, dims)?, rows(grad_y, dims)?);
     let grads = if input.config.norm_first {
         pre_norm_backward(&grad_y, &x, &steps, input, &branches)?
     } else {
@@ -114,6 +113,11 @@ fn pre_norm_backward(
     let (grad_branch, norm1) = norm::backward(&grad_normed, x, statistics1, norm1)?;
     let x = grad_residual1.f_add(&grad_branch)?;
     Ok(Grads { x, params: Params { in_proj, out_proj, linear1, linear2, norm1, norm2 } })
+}
+
+/// Tokens to rows `[M, C]`, contiguous: what is computed from them takes on their strides, and is output.
+fn rows(tokens: &Tensor, dims: &Dims) -> Result<Tensor> {
+    tokens.f_reshape([dims.tokens(), dims.channels])?.f_contiguous()
 }
 
 /// Rows to the leading sizes of `x`.

@@ -1,0 +1,165 @@
+"""The layer against torch's own and against the plain reading, dropout off."""
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+from reference import layer_forward, layers, results
+from tolerances import HALF, assert_near, assert_no_worse_than_twice, squared_errors
+
+import batchformer as bf
+
+SAMPLES = (1, 2, 3, 7, 64, 256)
+POSITIONS = (1, 5, 197)
+CHANNELS = (8, 48, 64, 192, 256, 512)
+HEADS = (1, 2, 4, 8)
+
+
+def feedforward_widths(channels: int) -> tuple[int, int, int]:
+    return channels, 2 * channels, channels + 13 - channels % 2
+
+
+def grid() -> list[tuple[int, int, int, int, int, bool, str, bool, bool]]:
+    """Every size that fits into seconds; the other axes turn at rates without a common divisor."""
+    sizes = [
+        (n, l, c)
+        for n, l, c in itertools.product(SAMPLES, POSITIONS, CHANNELS)
+        if n * l * c <= 2_500_000
+    ]
+    cases = []
+    for turn, (n, l, c) in enumerate(sizes):
+        heads = HEADS[turn % 4] if n * n * l < 5_000_000 else HEADS[turn % 2]
+        width = feedforward_widths(c)[turn % 3]
+        norm_first, activation = turn % 5 in (1, 3), ("relu", "gelu")[turn // 2 % 2]
+        cases.append((n, l, c, heads, width, norm_first, activation, turn % 7 != 3, turn % 3 != 1))
+    return cases
+
+
+def make_input(shape: tuple[int, ...], contiguous: bool, **options: object) -> torch.Tensor:
+    if contiguous:
+        return torch.randn(shape, **options)
+    return torch.randn((shape[2], shape[0], 2 * shape[1]), **options)[..., ::2].permute(1, 2, 0)
+
+
+def test_the_grid_has_every_value_of_every_axis():
+    columns = list(zip(*grid(), strict=True))
+    for axis, column in zip((SAMPLES, POSITIONS, CHANNELS, HEADS), columns, strict=False):
+        assert set(column) == set(axis)
+    assert all(set(column) >= {True, False} for column in (columns[5], columns[7], columns[8]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("n", "l", "c", "heads", "width", "norm_first", "activation", "bias", "contiguous"), grid()
+)
+def test_output_and_gradients_are_those_of_torch(
+    n, l, c, heads, width, norm_first, activation, bias, contiguous, dtype, device
+):
+    options = {"norm_first": norm_first, "bias": bias, "device": device, "dtype": dtype}
+    theirs, ours = layers(c, heads, width, 0.0, activation, **options)
+    x = make_input((n, l, c), contiguous, device=device, dtype=dtype)
+    grad_y = torch.randn(n, l, c, device=device, dtype=dtype)
+    before = bf.ops.path_counts()
+    actual = results(ours, ours, x, grad_y)
+    after = bf.ops.path_counts()
+    assert sum(after.values()) == sum(before.values()) + 2, "the op did not run"
+    assert_near(actual, results(theirs, theirs, x, grad_y), dtype)
+
+
+@pytest.mark.parametrize("batch_first", [False, True], ids=["seq_first", "batch_first"])
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize("contiguous", [True, False], ids=["contiguous", "strided"])
+@pytest.mark.parametrize("width", [24, 48, 37])
+def test_every_combination_of_options_is_torch_in_float64(
+    batch_first, norm_first, activation, bias, contiguous, width
+):
+    options = {"batch_first": batch_first, "norm_first": norm_first, "bias": bias, "dtype": torch.float64}
+    theirs, ours = layers(24, 4, width, 0.0, activation, **options)
+    x = make_input((7, 5, 24), contiguous, dtype=torch.float64)
+    grad_y = make_input((7, 5, 24), not contiguous, dtype=torch.float64)
+    assert ours.declined(x) is None
+    assert_near(results(ours, ours, x, grad_y), results(theirs, theirs, x, grad_y), torch.float64)
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+def test_the_layer_is_the_plain_reading_of_the_papers(norm_first, device):
+    _, ours = layers(24, 4, 30, 0.0, norm_first=norm_first, device=device, dtype=torch.float64)
+    x = torch.randn(7, 5, 24, device=device, dtype=torch.float64)
+    grad_y = torch.randn_like(x)
+
+    def plain(x):
+        return layer_forward(x, dict(ours.named_parameters()), 4, norm_first=norm_first)
+
+    assert_near(results(ours, ours, x, grad_y), results(plain, ours, x, grad_y), torch.float64)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize(("n", "l", "c"), [(64, 1, 64), (7, 33, 64), (256, 1, 192)])
+def test_half_precision_errs_at_most_twice_as_much_as_torch(n, l, c, norm_first, activation, dtype, device):
+    # Ten draws: in one, a single hidden unit that rounds to the other side of the ReLU's 0 decides the error.
+    our_errors, their_errors = Counter(), Counter()
+    for _ in range(10):
+        theirs, ours = layers(c, 4, c, 0.0, activation, norm_first=norm_first, device=device, dtype=dtype)
+        exact, _ = layers(c, 4, c, 0.0, activation, norm_first=norm_first, device=device, dtype=torch.float64)
+        exact.load_state_dict(theirs.state_dict())
+        x = torch.randn(n, l, c, device=device, dtype=dtype)
+        grad_y = torch.randn_like(x)
+        truth = results(exact, exact, x.double(), grad_y.double())
+        our_errors.update(squared_errors(results(ours, ours, x, grad_y), truth))
+        their_errors.update(squared_errors(results(theirs, theirs, x, grad_y), truth))
+    assert_no_worse_than_twice(our_errors, their_errors)
+
+
+@pytest.mark.parametrize("batch_first", [False, True], ids=["seq_first", "batch_first"])
+def test_an_unbatched_input_is_a_batch_of_one(batch_first):
+    theirs, ours = layers(16, 4, 16, 0.0, batch_first=batch_first, dtype=torch.float64)
+    x, grad_y = torch.randn(7, 16, dtype=torch.float64), torch.randn(7, 16, dtype=torch.float64)
+    assert_near(results(ours, ours, x, grad_y), results(theirs, theirs, x, grad_y), torch.float64)
+
+
+def test_the_two_norms_may_have_their_own_epsilon():
+    theirs, ours = layers(16, 4, 16, 0.0, dtype=torch.float64)
+    for layer in (theirs, ours):
+        layer.norm1.eps, layer.norm2.eps = 0.1, 0.3
+    x = torch.randn(7, 5, 16, dtype=torch.float64)
+    assert_near({"output": ours(x)}, {"output": theirs(x)}, torch.float64)
+
+
+def test_the_output_is_contiguous_whatever_the_input_is():
+    ours = bf.TransformerEncoderLayer(16, 4, 16, norm_first=True)
+    assert ours(make_input((7, 5, 16), False)).is_contiguous()
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_gradcheck_passes_in_float64(norm_first, activation, p, device):
+    layer = bf.TransformerEncoderLayer(
+        8, 2, 6, p, activation, norm_first=norm_first, device=device, dtype=torch.float64
+    )
+    parameters, config = layer._parameters_of_op(), layer._config()
+    seed = torch.tensor(7, device=device)
+
+    def op(x, *parameters):
+        return torch.ops.batchformer.encoder_layer(x, *parameters, seed, *config, True)[0]
+
+    x = torch.randn(4, 3, 8, device=device, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(op, (x, *parameters))
+
+
+def test_frozen_parameters_get_no_gradient_and_the_input_still_does():
+    theirs, ours = layers(16, 4, 16, 0.0, dtype=torch.float64)
+    x = torch.randn(5, 3, 16, dtype=torch.float64)
+    grads = []
+    for layer in (theirs, ours):
+        layer.requires_grad_(False).linear1.weight.requires_grad_(True)
+        leaf = x.clone().requires_grad_()
+        layer(leaf).sum().backward()
+        assert [name for name, p in layer.named_parameters() if p.grad is not None] == ["linear1.weight"]
+        grads.append({"x": leaf.grad, "linear1": layer.linear1.weight.grad})
+    assert_near(grads[1], grads[0], torch.float64)
