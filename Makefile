@@ -43,8 +43,9 @@ format: $(VENV)/.installed ## Rewrite the sources as rustfmt and ruff want them
 	ruff format
 	ruff check --fix
 
-wheel: $(VENV)/.installed ## Build one abi3 wheel into dist/
-	LIBRARY_PATH="$(TORCH_LIB)" maturin build --release --locked --out dist
+wheel: $(VENV)/.built ## Build one abi3 wheel into dist/
+	uv build --quiet --wheel --no-build-isolation --out-dir dist
+	@ls -l dist/*.whl
 
 lock: $(VENV)/.installed ## Resolve pyproject.toml anew into requirements.lock
 	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --group dev pyproject.toml -o requirements.lock
@@ -55,6 +56,7 @@ clean: ## Remove everything that was built, .venv included
 
 $(VENV)/.installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "batchformer needs Python 3.10 or newer; name one with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' || { echo "batchformer needs the headers of Python to build (Debian: apt install python3-dev)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	uv pip install --quiet --require-hashes -r requirements.lock

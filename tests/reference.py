@@ -41,7 +41,9 @@ def layer_forward(
 
     def norm(name: str, value: Tensor) -> Tensor:
         centred = value - value.mean(-1, keepdim=True)
-        scaled = centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + eps) * weights[f"{name}.weight"]
+        scaled = (
+            centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + eps) * weights[f"{name}.weight"]
+        )
         bias = weights.get(f"{name}.bias")
         return scaled if bias is None else scaled + bias
 
@@ -86,7 +88,13 @@ def multiplier(seed: int, site: str, p: float, shape: tuple[int, ...]) -> Tensor
 
 
 def multipliers(
-    seed: int, p: Mapping[str, float], samples: int, positions: int, channels: int, feedforward: int, nhead: int
+    seed: int,
+    p: Mapping[str, float],
+    samples: int,
+    positions: int,
+    channels: int,
+    feedforward: int,
+    nhead: int,
 ) -> dict[str, Tensor]:
     """The masks of a whole layer, by site, as :func:`layer_forward` takes them."""
     shapes = {
@@ -98,7 +106,9 @@ def multipliers(
     return {site: multiplier(seed, site, p[site], shape) for site, shape in shapes.items()}
 
 
-def layers(*arguments: object, **options: object) -> tuple[nn.TransformerEncoderLayer, bf.TransformerEncoderLayer]:
+def layers(
+    *arguments: object, **options: object
+) -> tuple[nn.TransformerEncoderLayer, bf.TransformerEncoderLayer]:
     """Torch's layer and ours with the same weights, norms and biases away from their initial 1 and 0."""
     theirs = nn.TransformerEncoderLayer(*arguments, **options)
     with torch.no_grad():
@@ -110,7 +120,9 @@ def layers(*arguments: object, **options: object) -> tuple[nn.TransformerEncoder
     return theirs, ours
 
 
-def results(layer: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor, grad_y: Tensor) -> dict[str, Tensor]:
+def results(
+    layer: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor, grad_y: Tensor
+) -> dict[str, Tensor]:
     """Output and all gradients by name, for the gradient `grad_y` of the output; x and module stay clean."""
     x = x.detach().requires_grad_()
     module.zero_grad()

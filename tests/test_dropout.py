@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from reference import SITES, layer_forward, layers, multiplier, multipliers, results
-from tolerances import assert_near
 
 import batchformer as bf
+from reference import SITES, layer_forward, layers, multiplier, multipliers, results
+from tolerances import assert_near
 
 
 def op_with_seed(layer: bf.TransformerEncoderLayer, seed: int):

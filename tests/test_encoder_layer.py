@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 import torch
-from reference import layer_forward, layers, results
-from tolerances import HALF, assert_near, assert_no_worse_than_twice, squared_errors
 
 import batchformer as bf
+from reference import layer_forward, layers, results
+from tolerances import HALF, assert_near, assert_no_worse_than_twice, squared_errors
 
 SAMPLES = (1, 2, 3, 7, 64, 256)
 POSITIONS = (1, 5, 197)
@@ -23,9 +23,7 @@ def feedforward_widths(channels: int) -> tuple[int, int, int]:
 def grid() -> list[tuple[int, int, int, int, int, bool, str, bool, bool]]:
     """Every size that fits into seconds; the other axes turn at rates without a common divisor."""
     sizes = [
-        (n, l, c)
-        for n, l, c in itertools.product(SAMPLES, POSITIONS, CHANNELS)
-        if n * l * c <= 2_500_000
+        (n, l, c) for n, l, c in itertools.product(SAMPLES, POSITIONS, CHANNELS) if n * l * c <= 2_500_000
     ]
     cases = []
     for turn, (n, l, c) in enumerate(sizes):

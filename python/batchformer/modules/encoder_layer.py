@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from batchformer import ops
@@ -110,13 +111,14 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             return f"src is on {src.device.type}, which is none of {', '.join(_DEVICES)}"
         if src.numel() == 0 and src.shape[-1] != 0:
             return "src is empty"
-        if is_traceable_wrapper_subclass(src) or is_traceable_wrapper_subclass(self.linear1.weight):
-            return "src or the parameters are of a tensor subclass"
         if torch._C._are_functorch_transforms_active():
             return "a transform of torch.func is active"
         if _activation_name(self.activation) is None:
             return "the activation is neither ReLU nor the exact GELU"
-        return self._declined_for_its_modules()
+        reason = self._declined_for_its_modules()
+        if reason is None and any(map(is_traceable_wrapper_subclass, (src, self.linear1.weight))):
+            reason = "src or the parameters are of a tensor subclass"
+        return reason
 
     def _declined_for_its_modules(self) -> str | None:
         attention, linears, norms = self.self_attn, (self.linear1, self.linear2), (self.norm1, self.norm2)
@@ -126,7 +128,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             or attention.in_proj_weight is None
             or attention.bias_k is not None
             or attention.add_zero_attn
-            or not isinstance(attention.out_proj, nn.Linear)
+            or type(attention.out_proj) not in (nn.Linear, NonDynamicallyQuantizableLinear)
             or any(type(linear) is not nn.Linear for linear in linears)
             or any(type(norm) is not nn.LayerNorm or norm.weight is None for norm in norms)
             or any(type(dropout) is not nn.Dropout for dropout in dropouts)

@@ -1,5 +1,6 @@
 """The layer as torch ops, `torch.ops.batchformer.*`, and the function that calls them."""
 
+from batchformer.ops import autocast as _autocast  # noqa: F401 - registers the kernels
 from batchformer.ops.arguments import Config as Config
 from batchformer.ops.arguments import Parameters as Parameters
 from batchformer.ops.encoder_layer import encoder_layer as encoder_layer

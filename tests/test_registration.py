@@ -1,0 +1,150 @@
+"""The ops as torch sees them: opcheck, torch.compile, torch.export."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import batchformer as bf
+from tolerances import assert_near
+
+
+def arguments(device: str, *, contiguous: bool = True, grad: bool = True, save: bool = True, **options):
+    layer = bf.TransformerEncoderLayer(8, 2, 12, 0.3, device=device, **options)
+    layer.requires_grad_(grad)
+    x = torch.randn(5, 3, 8, device=device)
+    if not contiguous:
+        x = x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    seed = torch.tensor(42, device=device)
+    return x.requires_grad_(grad), *layer._parameters_of_op(), seed, *layer._config(), save
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+@pytest.mark.parametrize("batch_first", [False, True], ids=["seq_first", "batch_first"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bias": False, "activation": "gelu"}, {"contiguous": False}, {"grad": False, "save": False}],
+    ids=["default", "no bias, gelu", "strided", "inference"],
+)
+def test_opcheck_passes_on_the_forward(norm_first, batch_first, options, device):
+    opcheck(
+        torch.ops.batchformer.encoder_layer.default,
+        arguments(device, norm_first=norm_first, batch_first=batch_first, **options),
+    )
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+@pytest.mark.parametrize("contiguous", [True, False], ids=["contiguous", "strided"])
+def test_opcheck_passes_on_the_backward(norm_first, contiguous, device):
+    x, *rest = arguments(device, norm_first=norm_first, contiguous=contiguous, grad=False)
+    saved = torch.ops.batchformer.encoder_layer(x, *rest)[1:]
+    grad_y = torch.randn_like(x)
+    opcheck(torch.ops.batchformer.encoder_layer_backward.default, (grad_y, x, *rest[:-1], *saved))
+
+
+def test_every_op_of_the_namespace_is_checked_here():
+    assert set(dir(torch.ops.batchformer)) >= {"encoder_layer", "encoder_layer_backward"}
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("batchformer::")}
+    assert names == {"batchformer::encoder_layer", "batchformer::encoder_layer_backward"}
+
+
+MODULES = {
+    "BatchFormer": (lambda: bf.BatchFormer(16, dropout=0.0), lambda n: (torch.randn(n, 16), torch.arange(n))),
+    "BatchFormerV2": (lambda: bf.BatchFormerV2(16, dropout=0.0), lambda n: (torch.randn(n, 5, 16),)),
+    "BatchFormerV2 NCHW": (
+        lambda: bf.BatchFormerV2(16, dropout=0.0, layout="NCHW"),
+        lambda n: (torch.randn(n, 16, 3, 2),),
+    ),
+    "TransformerEncoderLayer": (
+        lambda: bf.TransformerEncoderLayer(16, 4, 24, 0.0, "gelu", norm_first=True, batch_first=True),
+        lambda n: (torch.randn(n, 5, 16),),
+    ),
+}
+
+
+def step(call, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    module.zero_grad()
+    x = inputs[0].clone().requires_grad_()
+    outputs = call(x, *inputs[1:])
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs[0].square().sum().backward()
+    grads = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    return {"grad of x": x.grad, **{f"output {i}": y.detach() for i, y in enumerate(outputs)}, **grads}
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_without_a_graph_break_the_results_are_the_same(name, dynamic):
+    make, inputs_for = MODULES[name]
+    module = make()
+    compiled = torch.compile(module, fullgraph=True, dynamic=dynamic)
+    for mode in (True, False, True):
+        module.train(mode)
+        for n in (6, 9):
+            inputs = inputs_for(n)
+            assert_near(step(compiled, module, inputs), step(module, module, inputs), torch.float32)
+
+
+def test_a_dynamic_graph_serves_every_batch_size():
+    module = bf.BatchFormer(16)
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=count)
+    for n in (6, 9, 33):
+        assert compiled(torch.randn(n, 16), torch.arange(n))[0].shape == (2 * n, 16)
+    assert len(graphs) == 1
+
+
+def test_a_compiled_module_with_dropout_draws_anew_at_every_call():
+    compiled = torch.compile(bf.BatchFormer(16), fullgraph=True)
+    x = torch.randn(6, 16)
+    torch.manual_seed(5)
+    first, second = compiled(x)[0], compiled(x)[0]
+    torch.manual_seed(5)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, compiled(x)[0])
+
+
+def test_an_exported_evaluation_model_has_no_trace_of_the_module():
+    class Classifier(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = torch.nn.Linear(12, 16)
+            self.batchformer = bf.BatchFormer(16)
+            self.tokens = bf.BatchFormerV2(16)
+            self.head = torch.nn.Linear(16, 3)
+
+        def forward(self, x):
+            x, _ = self.batchformer(self.backbone(x))
+            return self.head(self.tokens(x.unsqueeze(1)).squeeze(1))
+
+    model = Classifier().eval()
+    x = torch.randn(4, 12)
+    program = torch.export.export(model, (x,), dynamic_shapes={"x": {0: torch.export.Dim("n", min=2)}})
+    assert [str(node.target) for node in program.graph.nodes if node.op == "call_function"] == [
+        "aten.linear.default",
+        "aten.unsqueeze.default",
+        "aten.squeeze.dim",
+        "aten.linear.default",
+    ]
+    used = [node.name for node in program.graph.nodes if node.users]
+    assert not [name for name in used if "batchformer" in name or "tokens" in name]
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_an_exported_encoder_layer_is_one_op():
+    layer = bf.TransformerEncoderLayer(16, 4).eval()
+    program = torch.export.export(layer, (torch.randn(4, 3, 16),))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert "batchformer.encoder_layer.default" in targets
+    assert not [target for target in targets if "linear" in target or "softmax" in target]
+
+
+def test_the_meta_device_gives_the_shape():
+    layer = bf.TransformerEncoderLayer(16, 4, device="meta")
+    y = layer(torch.empty(7, 5, 16, device="meta"))
+    assert y.shape == (7, 5, 16)
+    assert y.device.type == "meta"
