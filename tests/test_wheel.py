@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from test_readme import python_blocks
 
 ROOT = Path(__file__).parents[1]
