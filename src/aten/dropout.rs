@@ -101,3 +101,37 @@ impl Mask {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIMS: Dims = Dims {
+        samples: 3,
+        positions: 5,
+        channels: 7,
+        heads: 1,
+        feedforward: 7,
+        batch_first: false,
+    };
+
+    fn mask(p: f64, dims: &Dims) -> Tensor {
+        let seed = Tensor::from(11_i64);
+        let mask = Mask::of_tokens(Some(&seed), Site::Hidden, p, dims, 7, Device::Cpu).unwrap();
+        mask.apply(Tensor::ones([15, 7], (Kind::Double, Device::Cpu))).unwrap()
+    }
+
+    #[test]
+    fn an_element_has_the_same_mask_in_either_order_of_the_axes() {
+        let by_position = Dims { batch_first: true, ..DIMS };
+        let reordered = mask(0.5, &by_position).view([5, 3, 7]).transpose(0, 1).reshape([15, 7]);
+        assert_eq!(mask(0.5, &DIMS), reordered);
+    }
+
+    #[test]
+    fn a_probability_that_rounds_to_nothing_or_to_all_does_that() {
+        let options = (Kind::Double, Device::Cpu);
+        assert_eq!(mask(1e-6, &DIMS), Tensor::ones([15, 7], options));
+        assert_eq!(mask(1.0 - 1e-6, &DIMS), Tensor::zeros([15, 7], options));
+    }
+}

@@ -71,3 +71,27 @@ fn sum_rows(x: &Tensor, kind: Kind) -> Result<Tensor> {
 fn mean_channels(x: &Tensor) -> Result<Tensor> {
     x.f_mean_dim([-1].as_slice(), true, None)
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn the_backward_is_that_of_autograd() {
+        let options = (Kind::Double, Device::Cpu);
+        let leaf = |size: &[i64]| Tensor::randn(size, options).set_requires_grad(true);
+        let (x, weight, bias) = (leaf(&[7, 12]), leaf(&[12]), leaf(&[12]));
+        let grad_y = Tensor::randn([7, 12], options);
+        let y = x.layer_norm([12], Some(&weight), Some(&bias), 1e-3, false);
+        (y * &grad_y).sum(Kind::Double).backward();
+
+        let norm = Norm { weight: weight.detach(), bias: Some(bias.detach()) };
+        let (_, statistics) = forward(&x.detach(), &norm, 1e-3).unwrap();
+        let (grad_x, grad_norm) = backward(&grad_y, &x.detach(), &statistics, &norm).unwrap();
+        assert!(grad_x.allclose(&x.grad(), 1e-12, 1e-12, false));
+        assert!(grad_norm.weight.allclose(&weight.grad(), 1e-12, 1e-12, false));
+        assert!(grad_norm.bias.unwrap().allclose(&bias.grad(), 1e-12, 1e-12, false));
+    }
+}

@@ -134,3 +134,28 @@ fn device(device: Device) -> String {
         Device::Vulkan => "vulkan".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_of_torch_comes_without_its_stack() {
+        let message =
+            "mat1 and mat2 cannot be multiplied\nException raised from meta at /pytorch/x.cpp:1";
+        let error = LayerError::Torch(TchError::Torch(message.to_owned()));
+        assert_eq!(error.to_string(), "mat1 and mat2 cannot be multiplied");
+    }
+
+    #[test]
+    fn dtypes_and_devices_read_as_torch_prints_them() {
+        let error = LayerError::Device {
+            argument: "norm1_bias",
+            expected: Device::Cuda(1),
+            got: Device::Cpu,
+        };
+        assert_eq!(error.to_string(), "norm1_bias: expected device cuda:1 as x has, got cpu");
+        let error = LayerError::NotFloating { argument: "x", got: Kind::Int64 };
+        assert!(error.to_string().ends_with("got int64"));
+    }
+}
