@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
+from torch.utils._pytree import tree_map_only
 
 import batchformer as bf
 from tolerances import assert_near
@@ -11,7 +13,7 @@ from tolerances import assert_near
 def arguments(device: str, *, contiguous: bool = True, grad: bool = True, save: bool = True, **options):
     layer = bf.TransformerEncoderLayer(8, 2, 12, 0.3, device=device, **options)
     layer.requires_grad_(grad)
-    x = torch.randn(5, 3, 8, device=device)
+    x = torch.randn(5, 3, 8, device=device, dtype=options.get("dtype"))
     if not contiguous:
         x = x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     seed = torch.tensor(42, device=device)
@@ -39,6 +41,34 @@ def test_opcheck_passes_on_the_backward(norm_first, contiguous, device):
     saved = torch.ops.batchformer.encoder_layer(x, *rest)[1:]
     grad_y = torch.randn_like(x)
     opcheck(torch.ops.batchformer.encoder_layer_backward.default, (grad_y, x, *rest[:-1], *saved))
+
+
+def layouts(outputs) -> list[tuple[object, ...]]:
+    return [(tuple(y.shape), y.stride(), y.dtype, y.device) for y in outputs]
+
+
+@pytest.mark.parametrize("contiguous", [True, False], ids=["contiguous", "strided"])
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+def test_fake_tensors_have_the_layout_of_the_real_ones(contiguous, norm_first, dtype, autocast):
+    # opcheck does not compare strides; compiled code relies on them.
+    options = {"norm_first": norm_first, "batch_first": norm_first, "grad": False, "dtype": dtype}
+    x, *rest = arguments("cpu", contiguous=contiguous, **options)
+    mode = FakeTensorMode()
+    forward, backward = torch.ops.batchformer.encoder_layer, torch.ops.batchformer.encoder_layer_backward
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        outputs = forward(x, *rest)
+        fake_x, *fake_rest = tree_map_only(torch.Tensor, mode.from_tensor, [x, *rest])
+        with mode:
+            fakes = forward(fake_x, *fake_rest)
+    assert layouts(fakes) == layouts(outputs)
+    if autocast:
+        return
+    grads = backward(x, x, *rest[:-1], *outputs[1:])
+    with mode:
+        fake_grads = backward(fake_x, fake_x, *fake_rest[:-1], *fakes[1:])
+    assert layouts(fake_grads) == layouts(grads)
 
 
 def test_every_op_of_the_namespace_is_checked_here():

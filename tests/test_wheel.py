@@ -84,6 +84,14 @@ def test_the_extension_needs_three_libraries_of_torch_and_knows_no_path(wheel, t
     assert "RPATH" not in dynamic
 
 
+def test_the_extension_asks_for_no_private_symbol_that_a_later_python_lacks(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extract("batchformer/_core.abi3.so", tmp_path)
+    undefined = run("nm", "-D", "--undefined-only", tmp_path / "batchformer" / "_core.abi3.so", cwd=tmp_path)
+    private = set(re.findall(r" (_Py\w+)", undefined))
+    in_the_stable_abi = {"_Py_Dealloc", "_Py_DecRef", "_Py_IncRef", "_Py_NoneStruct", "_Py_TrueStruct"}
+    assert private <= in_the_stable_abi
+
+
 def test_the_wheel_works_in_a_bare_environment_from_another_folder(wheel, tmp_path):
     python = bare_environment(tmp_path / "environment")
     run(UV, "pip", "install", "--quiet", "--no-deps", "--python", python, wheel, cwd=tmp_path)
