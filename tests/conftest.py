@@ -19,6 +19,15 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def one_thread():
+    """Small tensors, many steps: a second thread would wait more than it works."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():

@@ -1,0 +1,1 @@
+"""The parts of examples/long_tailed.py: data, model, training, report, figures."""

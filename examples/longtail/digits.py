@@ -1,0 +1,91 @@
+"""scikit-learn's handwritten digits, made long-tailed."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from longtail.data import generator, shuffled
+from longtail.groups import by_thirds
+
+CLASSES = 10
+TEST_IMAGES = 50  # of each class; what is left of the smallest class is the size of the most frequent one
+
+
+class LongTailedDigits:
+    """Digits with an exponential profile of class sizes, and a test set with 50 images of every class.
+
+    The seed draws which class is rare, which images are for training, their order and their augmentation.
+
+    Args:
+        imbalance: training images of the most frequent class over those of the rarest.
+        seed: of all the draws above.
+        device: where the batches are wanted; the draws are made on the CPU, the same for every device.
+    """
+
+    def __init__(self, imbalance: float, seed: int, device: torch.device) -> None:
+        self.seed = seed
+        digits = load_digits()
+        images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16  # [1797, 1, 8, 8], in [0, 1]
+        labels = torch.from_numpy(digits.target).long()
+        draws = generator(seed, "split")
+        largest = int(labels.bincount().min()) - TEST_IMAGES
+        profile = exponential_counts(largest, imbalance, CLASSES)
+        self.counts = torch.tensor(profile)[torch.randperm(CLASSES, generator=draws)]  # [10]
+        train, test = [], []
+        for label in range(CLASSES):
+            members = (labels == label).nonzero().squeeze(1)
+            members = members[torch.randperm(len(members), generator=draws)]
+            test.append(members[:TEST_IMAGES])
+            train.append(members[TEST_IMAGES : TEST_IMAGES + int(self.counts[label])])
+        self.groups = by_thirds(self.counts)
+        self._train = _pick(images, labels, torch.cat(train), device)
+        self._test = _pick(images, labels, torch.cat(test), device)
+
+    def train_batches(self, steps: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images `[N, 1, 8, 8]` and labels `[N]`, augmented, one pair a step; the same at every call."""
+        images, labels = self._train
+        batches = shuffled(len(labels), batch_size, generator(self.seed, "order"))
+        draws = generator(self.seed, "augmentation")
+        for _ in range(steps):
+            batch = next(batches).to(labels.device)
+            yield random_affine(images[batch], draws), labels[batch]
+
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images `[500, 1, 8, 8]` and labels `[500]`, in one batch."""
+        yield self._test
+
+
+def exponential_counts(largest: int, imbalance: float, classes: int) -> list[int]:
+    """Training images of each class, most frequent first: n_max * imbalance^(-rank / (K - 1)), at least 2.
+
+    Source: Cui et al., "Class-balanced loss based on effective number of samples" (CVPR 2019), section 5.1.
+
+    Example:
+        >>> exponential_counts(100, 100, 3)
+        [100, 10, 2]
+    """
+    shares = (imbalance ** (-rank / (classes - 1)) for rank in range(classes))
+    return [max(round(largest * share), 2) for share in shares]
+
+
+def random_affine(images: Tensor, draws: torch.Generator) -> Tensor:
+    """Images `[N, C, H, W]` turned by up to 15°, scaled by up to 15 %, sheared and shifted a little.
+
+    One call for the whole batch; every image has its own map. Draws five numbers an image.
+    """
+    turn, scale, shear, right, down = torch.rand(5, len(images), generator=draws) * 2 - 1  # [N] each
+    angle, scale, shear = turn * math.radians(15), 1 + 0.15 * scale, 0.15 * shear
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    right, down = 0.25 * right, 0.25 * down  # of half the image: one pixel of eight
+    rows = [torch.stack([cos, shear - sin, right], 1), torch.stack([sin, cos, down], 1)]
+    maps = torch.stack(rows, 1).to(images)  # [N, 2, 3]
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)  # [N, H, W, 2]
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+def _pick(images: Tensor, labels: Tensor, chosen: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    return images[chosen].to(device), labels[chosen].to(device)
