@@ -6,10 +6,12 @@
 //! py      unpack Python's arguments, release the GIL, call, wrap
 //! layer   check the input once, choose the path, call
 //! aten    the layer through libtorch: any device, any dtype
+//! call    what a call is made of: sizes, options, parameters, what is saved; every room knows it
 //! ```
 //!
 //! N samples, L positions, C channels, H heads; the layer attends over N at each of the L positions.
 
 mod aten;
+mod call;
 mod layer;
 mod py;

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::dropout::Mask;
 use super::Result;
-use crate::layer::Activation;
+use crate::call::Activation;
 
 /// `dropout(act(z))`, and the one tensor to keep: for ReLU the result, from which the backward can tell
 /// what passed, for GELU `z`.

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use super::dropout::Mask;
 use super::linear;
 use super::Result;
-use crate::layer::{accumulate_kind, Dims, Linear};
+use crate::call::{accumulate_kind, Dims, Linear};
 
 /// Query (already scaled), key and value: `[L H, N, D]` each.
 struct Heads {

@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::dropout::Mask;
 use super::random::Site;
 use super::{activation, attention, linear, Result};
-use crate::layer::{Config, Dims, Input, Linear, Params};
+use crate::call::{Config, Dims, Input, Linear, Params};
 
 /// What both branches need at hand, forward and backward.
 pub struct Branches<'a> {

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::random::{self, Site};
 use super::Result;
-use crate::layer::Dims;
+use crate::call::Dims;
 
 const LEVELS: f64 = 65_536.0;
 

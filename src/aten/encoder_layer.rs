@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::branches::{AttentionSaved, Branches};
 use super::norm::{self, Statistics};
 use super::Result;
-use crate::layer::{Dims, Grads, Input, Params, Saved};
+use crate::call::{Dims, Grads, Input, Params, Saved};
 
 /// What a forward went through, as rows `[M, ..]`.
 struct Steps {

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::Result;
-use crate::layer::Linear;
+use crate::call::Linear;
 
 /// `[M, in]` to `[M, out]`. Under autocast `x` may be wider than the weight.
 pub fn forward(x: &Tensor, linear: &Linear) -> Result<Tensor> {

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::Result;
-use crate::layer::{accumulate_kind, Norm};
+use crate::call::{accumulate_kind, Norm};
 
 /// Mean and reciprocal standard deviation of each row: `[M, 1]` each, float32 or float64.
 pub struct Statistics {

@@ -2,7 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Config, Dims, Input, LayerError, Linear, Params};
+use super::LayerError;
+use crate::call::{Config, Dims, Input, Linear, Params};
 
 /// The sizes of the call, if `input` is one that the kernels can run.
 pub fn input(input: &Input) -> Result<Dims, LayerError> {

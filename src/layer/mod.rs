@@ -1,39 +1,17 @@
 //! The encoder layer as the binding calls it: check the input, choose the path, run it.
 
 mod check;
-mod config;
-mod dims;
 mod error;
-mod params;
 mod path;
-mod saved;
 
 use tch::{TchError, Tensor};
 
-pub use config::{Activation, Config, Dropout};
-pub use dims::{accumulate_kind, Dims};
 pub use error::LayerError;
-pub use params::{Linear, Norm, Params};
-pub use path::{path_counts, Path};
-pub use saved::Saved;
+pub use path::path_counts;
 
 use crate::aten;
-
-/// What the layer is applied to, forward and backward alike.
-pub struct Input {
-    /// `[N, L, C]`, or `[L, N, C]` if `config.batch_first`.
-    pub x: Tensor,
-    pub params: Params,
-    /// A 0-d int64 tensor; the dropout masks are a function of it.
-    pub seed: Option<Tensor>,
-    pub config: Config,
-}
-
-/// The gradients of the input and, under the names of the parameters, of the parameters.
-pub struct Grads {
-    pub x: Tensor,
-    pub params: Params,
-}
+use crate::call::{Grads, Input, Linear, Saved};
+use path::Path;
 
 /// `[N, L, C]` to `[N, L, C]`, and what the backward needs if `save`.
 pub fn forward(input: &Input, save: bool) -> Result<(Tensor, Option<Saved>), LayerError> {

@@ -4,7 +4,8 @@ use pyo3::prelude::*;
 use pyo3_tch::PyTensor;
 
 use super::input::{input, PyConfig, PyParameters};
-use crate::layer::{self, Saved};
+use crate::call::Saved;
+use crate::layer;
 
 /// `(y, *saved)`; without `save`, `(y,)`.
 #[pyfunction]

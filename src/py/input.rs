@@ -3,7 +3,8 @@
 use pyo3::prelude::*;
 use pyo3_tch::PyTensor;
 
-use crate::layer::{Activation, Config, Dropout, Input, LayerError, Linear, Norm, Params};
+use crate::call::{Activation, Config, Dropout, Input, Linear, Norm, Params};
+use crate::layer::LayerError;
 
 /// `batchformer.ops.Parameters`
 #[derive(FromPyObject)]

@@ -6,7 +6,8 @@ use pyo3::prelude::*;
 use pyo3_tch::PyTensor;
 use tch::kind::Element;
 
-use crate::layer::{self, LayerError, Linear};
+use crate::call::Linear;
+use crate::layer::{self, LayerError};
 
 /// `[H, N, N]` in float32, float64 for float64 input.
 #[pyfunction]

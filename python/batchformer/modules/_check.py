@@ -12,12 +12,6 @@ def tensor(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
 
 
-def width(name: str, x: Tensor, expected: str, channels: int, *, axis: int, rank: int) -> None:
-    """Raise ValueError unless x has `rank` axes and `channels` elements along `axis`."""
-    if x.dim() != rank or x.shape[axis] != channels:
-        raise ValueError(f"{name}: expected shape {expected}, got {list(x.shape)}")
-
-
 def one_of(name: str, value: Any, legal: Sequence[Any]) -> None:
     """Raise ValueError unless `value` is one of `legal`."""
     if value not in legal:
