@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import batchformer as bf
+from batchformer.modules import encoder_layer
 from reference import layers
 
 
@@ -92,6 +93,14 @@ def test_a_nested_input_runs_torchs_implementation():
         assert ours.declined(nested) == "src is nested"
         for actual, expected in zip(ours(nested).unbind(), theirs(nested).unbind(), strict=True):
             assert torch.equal(actual, expected)
+
+
+def test_a_device_that_the_op_does_not_know_runs_torchs_implementation(monkeypatch):
+    theirs, ours = layers(16, 4, 16, 0.0)
+    x = torch.randn(7, 5, 16)
+    monkeypatch.setattr(encoder_layer, "_DEVICES", ("cuda",))
+    assert ours.declined(x) == "src is on cpu, which is none of cuda"
+    assert torch.equal(ours(x), theirs(x))
 
 
 def test_an_empty_input_gives_what_torch_gives():

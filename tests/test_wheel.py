@@ -26,6 +26,9 @@ OF_THE_CHECKOUT = {
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in OF_THE_CHECKOUT}
 
 
+pytestmark = pytest.mark.skipif(shutil.which("cargo") is None, reason="a wheel is built with Rust")
+
+
 def run(*command: object, cwd: Path, **environment: str) -> str:
     """Output of a command that has to succeed."""
     done = subprocess.run(

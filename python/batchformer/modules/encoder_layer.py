@@ -87,9 +87,10 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             ValueError: a src of another rank or width, or of another dtype or device than the layer.
         """
         _check.tensor("src", src)
+        if not src.is_nested:
+            self._check_shape(src)
         if self.declined(src, src_mask, src_key_padding_mask, is_causal) is not None:
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
-        self._check_shape(src)
         if src.dim() == 3:
             return ops.encoder_layer(src, self._parameters_of_op(), self._config())
         axis = 0 if self.self_attn.batch_first else 1
@@ -109,7 +110,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             return "src is nested"
         if src.device.type not in _DEVICES:
             return f"src is on {src.device.type}, which is none of {', '.join(_DEVICES)}"
-        if src.numel() == 0 and src.shape[-1] != 0:
+        if src.numel() == 0:
             return "src is empty"
         if torch._C._are_functorch_transforms_active():
             return "a transform of torch.func is active"
