@@ -146,6 +146,11 @@ TABLE = [
         "src: expected shape [B, S, 16] or [S, 16], got [16]",
     ),
     (
+        lambda: LAYER(torch.randn(6, 5, 8), src_key_padding_mask=torch.zeros(5, 6, dtype=torch.bool)),
+        ValueError,
+        "src: expected shape [S, B, 16] or [S, 16], got [6, 5, 8]",
+    ),
+    (
         lambda: LAYER(TOKENS.double()),
         ValueError,
         "x: expected dtype float32 as in_proj_weight has, got float64",
