@@ -28,7 +28,8 @@ class Cell:
         """Whether the difference to the baseline is larger than twice its standard error."""
         if self.difference is None or self.standard_error is None:
             return False
-        return abs(self.difference) > 2 * self.standard_error
+        # Accuracies are counts of images, so exact ties occur; rounding must not decide them.
+        return abs(self.difference) > 2 * self.standard_error * (1 + 1e-9)
 
 
 def summarise(runs: Sequence[Run]) -> list[Cell]:
