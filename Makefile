@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := $(CURDIR)/.venv
 UV_VERSION := $(shell sed -n 's/^uv==\([^ ;]*\).*/\1/p' requirements.lock)
@@ -15,7 +16,7 @@ export PYO3_PYTHON := $(VENV)/bin/python
 export PYO3_BUILD_EXTENSION_MODULE := 1
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
 
-.PHONY: help demo test build lint format wheel lock clean
+.PHONY: help demo test bench build lint format wheel lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -27,6 +28,9 @@ demo: $(VENV)/.built ## Train long-tailed digits with and without BatchFormer; p
 test: $(VENV)/.built ## Run every test, Rust and Python
 	LD_LIBRARY_PATH="$(TORCH_LIB)" cargo test --release --quiet
 	python -m pytest
+
+bench: $(VENV)/.built ## Time the layer beside torch's and beside its bare matrix products (10 minutes)
+	python -m batchformer.benchmark $(BENCH_ARGS)
 
 build: $(VENV)/.built ## Make .venv and build the extension into python/batchformer
 

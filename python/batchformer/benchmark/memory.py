@@ -1,0 +1,83 @@
+"""What a step keeps for its backward, and the most memory that it takes at once, in a process of its own."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from batchformer.benchmark.competitors import Setting, layer_competitor, make_layer
+from batchformer.benchmark.shapes import Shape
+
+
+def saved_floats(name: str, shape: Shape, setting: Setting) -> float:
+    """Elements kept for backward by a layer, as a multiple of M C; parameters do not count."""
+    layer = make_layer(name, shape, setting)
+    x = setting.randn(shape.samples, shape.positions, shape.channels).requires_grad_()
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        layer(x)
+    for parameter in layer.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(kept.values()) / x.element_size() / (shape.tokens * shape.channels)
+
+
+def peak_floats(name: str, shape: Shape, setting: Setting, threads: int) -> float | None:
+    """Most memory of two steps in a fresh process, as a multiple of M C; None if they do not fit.
+
+    Input, parameters and their gradients count; what the libraries take does not.
+    """
+    task = {
+        "name": name,
+        "shape": list(shape),
+        "device": str(setting.device),
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "dropout": setting.dropout,
+        "threads": threads,
+    }
+    command = [sys.executable, "-m", "batchformer.benchmark.memory", json.dumps(task)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return float(done.stdout) if done.returncode == 0 else None
+
+
+def _measure_here(task: dict[str, str]) -> float:
+    """The number that :func:`peak_floats` asks a fresh process for."""
+    shape = Shape(*task["shape"])
+    setting = Setting(torch.device(task["device"]), getattr(torch, task["dtype"]), float(task["dropout"]))
+    torch.set_num_threads(int(task["threads"]))
+    small = Shape("warm-up", 2, 1, 8)
+    layer_competitor(task["name"], small, setting).step()  # libraries are loaded, threads are there
+    before = _resident(setting.device, reset_peak=True)
+    competitor = layer_competitor(task["name"], shape, setting)
+    competitor.step()
+    competitor.step()
+    peak = _resident(setting.device, peak=True)
+    size = torch.empty(0, dtype=setting.dtype).element_size()
+    return (peak - before) / size / (shape.tokens * shape.channels)
+
+
+def _resident(device: torch.device, *, peak: bool = False, reset_peak: bool = False) -> int:
+    """Bytes in use now, or the most since the last reset."""
+    if device.type == "cuda":
+        if reset_peak:
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
+    if reset_peak:
+        Path("/proc/self/clear_refs").write_text("5")
+    field = "VmHWM" if peak else "VmRSS"
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if match is None:
+        raise OSError(f"/proc/self/status has no {field}")
+    return 1024 * int(match[1])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(str(_measure_here(json.loads(sys.argv[1]))))

@@ -1,0 +1,44 @@
+"""The shapes that are measured: those of the systems that BatchFormer trains in."""
+
+from typing import NamedTuple
+
+
+class Shape(NamedTuple):
+    """N samples, L positions, C channels, H heads; the feed-forward is C wide."""
+
+    name: str
+    samples: int
+    positions: int
+    channels: int
+    heads: int = 4
+
+    @property
+    def tokens(self) -> int:
+        """M = N L."""
+        return self.samples * self.positions
+
+    def __str__(self) -> str:
+        """The shape as the table prints it."""
+        positions = f" L={self.positions}" if self.positions > 1 else ""
+        return f"{self.name} N={self.samples}{positions} C={self.channels}"
+
+
+V1 = (
+    Shape("SWAD", 96, 1, 512),
+    Shape("RIDE CIFAR", 128, 1, 48, heads=1),
+    Shape("V1", 256, 1, 512),
+    Shape("V1", 256, 1, 2048),
+    Shape("V1", 1024, 1, 512),
+    Shape("V1", 4096, 1, 512),
+)
+V2 = (
+    Shape("DETR", 2, 850, 256),
+    Shape("DETR", 4, 850, 256),
+    Shape("DETR", 16, 850, 256),
+    Shape("DeiT-T", 64, 197, 192),
+    Shape("DeiT-S", 64, 197, 384),
+    Shape("Deformable DETR", 2, 17821, 256),  # four levels of an 800 x 1066 image
+)
+SCALE = tuple(Shape("scale", 1024 * 2**power, 1, 512) for power in range(6))
+
+SETS = {"paper": V2 + V1, "v1": V1, "v2": V2, "scale": SCALE}
