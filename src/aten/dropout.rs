@@ -56,6 +56,11 @@ impl Mask {
         Self::new(seed, Site::Attention, p, &shape, device)
     }
 
+    /// The scale of a mask that need not be drawn, as what it dropped is known from elsewhere.
+    pub fn scale_only(p: f64) -> Self {
+        Self { kept: Kept::All, scale: scale(threshold(p)) }
+    }
+
     fn new(
         seed: Option<&Tensor>,
         site: Site,
@@ -63,9 +68,9 @@ impl Mask {
         shape: &[i64],
         device: Device,
     ) -> Result<Self> {
-        let threshold = (p * LEVELS).round();
+        let threshold = threshold(p);
         let kept = match seed {
-            _ if threshold >= LEVELS => return Ok(Self { kept: Kept::None, scale: 0.0 }),
+            _ if threshold >= LEVELS => Kept::None,
             Some(seed) if threshold > 0.0 => {
                 let count: i64 = shape.iter().product();
                 let words = random::words(seed, site, (count + 3) / 4, device)?;
@@ -74,9 +79,9 @@ impl Mask {
                 let bits = bits.f_bitwise_xor(i64::from(i16::MIN))?;
                 Kept::Some(bits.f_ge(threshold as i64 - 32_768)?.f_view(shape)?)
             }
-            _ => return Ok(Self { kept: Kept::All, scale: 1.0 }),
+            _ => Kept::All,
         };
-        Ok(Self { kept, scale: LEVELS / (LEVELS - threshold) })
+        Ok(Self { kept, scale: scale(threshold) })
     }
 
     fn map(self, reorder: impl FnOnce(Tensor) -> Result<Tensor>) -> Result<Self> {
@@ -99,6 +104,19 @@ impl Mask {
             Kept::None => x.f_zeros_like(),
             Kept::Some(kept) => x.f_mul(kept)?.f_mul_scalar(self.scale),
         }
+    }
+}
+
+/// Of the 65536 values of an element's bits, how many drop it.
+fn threshold(p: f64) -> f64 {
+    (p * LEVELS).round()
+}
+
+fn scale(threshold: f64) -> f64 {
+    if threshold < LEVELS {
+        LEVELS / (LEVELS - threshold)
+    } else {
+        0.0
     }
 }
 

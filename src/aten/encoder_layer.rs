@@ -20,7 +20,7 @@ struct Steps {
 
 /// `[N, L, C]` to `[N, L, C]`, or the same with `[L, N, C]`.
 pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, Saved)> {
-    let branches = Branches::new(input, dims)?;
+    let branches = Branches::new(input, dims);
     let x = rows(&input.x, dims)?;
     let (y, steps) = if input.config.norm_first {
         pre_norm(&x, input, &branches)?
@@ -32,7 +32,7 @@ pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, Saved)> {
 
 /// The gradients for `grad_y`, of the shape of `x`.
 pub fn backward(grad_y: &Tensor, input: &Input, saved: &Saved, dims: &Dims) -> Result<Grads> {
-    let branches = Branches::new(input, dims)?;
+    let branches = Branches::new(input, dims);
     let steps = restore(saved, dims)?;
     let (x, grad_y) = (rows(&input.x, dims)?, rows(grad_y, dims)?);
     let grads = if input.config.norm_first {

@@ -41,9 +41,9 @@ pub fn backward(
     let (x_kind, norm_kind) = (x.f_kind()?, norm.weight.f_kind()?);
     let kind = accumulate_kind(x_kind);
     let grad_y = grad_y.f_to_kind(kind)?;
-    let normalised = x.f_to_kind(kind)?.f_sub(&statistics.mean)?.f_mul(&statistics.rstd)?;
+    let mut normalised = x.f_to_kind(kind)?.f_sub(&statistics.mean)?.f_mul_(&statistics.rstd)?;
 
-    let products = grad_y.f_mul(&normalised)?;
+    let mut products = grad_y.f_mul(&normalised)?;
     let params = Norm {
         weight: sum_rows(&products, norm_kind)?,
         bias: match norm.bias {
@@ -55,9 +55,10 @@ pub fn backward(
     let weight = norm.weight.f_to_kind(kind)?;
     let mut grad_x = grad_y.f_mul(&weight)?;
     let mean_grad = mean_channels(&grad_x)?;
-    let mean_product = mean_channels(&products.f_mul(&weight)?)?;
+    let mean_product = mean_channels(&products.f_mul_(&weight)?)?;
+    drop(products);
     let _ = grad_x.f_sub_(&mean_grad)?;
-    let _ = grad_x.f_sub_(&normalised.f_mul(&mean_product)?)?;
+    let _ = grad_x.f_sub_(&normalised.f_mul_(&mean_product)?)?;
     let _ = grad_x.f_mul_(&statistics.rstd)?;
     Ok((grad_x.f_to_kind(x_kind)?, params))
 }
