@@ -139,12 +139,11 @@ def test_bad_options_get_a_sentence(arguments, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_command_line_runs_from_end_to_end(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(benchmark.SETS, "v1", TINY[1:])
     files = ["--json", str(tmp_path / "bench.json"), "--plot", str(tmp_path / "bench.png")]
-    threads = torch.get_num_threads()
     assert benchmark.main(["--shapes", "v1", "--threads", "1", *files]) == 0
-    torch.set_num_threads(threads)
     printed = capsys.readouterr().out
     assert "tiny N=8 C=16" in printed
     assert f"torch {torch.__version__}" in " ".join(printed.split())

@@ -5,6 +5,7 @@ import json
 import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,7 @@ def write_json(
         "settings": dict(settings),
         "versions": versions(),
         "threads": torch.get_num_threads(),
-        "summary": [
-            {
-                "arm": cell.arm,
-                "column": cell.column,
-                "mean": cell.mean,
-                "difference": cell.difference,
-                "standard_error": cell.standard_error,
-            }
-            for cell in cells
-        ],
+        "summary": [asdict(cell) for cell in cells],
         "sentences": list(sentences),
         "runs": [_as_json(run) for run in runs],
     }

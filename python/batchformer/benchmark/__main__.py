@@ -110,8 +110,7 @@ def measure(
 def fits(name: str, shape: Shape, setting: Setting) -> bool:
     """Whether the N x N tensors of a step, of which torch's layer holds about six, leave memory free."""
     copies = 1 if name == PRODUCTS else 6
-    size = torch.empty(0, dtype=setting.dtype).element_size()
-    needed = copies * shape.positions * shape.heads * shape.samples**2 * size
+    needed = copies * shape.positions * shape.heads * shape.samples**2 * setting.dtype.itemsize
     return needed < free_memory(setting.device)
 
 

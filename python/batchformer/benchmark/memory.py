@@ -60,8 +60,7 @@ def _measure_here(task: dict[str, str]) -> float:
     competitor.step()
     competitor.step()
     peak = _resident(setting.device, peak=True)
-    size = torch.empty(0, dtype=setting.dtype).element_size()
-    return (peak - before) / size / (shape.tokens * shape.channels)
+    return (peak - before) / setting.dtype.itemsize / (shape.tokens * shape.channels)
 
 
 def _resident(device: torch.device, *, peak: bool = False, reset_peak: bool = False) -> int:

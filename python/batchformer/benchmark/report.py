@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from batchformer._extension import BUILT_FOR
@@ -84,14 +85,10 @@ def write_json(path: Path, rows: Sequence[Row], settings: dict[str, Any]) -> Non
 
 def draw(path: Path, rows: Sequence[Row], title: str) -> None:
     """Write bars for each shape, as multiples of its bare matrix products."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     colours = {OURS: "#0072b2", EAGER: "#999999", COMPILED: "#e69f00"}
     names = [name for name in colours if any(name in row.times for row in rows)]
-    figure, axes = plt.subplots(figsize=(10, 0.55 * len(rows) + 1.6))
+    figure = Figure(figsize=(10, 0.55 * len(rows) + 1.6))
+    axes = figure.subplots()
     height = 0.8 / len(names)
     places = np.arange(len(rows))
     for number, name in enumerate(names):
@@ -111,7 +108,6 @@ def draw(path: Path, rows: Sequence[Row], title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight")
-    plt.close(figure)
 
 
 def _milliseconds(row: Row, name: str) -> str:
@@ -123,7 +119,8 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
