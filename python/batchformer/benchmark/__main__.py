@@ -71,11 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
         "Medians of a training step; saved and peak memory in floats for each element of the input (M C); "
         "products: the linears' bare matrix products, for one position with those of attention."
     )
-    console.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
+    circumstances = ", ".join(f"{key} {value}" for key, value in facts.items())
+    console.print(circumstances, highlight=False)
     if options.json is not None:
         write_json(options.json, rows, {**facts, **{key: str(value) for key, value in vars(options).items()}})
     if options.plot is not None:
-        draw(options.plot, rows, ", ".join(facts.values()))
+        draw(options.plot, rows, circumstances)
     return 0
 
 
