@@ -3,8 +3,8 @@
 use tch::{Device, Tensor};
 
 use super::dropout::Mask;
-use super::random::Site;
 use super::{activation, attention, linear, Result};
+use crate::call::random::Site;
 use crate::call::{Activation, Config, Dims, Input, Linear, Params};
 
 /// What both branches need at hand, forward and backward. Masks are drawn where they are applied, so that no two

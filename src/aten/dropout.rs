@@ -1,16 +1,11 @@
-//! Inverted dropout (Srivastava et al., 2014) with the mask as a function of (seed, site, element).
-//!
-//! Four elements share a 64-bit word, 16 bits each, lowest bits first. An element is kept if its bits, as a
-//! number from 0 to 65535, are at least round(65536 p); the scale is that of the rounded p, so that the mean
-//! is exact. An element's index is its place in `[N, L, ..]` or `[L, H, N, N]`, whatever the strides are.
+//! Inverted dropout (Srivastava et al., 2014) with the masks of `call::random`.
 
 use tch::{Device, Kind, Tensor};
 
-use super::random::{self, Site};
+use super::random;
 use super::Result;
+use crate::call::random::{scale, threshold, Site};
 use crate::call::Dims;
-
-const LEVELS: f64 = 65_536.0;
 
 /// Where one site drops and by how much the rest is scaled.
 pub struct Mask {
@@ -70,14 +65,14 @@ impl Mask {
     ) -> Result<Self> {
         let threshold = threshold(p);
         let kept = match seed {
-            _ if threshold >= LEVELS => Kept::None,
-            Some(seed) if threshold > 0.0 => {
+            _ if threshold > u32::from(u16::MAX) => Kept::None,
+            Some(seed) if threshold > 0 => {
                 let count: i64 = shape.iter().product();
                 let words = random::words(seed, site, (count + 3) / 4, device)?;
                 // libtorch has no unsigned compare: 0..65535 is read as -32768..32767 after a shift by half.
                 let bits = words.f_view_dtype(Kind::Int16)?.f_narrow(0, 0, count)?;
                 let bits = bits.f_bitwise_xor(i64::from(i16::MIN))?;
-                Kept::Some(bits.f_ge(threshold as i64 - 32_768)?.f_view(shape)?)
+                Kept::Some(bits.f_ge(i64::from(threshold) + i64::from(i16::MIN))?.f_view(shape)?)
             }
             _ => Kept::All,
         };
@@ -104,19 +99,6 @@ impl Mask {
             Kept::None => x.f_zeros_like(),
             Kept::Some(kept) => x.f_mul(kept)?.f_mul_scalar(self.scale),
         }
-    }
-}
-
-/// Of the 65536 values of an element's bits, how many drop it.
-fn threshold(p: f64) -> f64 {
-    (p * LEVELS).round()
-}
-
-fn scale(threshold: f64) -> f64 {
-    if threshold < LEVELS {
-        LEVELS / (LEVELS - threshold)
-    } else {
-        0.0
     }
 }
 

@@ -1,8 +1,9 @@
-//! What a call of the layer is made of. Nothing here computes.
+//! What a call of the layer is made of. Nothing here computes on tensors.
 
 mod config;
 mod dims;
 mod params;
+pub mod random;
 mod saved;
 
 use tch::Tensor;
