@@ -5,6 +5,7 @@
 //! ```text
 //! py      unpack Python's arguments, release the GIL, call, wrap
 //! layer   check the input once, choose the path, call
+//! cpu     the layer in fused kernels: float32 and float64 on the CPU
 //! aten    the layer through libtorch: any device, any dtype
 //! call    what a call is made of: sizes, options, parameters, what is saved; every room knows it
 //! ```
@@ -13,5 +14,6 @@
 
 mod aten;
 mod call;
+mod cpu;
 mod layer;
 mod py;

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from batchformer.ops.arguments import Config, Parameters
 
-__all__ = ["encoder_layer_backward", "encoder_layer_forward", "path_counts", "relations"]
+__all__ = [
+    "encoder_layer_backward",
+    "encoder_layer_forward",
+    "instruction_set",
+    "path_counts",
+    "relations",
+]
 
 def encoder_layer_forward(
     x: Tensor, parameters: Parameters, seed: Tensor | None, config: Config, save: bool
@@ -22,6 +28,7 @@ def encoder_layer_backward(
     config: Config,
 ) -> list[Tensor]: ...
 def path_counts() -> list[tuple[str, int]]: ...
+def instruction_set() -> str: ...
 def relations(
     x: Tensor, in_proj_weight: Tensor, in_proj_bias: Tensor | None, nhead: int
 ) -> NDArray[np.floating[Any]]: ...

@@ -1,5 +1,7 @@
 """The extension module, loaded beside the torch that it links; a load error that explains itself."""
 
+import os
+
 BUILT_FOR = "2.11.0"
 
 
@@ -19,6 +21,15 @@ def _check_torch() -> None:
         )
 
 
+def _check_instruction_set() -> None:
+    legal = ("baseline", "avx2", "avx512")
+    asked = os.environ.get("BATCHFORMER_ISA", "avx512")
+    if asked not in legal:
+        names = " or ".join(map(repr, legal))
+        raise ImportError(f"BATCHFORMER_ISA: expected {names}, got {asked!r}")
+
+
+_check_instruction_set()
 _check_torch()  # imports torch, which brings the libraries that the extension needs
 
 try:

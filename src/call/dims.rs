@@ -38,6 +38,12 @@ impl Dims {
         self.channels / self.heads
     }
 
+    /// Whether the fused path takes some positions at a time through the whole layer. It is a rule on sizes alone,
+    /// as it decides what is saved; the Python side has it, too.
+    pub fn tiled(&self) -> bool {
+        self.positions > 1 && self.samples <= 128 && self.tokens() >= 512
+    }
+
     /// What the scores are multiplied by: 1 / sqrt(C / H).
     pub fn attention_scale(&self) -> f64 {
         1.0 / (self.head_width() as f64).sqrt()

@@ -45,6 +45,22 @@ impl Params {
         pairs.into_iter().filter_map(|(name, tensor)| Some((name, tensor?))).collect()
     }
 
+    /// The same parameters with every tensor that is there replaced.
+    pub fn map<E>(&self, mut replace: impl FnMut(&Tensor) -> Result<Tensor, E>) -> Result<Self, E> {
+        let mut linear = |linear: &Linear| {
+            let bias = linear.bias.as_ref().map(&mut replace).transpose()?;
+            Ok(Linear { weight: replace(&linear.weight)?, bias })
+        };
+        let (in_proj, out_proj) = (linear(&self.in_proj)?, linear(&self.out_proj)?);
+        let (linear1, linear2) = (linear(&self.linear1)?, linear(&self.linear2)?);
+        let mut norm = |norm: &Norm| {
+            let bias = norm.bias.as_ref().map(&mut replace).transpose()?;
+            Ok(Norm { weight: replace(&norm.weight)?, bias })
+        };
+        let (norm1, norm2) = (norm(&self.norm1)?, norm(&self.norm2)?);
+        Ok(Self { in_proj, out_proj, linear1, linear2, norm1, norm2 })
+    }
+
     /// Every tensor that is there, in the order of the op's schema.
     pub fn into_tensors(self) -> Vec<Tensor> {
         let Params { in_proj, out_proj, linear1, linear2, norm1, norm2 } = self;

@@ -6,30 +6,37 @@ mod path;
 
 use tch::{TchError, Tensor};
 
+pub use crate::cpu::instruction_set;
 pub use error::LayerError;
 pub use path::path_counts;
 
 use crate::aten;
 use crate::call::{Grads, Input, Linear, Saved};
+use crate::cpu;
 use path::Path;
 
 /// `[N, L, C]` to `[N, L, C]`, and what the backward needs if `save`.
 pub fn forward(input: &Input, save: bool) -> Result<(Tensor, Option<Saved>), LayerError> {
     let dims = check::input(input)?;
-    let path = path::choose();
+    let path = path::choose(input)?;
     let (y, saved) = match path {
-        Path::Aten => aten::encoder_layer::forward(input, &dims)?,
+        Path::Cpu => cpu::forward(input, &dims, save)?,
+        Path::Aten => {
+            let (y, saved) = aten::encoder_layer::forward(input, &dims)?;
+            (y, save.then_some(saved))
+        }
     };
     path.count();
-    Ok((y, save.then_some(saved)))
+    Ok((y, saved))
 }
 
 /// The gradients of [`forward`] for the gradient of its output.
 pub fn backward(grad_y: &Tensor, input: &Input, saved: &Saved) -> Result<Grads, LayerError> {
     let dims = check::input(input)?;
     check::grad_y(grad_y, &input.x)?;
-    let path = path::choose();
+    let path = path::choose(input)?;
     let grads = match path {
+        Path::Cpu => cpu::backward(grad_y, input, saved, &dims)?,
         Path::Aten => aten::encoder_layer::backward(grad_y, input, saved, &dims)?,
     };
     path.count();

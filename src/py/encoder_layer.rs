@@ -43,6 +43,12 @@ pub fn encoder_layer_backward(
 
 /// How often each path has run a forward or a backward in this process, by its name.
 #[pyfunction]
-pub fn path_counts() -> [(&'static str, u64); 1] {
+pub fn path_counts() -> [(&'static str, u64); 2] {
     layer::path_counts()
+}
+
+/// The instruction set that the fused path runs with in this process.
+#[pyfunction]
+pub fn instruction_set() -> &'static str {
+    layer::instruction_set()
 }

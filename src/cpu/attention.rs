@@ -1,0 +1,176 @@
+//! Multi-head attention over the N samples of each position, dealt out to a team by positions, heads and blocks.
+
+use std::ops::Range;
+
+use super::kernels::attention::{Attention, AttentionGrads, Pairs, LANE_STEP, QUERIES};
+use super::kernels::reduce::all_finite;
+use super::kernels::residual::AddRows;
+use super::layer::Layer;
+use super::matrix::{Matrix, MatrixMut};
+use super::memory::Block;
+use super::rows::TokenRows;
+use super::simd::{run, Real};
+use super::threads::Team;
+
+/// The heads of some positions' tokens.
+struct Heads<'a, T> {
+    layer: &'a Layer<'a, T>,
+    /// `[rows, 3C]`
+    qkv: Matrix<'a, T>,
+    tokens: TokenRows,
+}
+
+impl<T: Real> Heads<'_, T> {
+    fn width(&self) -> usize {
+        self.layer.channels() / self.layer.heads
+    }
+
+    /// Rows that are computed at a time: those of a position; of small positions, as many as fill the lanes.
+    ///
+    /// Several positions in a block meet in products with probabilities of 0, where what is no number would spread
+    /// from one to the others: 0 times NaN is NaN. If there is any in `values`, positions are computed one by one.
+    fn rows_together(&self, values: &[Matrix<T>]) -> usize {
+        let samples = self.layer.samples;
+        let positions = LANE_STEP / samples;
+        if positions < 2 || !values.iter().all(|&rows| all_finite(rows)) {
+            return samples;
+        }
+        positions * samples
+    }
+
+    /// The queries `rows` of a head over the keys `keys`, both of one position or of the same whole ones.
+    fn attention(&self, head: usize, rows: Range<usize>, keys: Range<usize>) -> Attention<'_, T> {
+        let Layer { samples, heads, masks, .. } = *self.layer;
+        let (channels, width) = (self.layer.channels(), self.width());
+        let columns =
+            |part: usize| part * channels + head * width..part * channels + (head + 1) * width;
+        let first = self.tokens.first + rows.start;
+        let (position, query) = (first / samples, first % samples);
+        let key = (self.tokens.first + keys.start) % samples;
+        Attention {
+            pairs: Pairs {
+                queries: samples - query,
+                keys: samples.min(keys.len()),
+                element: (((position * heads + head) * samples + query) * samples + key) as u64,
+                query_step: samples as u64,
+                position_step: (heads * samples * samples) as u64,
+            },
+            query: self.qkv.block(rows, columns(0)),
+            key: self.qkv.block(keys.clone(), columns(1)),
+            value: self.qkv.block(keys, columns(2)),
+            mask: masks.attention,
+            scale: self.layer.attention_scale(),
+        }
+    }
+
+    /// Keys that one thread goes through in the backward: of a position's, so few that few heads keep several
+    /// threads busy. Each such part has a gradient of the queries of its own, and those are summed at the end.
+    fn keys_together(&self) -> usize {
+        let Layer { samples, positions, heads, .. } = *self.layer;
+        let parts = 8_usize.div_ceil(positions * heads).clamp(1, 4);
+        samples.div_ceil(parts).next_multiple_of(2 * QUERIES)
+    }
+}
+
+/// qkv `[rows, 3C]` of whole positions to the heads' outputs `[rows, C]` and the log-sum-exp `[rows, H]` of each
+/// query's scores.
+pub fn forward<T: Real>(
+    team: &mut Team<T>,
+    layer: &Layer<T>,
+    tokens: TokenRows,
+    qkv: Matrix<T>,
+    attended: MatrixMut<T>,
+    logsumexp: MatrixMut<T>,
+) {
+    let heads = Heads { layer, qkv, tokens };
+    let (together, width) = (heads.rows_together(&[qkv]), heads.width());
+    let mut parts = Vec::new();
+    let blocks = attended.split_rows(together).into_iter().zip(logsumexp.split_rows(together));
+    for (number, (attended, logsumexp)) in blocks.enumerate() {
+        let all = number * together..number * together + attended.rows();
+        let blocks = attended.split(QUERIES, width).into_iter().zip(logsumexp.split(QUERIES, 1));
+        for (block, (attended, logsumexp)) in blocks.enumerate() {
+            let (row, head) = (all.start + block / layer.heads * QUERIES, block % layer.heads);
+            parts.push((head, row, all.clone(), attended, logsumexp));
+        }
+    }
+    team.for_each(parts, |(head, row, all, attended, logsumexp), workspace| {
+        let rows = row..row + attended.rows();
+        heads.attention(head, rows, all).forward(attended, logsumexp, workspace);
+    });
+}
+
+/// What the backward starts from, and where the gradient of qkv `[rows, 3C]` goes.
+pub struct Backward<'a, T> {
+    pub qkv: Matrix<'a, T>,
+    pub attended: Matrix<'a, T>,
+    pub logsumexp: Matrix<'a, T>,
+    pub grad_attended: Matrix<'a, T>,
+    pub grad_qkv: MatrixMut<'a, T>,
+}
+
+/// The gradient of qkv for that of the heads' outputs.
+pub fn backward<T: Real>(
+    team: &mut Team<T>,
+    layer: &Layer<T>,
+    tokens: TokenRows,
+    backward: Backward<T>,
+) {
+    let Backward { qkv, attended, logsumexp, grad_attended, mut grad_qkv } = backward;
+    let heads = Heads { layer, qkv, tokens };
+    let together = heads.rows_together(&[qkv, grad_attended]);
+    let (width, channels) = (heads.width(), layer.channels());
+    let rows = grad_qkv.rows();
+    let step = heads.keys_together();
+    let count = together.div_ceil(step);
+    let mut memory: Vec<Block<T>> = (1..count).map(|_| Block::new(rows * channels)).collect();
+    let mut others: Vec<_> = memory
+        .iter_mut()
+        .map(|block| MatrixMut::new(block, rows, channels).split(together, width).into_iter())
+        .collect();
+    let mut parts = Vec::new();
+    let mut blocks = grad_qkv.reborrow().split(together, width).into_iter();
+    for first in (0..rows).step_by(together) {
+        let all = first..(first + together).min(rows);
+        let queries: Vec<_> = blocks.by_ref().take(layer.heads).collect();
+        let keys: Vec<_> = blocks.by_ref().take(layer.heads).collect();
+        let values: Vec<_> = blocks.by_ref().take(layer.heads).collect();
+        for (head, ((query, key), value)) in queries.into_iter().zip(keys).zip(values).enumerate() {
+            let grad_queries =
+                std::iter::once(Some(query)).chain(others.iter_mut().map(Iterator::next));
+            let grad_keys = key.split_rows(step).into_iter().zip(value.split_rows(step));
+            for (part, (query, (key, value))) in grad_queries.flatten().zip(grad_keys).enumerate() {
+                let keys = all.start + part * step..all.start + part * step + key.rows();
+                parts.push((head, all.clone(), keys, AttentionGrads { query, key, value }));
+            }
+        }
+    }
+    team.for_each(parts, |(head, all, keys, mut grads), workspace| {
+        let columns = head * width..(head + 1) * width;
+        let AttentionGrads { query, key, value } = &mut grads;
+        for first in all.clone().step_by(QUERIES) {
+            let rows = first..(first + QUERIES).min(all.end);
+            let of_all = rows.start - all.start..rows.end - all.start;
+            let results = [
+                attended.block(rows.clone(), columns.clone()),
+                grad_attended.block(rows.clone(), columns.clone()),
+                logsumexp.block(rows.clone(), head..head + 1),
+            ];
+            let mut grads = AttentionGrads {
+                query: query.row_block(of_all),
+                key: key.reborrow(),
+                value: value.reborrow(),
+            };
+            let attention = heads.attention(head, rows, keys.clone());
+            attention.backward(results, &mut grads, first == all.start, workspace);
+        }
+    });
+    for other in &memory {
+        let other = Matrix::new(other, rows, channels);
+        let sums = grad_qkv.block(0..rows, 0..channels).split_rows(QUERIES);
+        team.for_each(sums.into_iter().enumerate(), |(number, sum), _| {
+            let first = number * QUERIES;
+            run(AddRows { summand: other.row_block(first..first + sum.rows()), sum });
+        });
+    }
+}

@@ -1,0 +1,121 @@
+//! Layer norm over the channels of each row (Ba, Kiros and Hinton, 2016).
+
+use super::reduce::sum;
+use crate::cpu::matrix::{Matrix, MatrixMut};
+use crate::cpu::simd::{Kernel, Real, Simd};
+
+/// Scale and shift `[C]`.
+#[derive(Clone, Copy)]
+pub struct NormParams<'a, T> {
+    pub weight: &'a [T],
+    pub bias: Option<&'a [T]>,
+}
+
+/// `y = norm(x)`, and mean and reciprocal standard deviation of each row of x.
+pub struct Norm<'a, T: Real> {
+    pub x: Matrix<'a, T>,
+    pub params: NormParams<'a, T>,
+    pub eps: T,
+    /// `[rows, 1]`
+    pub mean: MatrixMut<'a, T>,
+    pub rstd: MatrixMut<'a, T>,
+    pub y: MatrixMut<'a, T>,
+}
+
+impl<T: Real> Kernel for Norm<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { x, params, eps, mut mean, mut rstd, mut y } = self;
+        let channels = x.columns();
+        let share = T::ONE / T::from_usize(channels);
+        for row in 0..x.rows() {
+            let x = x.row(row);
+            let average = sum(channels, |c| x[c]) * share;
+            let variance = sum(channels, |c| (x[c] - average) * (x[c] - average)) * share;
+            let scale = T::ONE / (variance + eps).sqrt();
+            mean.row(row)[0] = average;
+            rstd.row(row)[0] = scale;
+            normalise(x, average, scale, params, y.row(row));
+        }
+    }
+}
+
+/// `y = norm(x)` again, from the statistics.
+pub struct Renorm<'a, T: Real> {
+    pub x: Matrix<'a, T>,
+    pub params: NormParams<'a, T>,
+    pub statistics: [Matrix<'a, T>; 2],
+    pub y: MatrixMut<'a, T>,
+}
+
+impl<T: Real> Kernel for Renorm<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { x, params, statistics: [mean, rstd], mut y } = self;
+        for row in 0..x.rows() {
+            normalise(x.row(row), mean.row(row)[0], rstd.row(row)[0], params, y.row(row));
+        }
+    }
+}
+
+#[inline(always)]
+fn normalise<T: Real>(x: &[T], mean: T, rstd: T, params: NormParams<T>, y: &mut [T]) {
+    let weight = &params.weight[..x.len()];
+    let y = &mut y[..x.len()];
+    match params.bias {
+        Some(bias) => {
+            let bias = &bias[..x.len()];
+            for c in 0..x.len() {
+                y[c] = (x[c] - mean) * rstd * weight[c] + bias[c];
+            }
+        }
+        None => {
+            for c in 0..x.len() {
+                y[c] = (x[c] - mean) * rstd * weight[c];
+            }
+        }
+    }
+}
+
+/// The gradient of x in the place of that of y, and what the rows add to those of the parameters.
+///
+/// With x̂ = (x - mean) rstd and y = x̂ w + b, and ⟨·⟩ the mean over the channels:
+///     `grad_x` = rstd (g - ⟨g⟩ - x̂ ⟨g x̂⟩) where g = `grad_y` w,
+///     `grad_w` = Σ `grad_y` x̂ and `grad_b` = Σ `grad_y` over the rows.
+pub struct NormBackward<'a, T: Real> {
+    pub x: Matrix<'a, T>,
+    pub weight: &'a [T],
+    pub statistics: [Matrix<'a, T>; 2],
+    pub grad: MatrixMut<'a, T>,
+    /// `[2, C]`: Σ `grad_y` x̂ and Σ `grad_y` over these rows.
+    pub sums: MatrixMut<'a, T>,
+}
+
+impl<T: Real> Kernel for NormBackward<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { x, weight, statistics: [mean, rstd], mut grad, mut sums } = self;
+        let channels = x.columns();
+        let share = T::ONE / T::from_usize(channels);
+        let weight = &weight[..channels];
+        sums.row(0).fill(T::ZERO);
+        sums.row(1).fill(T::ZERO);
+        for row in 0..x.rows() {
+            let (x, grad) = (&x.row(row)[..channels], &mut grad.row(row)[..channels]);
+            let (mean, rstd) = (mean.row(row)[0], rstd.row(row)[0]);
+            let mean_grad = sum(channels, |c| grad[c] * weight[c]) * share;
+            let mean_product =
+                sum(channels, |c| grad[c] * weight[c] * ((x[c] - mean) * rstd)) * share;
+            for (sum, (&grad, &x)) in sums.row(0).iter_mut().zip(grad.iter().zip(x)) {
+                *sum += grad * ((x - mean) * rstd);
+            }
+            for (sum, &grad) in sums.row(1).iter_mut().zip(grad.iter()) {
+                *sum += grad;
+            }
+            for c in 0..channels {
+                let normalised = (x[c] - mean) * rstd;
+                grad[c] = rstd * (grad[c] * weight[c] - mean_grad - normalised * mean_product);
+            }
+        }
+    }
+}

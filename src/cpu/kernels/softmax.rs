@@ -1,0 +1,189 @@
+//! Softmax and dropout on a block of scores whose rows are keys and whose lanes are queries: every step is the
+//! same for all lanes, and nothing is summed along a row.
+
+use super::dropout::Mask;
+use crate::cpu::matrix::MatrixMut;
+use crate::cpu::simd::{exp, Kernel, Real, Simd};
+
+/// Most lanes of a block.
+pub const LANES: usize = 64;
+
+/// Which queries and keys a block holds, and where their scores are in `[L, H, N, M]`.
+#[derive(Clone, Copy)]
+pub struct Pairs {
+    /// Queries and keys of each position in the block; those of different positions do not see each other.
+    pub queries: usize,
+    pub keys: usize,
+    /// The index of the first query's score with the first key, and how far it is to the next query's and to the
+    /// next position's.
+    pub element: u64,
+    pub query_step: u64,
+    pub position_step: u64,
+}
+
+impl Pairs {
+    /// The same queries with the keys from `first` on.
+    pub fn skip_keys(self, first: usize, keys: usize) -> Self {
+        Self { keys, element: self.element + first as u64, ..self }
+    }
+
+    /// The lanes of the queries that see a key.
+    #[inline(always)]
+    fn lanes_of(&self, key: usize, lanes: usize) -> std::ops::Range<usize> {
+        let position = key / self.keys;
+        let first = position * self.queries;
+        if position == 0 && self.queries >= lanes {
+            return 0..lanes;
+        }
+        first.min(lanes)..(first + self.queries).min(lanes)
+    }
+}
+
+/// Draws the factors of dropout row by row, four rows from one word where the sizes allow it.
+struct Factors<'a, T> {
+    mask: &'a Mask<T>,
+    pairs: &'a Pairs,
+    elements: [u64; LANES],
+    words: [u64; LANES],
+    aligned: bool,
+}
+
+impl<'a, T: Real> Factors<'a, T> {
+    #[inline(always)]
+    fn new(mask: &'a Mask<T>, pairs: &'a Pairs) -> Self {
+        let mut elements = [0; LANES];
+        for lane in 0..LANES {
+            let (position, query) = ((lane / pairs.queries) as u64, (lane % pairs.queries) as u64);
+            elements[lane] =
+                pairs.element + position * pairs.position_step + query * pairs.query_step;
+        }
+        let aligned = (pairs.element | pairs.query_step | pairs.position_step) % 4 == 0;
+        Self { mask, pairs, elements, words: [0; LANES], aligned }
+    }
+
+    /// The factors of all lanes for a key.
+    #[inline(always)]
+    fn of_key(&mut self, key: usize, factors: &mut [T]) {
+        let key = (key % self.pairs.keys) as u64;
+        let factors = &mut factors[..LANES];
+        if !self.aligned || key % 4 == 0 {
+            for lane in 0..LANES {
+                self.words[lane] = self.mask.word(self.elements[lane].wrapping_add(key) / 4);
+            }
+        }
+        for lane in 0..LANES {
+            let shift = self.elements[lane].wrapping_add(key) % 4 * 16;
+            factors[lane] = self.mask.factor((self.words[lane] >> shift) as u32 & 0xFFFF);
+        }
+    }
+}
+
+/// What is known of each lane's scores so far.
+pub struct Running<T> {
+    pub max: [T; LANES],
+    pub sum: [T; LANES],
+    /// What earlier results are to be multiplied by, as the largest score has changed.
+    pub rescale: [T; LANES],
+}
+
+impl<T: Real> Running<T> {
+    pub fn new() -> Self {
+        Self { max: [-T::INFINITY; LANES], sum: [T::ZERO; LANES], rescale: [T::ZERO; LANES] }
+    }
+}
+
+/// Scores to `dropout(exp(score - max))`, with the sums before dropout (Milakov and Gimelshein, 2018).
+pub struct Softmax<'a, T: Real> {
+    pub scores: MatrixMut<'a, T>,
+    pub pairs: Pairs,
+    pub mask: Mask<T>,
+    pub running: &'a mut Running<T>,
+}
+
+impl<T: Real> Kernel for Softmax<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { mut scores, pairs, mask, running } = self;
+        let (keys, lanes) = (scores.rows(), scores.columns());
+        let (max, sum) = (&mut running.max[..lanes], &mut running.sum[..lanes]);
+        let rescale = &mut running.rescale[..lanes];
+        rescale.copy_from_slice(max);
+        for key in 0..keys {
+            let seen = pairs.lanes_of(key, lanes);
+            for (max, &score) in max[seen.clone()].iter_mut().zip(&scores.row(key)[seen]) {
+                *max = if score > *max { score } else { *max };
+            }
+        }
+        for lane in 0..lanes {
+            rescale[lane] = exp::<T, S>(rescale[lane] - max[lane]);
+            sum[lane] *= rescale[lane];
+        }
+        let mut factors = Factors::new(&mask, &pairs);
+        let mut factor = [T::ONE; LANES];
+        for key in 0..keys {
+            let seen = pairs.lanes_of(key, lanes);
+            let row = &mut scores.row(key)[..lanes];
+            for lane in 0..lanes {
+                row[lane] = exp::<T, S>(row[lane] - max[lane]);
+            }
+            row[..seen.start].fill(T::ZERO);
+            row[seen.end..].fill(T::ZERO);
+            if mask.is_off() {
+                for lane in 0..lanes {
+                    sum[lane] += row[lane];
+                }
+            } else {
+                factors.of_key(key, &mut factor);
+                for lane in 0..lanes {
+                    sum[lane] += row[lane];
+                    row[lane] *= factor[lane];
+                }
+            }
+        }
+    }
+}
+
+/// Scores to P̃ = dropout(P), and the gradient of P̃ to that of the scores.
+///
+/// P = exp(S - log Σ exp S), `grad_S` = scale P (dropout(`grad_P̃`) - δ), where δ = Σ `grad_P̃` P̃ over the keys of
+/// a query, which is the product of the query's output and its gradient (Dao et al., 2022, appendix B).
+pub struct SoftmaxBackward<'a, T: Real> {
+    pub scores: MatrixMut<'a, T>,
+    pub grads: MatrixMut<'a, T>,
+    pub pairs: Pairs,
+    pub mask: Mask<T>,
+    pub scale: T,
+    pub logsumexp: &'a [T; LANES],
+    pub delta: &'a [T; LANES],
+}
+
+impl<T: Real> Kernel for SoftmaxBackward<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { mut scores, mut grads, pairs, mask, scale, logsumexp, delta } = self;
+        let (keys, lanes) = (scores.rows(), scores.columns());
+        let (logsumexp, delta) = (&logsumexp[..lanes], &delta[..lanes]);
+        let mut factors = Factors::new(&mask, &pairs);
+        let mut factor = [T::ONE; LANES];
+        for key in 0..keys {
+            let seen = pairs.lanes_of(key, lanes);
+            let (row, grad) = (&mut scores.row(key)[..lanes], &mut grads.row(key)[..lanes]);
+            for lane in 0..lanes {
+                row[lane] = exp::<T, S>(row[lane] - logsumexp[lane]);
+            }
+            row[..seen.start].fill(T::ZERO);
+            row[seen.end..].fill(T::ZERO);
+            if mask.is_off() {
+                for lane in 0..lanes {
+                    grad[lane] = row[lane] * (grad[lane] - delta[lane]) * scale;
+                }
+            } else {
+                factors.of_key(key, &mut factor);
+                for lane in 0..lanes {
+                    grad[lane] = row[lane] * (grad[lane] * factor[lane] - delta[lane]) * scale;
+                    row[lane] *= factor[lane];
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! One layer as the steps see it: parameters as rows, masks, sizes.
+
+use super::kernels::dropout::Mask;
+use super::kernels::norm::NormParams;
+use super::kernels::product::Start;
+use super::kernels::right::Right;
+use super::matrix::Matrix;
+use super::simd::Real;
+use crate::call::Activation;
+
+/// `y = x weightᵀ + bias`
+#[derive(Clone, Copy)]
+pub struct Linear<'a, T> {
+    /// `[out, in]`
+    pub weight: Matrix<'a, T>,
+    pub bias: Option<&'a [T]>,
+}
+
+impl<'a, T> Linear<'a, T> {
+    /// What the products with the weight start from.
+    pub fn start(&self) -> Start<'a, T> {
+        self.bias.map_or(Start::Zero, Start::Row)
+    }
+}
+
+/// The right factors of the four linears: of the forward or of the backward.
+#[derive(Clone, Copy)]
+pub struct Factors<'a, T> {
+    pub in_proj: Right<'a, T>,
+    pub out_proj: Right<'a, T>,
+    pub linear1: Right<'a, T>,
+    pub linear2: Right<'a, T>,
+}
+
+#[derive(Clone, Copy)]
+pub struct Masks<T> {
+    pub attention: Mask<T>,
+    pub hidden: Mask<T>,
+    pub residual1: Mask<T>,
+    pub residual2: Mask<T>,
+}
+
+/// What is the same for all rows.
+pub struct Layer<'a, T> {
+    pub in_proj: Linear<'a, T>,
+    pub out_proj: Linear<'a, T>,
+    pub linear1: Linear<'a, T>,
+    pub linear2: Linear<'a, T>,
+    pub norm1: NormParams<'a, T>,
+    pub norm2: NormParams<'a, T>,
+    /// Of norm1 and of norm2.
+    pub eps: [T; 2],
+    pub masks: Masks<T>,
+    pub activation: Activation,
+    pub norm_first: bool,
+    pub heads: usize,
+    /// N
+    pub samples: usize,
+    /// L
+    pub positions: usize,
+}
+
+impl<'a, T: Real> Layer<'a, T> {
+    /// C
+    pub fn channels(&self) -> usize {
+        self.out_proj.weight.rows()
+    }
+
+    pub fn feedforward(&self) -> usize {
+        self.linear1.weight.rows()
+    }
+
+    /// What the scores are multiplied by: 1 / sqrt(C / H).
+    pub fn attention_scale(&self) -> T {
+        T::ONE / T::from_usize(self.channels() / self.heads).sqrt()
+    }
+
+    /// `x weightᵀ`
+    pub fn forward_factors(&self) -> Factors<'a, T> {
+        Factors {
+            in_proj: Right::Transposed(self.in_proj.weight),
+            out_proj: Right::Transposed(self.out_proj.weight),
+            linear1: Right::Transposed(self.linear1.weight),
+            linear2: Right::Transposed(self.linear2.weight),
+        }
+    }
+
+    /// `grad_y weight`
+    pub fn backward_factors(&self) -> Factors<'a, T> {
+        Factors {
+            in_proj: Right::Plain(self.in_proj.weight),
+            out_proj: Right::Plain(self.out_proj.weight),
+            linear1: Right::Plain(self.linear1.weight),
+            linear2: Right::Plain(self.linear2.weight),
+        }
+    }
+}

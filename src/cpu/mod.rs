@@ -1,0 +1,65 @@
+//! The layer in fused kernels on the CPU, in float32 and float64 from one source.
+//!
+//! From the top down: `encoder_layer` takes tensors apart, `plan` says how their rows are cut, `forward` and
+//! `backward` are the steps on some rows, `linear` and `attention` deal a step out to threads, `kernels` compute.
+//! Beside them: `matrix`, rows of numbers and the right to write them; `memory`, blocks that are used again;
+//! `threads`, torch's own; `simd`, the instruction sets.
+//!
+//! Unsafe code is in five files, each for one reason: `tensors`, which takes libtorch's word for a pointer; `matrix`,
+//! as blocks of columns are no slices; `memory`, which allocates; `libtorch`, which calls C; `simd`, which calls what
+//! was compiled for a processor that has been asked.
+
+mod attention;
+mod backward;
+mod buffers;
+mod encoder_layer;
+mod forward;
+mod kept;
+mod kernels;
+mod layer;
+mod libtorch;
+mod linear;
+mod matrix;
+mod memory;
+mod packed;
+mod plan;
+mod rows;
+mod setup;
+mod simd;
+mod tensors;
+mod threads;
+mod workspace;
+
+use tch::{Kind, TchError, Tensor};
+
+use crate::call::{Dims, Grads, Input, Saved};
+
+/// See [`encoder_layer::forward`]; in the dtype of x, float64 or float32.
+pub fn forward(
+    input: &Input,
+    dims: &Dims,
+    save: bool,
+) -> Result<(Tensor, Option<Saved>), TchError> {
+    match input.x.f_kind()? {
+        Kind::Double => encoder_layer::forward::<f64>(input, dims, save),
+        _ => encoder_layer::forward::<f32>(input, dims, save),
+    }
+}
+
+/// See [`encoder_layer::backward`].
+pub fn backward(
+    grad_y: &Tensor,
+    input: &Input,
+    saved: &Saved,
+    dims: &Dims,
+) -> Result<Grads, TchError> {
+    match input.x.f_kind()? {
+        Kind::Double => encoder_layer::backward::<f64>(grad_y, input, saved, dims),
+        _ => encoder_layer::backward::<f32>(grad_y, input, saved, dims),
+    }
+}
+
+/// The instruction set that the kernels run with in this process: "avx512", "avx2" or "baseline".
+pub fn instruction_set() -> &'static str {
+    simd::InstructionSet::current().name()
+}

@@ -1,0 +1,96 @@
+//! Tensors as rows of numbers. What libtorch does not say by a type is checked here: dtype, device, strides.
+
+use tch::kind::Element;
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::matrix::{Matrix, MatrixMut, RowOrder};
+use super::memory::Block;
+use super::simd::Real;
+use crate::call::Dims;
+
+/// From here on, a tensor's memory is kept for the next step.
+const KEPT_BYTES: usize = 1 << 20;
+
+/// `[.., C]` with neighbouring channels, as it is if they are neighbours already.
+pub fn readable(tensor: &Tensor) -> Result<Tensor, TchError> {
+    let last = tensor.stride().last().copied();
+    if last == Some(1) {
+        Ok(tensor.shallow_clone())
+    } else {
+        tensor.f_contiguous()
+    }
+}
+
+/// An uninitialised contiguous tensor.
+pub fn empty<T: Real + Element>(shape: &[i64]) -> Result<Tensor, TchError> {
+    let sizes: Vec<usize> = shape.iter().map(|&size| size as usize).collect();
+    let len = sizes.iter().product::<usize>();
+    if len * size_of::<T>() >= KEPT_BYTES {
+        return Block::<T>::new(len).into_tensor(&sizes);
+    }
+    Tensor::f_empty(shape, (T::KIND, Device::Cpu))
+}
+
+/// The elements of a contiguous tensor.
+pub fn elements<T: Real + Element>(tensor: &Tensor) -> &[T] {
+    check::<T>(tensor);
+    assert!(tensor.is_contiguous());
+    // SAFETY: a contiguous CPU tensor of this dtype holds `numel` elements from its data pointer on, aligned and for as
+    // long as the tensor lives; nobody writes them, as the op's schema says that it changes no argument.
+    unsafe { slice(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
+/// The elements of a contiguous tensor that nobody else has yet.
+pub fn elements_mut<T: Real + Element>(tensor: &mut Tensor) -> &mut [T] {
+    check::<T>(tensor);
+    assert!(tensor.is_contiguous());
+    let len = tensor.numel();
+    if len == 0 {
+        return &mut [];
+    }
+    // SAFETY: as above; the tensor was made by `empty` and is borrowed mutably. Its numbers may be of any value, and
+    // the kernels write each before they read it.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), len) }
+}
+
+/// The tokens of a [`readable`] tensor `[N, L, C]` or `[L, N, C]`, position after position.
+pub fn tokens<'a, T: Real + Element>(tensor: &'a Tensor, dims: &Dims) -> Matrix<'a, T> {
+    check::<T>(tensor);
+    let strides = tensor.stride();
+    let (order, [rows, columns]) = token_order(&strides, dims);
+    let last = |axis: usize| (tensor.size()[axis] - 1) * strides[axis];
+    let len = (last(0) + last(1)) as usize + columns;
+    assert_eq!(strides[2], 1);
+    // SAFETY: the farthest element of a strided tensor is the last of each axis; strides of torch are not negative.
+    let elements = unsafe { slice(tensor.data_ptr().cast(), len) };
+    Matrix::ordered(elements, rows, columns, order)
+}
+
+/// The tokens of a contiguous tensor that nobody else has yet, position after position.
+pub fn tokens_mut<'a, T: Real + Element>(tensor: &'a mut Tensor, dims: &Dims) -> MatrixMut<'a, T> {
+    let (order, [rows, columns]) = token_order(&tensor.stride(), dims);
+    MatrixMut::ordered(elements_mut(tensor), rows, columns, order)
+}
+
+fn token_order(strides: &[i64], dims: &Dims) -> (RowOrder, [usize; 2]) {
+    let (sample, position) =
+        if dims.batch_first { (strides[1], strides[0]) } else { (strides[0], strides[1]) };
+    let period = dims.samples as usize;
+    let order = RowOrder { period, outer: position as usize, inner: sample as usize };
+    (order, [dims.tokens() as usize, dims.channels as usize])
+}
+
+fn check<T: Element>(tensor: &Tensor) {
+    assert_eq!(tensor.f_kind().unwrap_or(Kind::Bool), T::KIND);
+    assert_eq!(tensor.device(), Device::Cpu);
+}
+
+/// # Safety
+/// As for `std::slice::from_raw_parts`, but nothing is asked of the pointer of an empty slice.
+unsafe fn slice<'a, T>(start: *const T, len: usize) -> &'a [T] {
+    if len == 0 {
+        return &[];
+    }
+    // SAFETY: the caller's.
+    unsafe { std::slice::from_raw_parts(start, len) }
+}
