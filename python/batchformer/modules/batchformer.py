@@ -54,6 +54,7 @@ class BatchFormer(nn.Module):
         two_stream: False returns the related features alone, and y as it is.
         attend: "batch", or "self" for the control in which each sample attends to itself only.
         num_layers: more than 1 puts that many layers into ``encoder.layers``.
+        recompute: keep the layer's input alone for the backward, which then runs the forward again.
         norm_first, layer_norm_eps, bias, device, dtype: as for torch.nn.TransformerEncoderLayer.
 
     Raises:
@@ -80,6 +81,7 @@ class BatchFormer(nn.Module):
         two_stream: bool = True,
         attend: str = "batch",
         num_layers: int = 1,
+        recompute: bool = False,
         norm_first: bool = False,
         layer_norm_eps: float = 1e-5,
         bias: bool = True,
@@ -98,6 +100,7 @@ class BatchFormer(nn.Module):
             dropout,
             activation,
             num_layers=num_layers,
+            recompute=recompute,
             norm_first=norm_first,
             layer_norm_eps=layer_norm_eps,
             bias=bias,

@@ -25,6 +25,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     Args:
         d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias,
         device, dtype: as for torch's layer.
+        recompute: keep the input alone for the backward, which then runs the forward again: a third more time
+            for a fraction of the memory.
 
     Raises:
         ValueError: nhead that does not divide d_model, a dropout outside [0, 1].
@@ -34,6 +36,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         >>> layer(torch.rand(10, 32, 512)).shape
         torch.Size([10, 32, 512])
     """
+
+    recompute = False  # of layers that accelerate() swaps
 
     def __init__(
         self,
@@ -48,6 +52,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,
+        *,
+        recompute: bool = False,
     ) -> None:
         _check.heads(nhead, d_model, "d_model")
         _check.probability("dropout", dropout)
@@ -66,6 +72,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             device,
             dtype,
         )
+        self.recompute = recompute
 
     def forward(
         self,
@@ -91,10 +98,13 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             self._check_shape(src)
         if self.declined(src, src_mask, src_key_padding_mask, is_causal) is not None:
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+        parameters, config = self._parameters_of_op(), self._config()
         if src.dim() == 3:
-            return ops.encoder_layer(src, self._parameters_of_op(), self._config())
-        axis = 0 if self.self_attn.batch_first else 1
-        return ops.encoder_layer(src.unsqueeze(axis), self._parameters_of_op(), self._config()).squeeze(axis)
+            return ops.encoder_layer(src, parameters, config, recompute=self.recompute)
+        axis = 0 if config.batch_first else 1
+        return ops.encoder_layer(src.unsqueeze(axis), parameters, config, recompute=self.recompute).squeeze(
+            axis
+        )
 
     def declined(
         self,
@@ -121,9 +131,16 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             reason = "src or the parameters are of a tensor subclass"
         return reason
 
+    def _inside(self) -> dict[str, Any]:
+        """The modules of the layer. Every call needs all; by attribute they take three times as long."""
+        return self._modules
+
     def _declined_for_its_modules(self) -> str | None:
-        attention, linears, norms = self.self_attn, (self.linear1, self.linear2), (self.norm1, self.norm2)
-        dropouts = (self.dropout, self.dropout1, self.dropout2)
+        inside = self._inside()
+        attention = inside["self_attn"]
+        linears = inside["linear1"], inside["linear2"]
+        norms = inside["norm1"], inside["norm2"]
+        dropouts = inside["dropout"], inside["dropout1"], inside["dropout2"]
         if (
             type(attention) is not nn.MultiheadAttention
             or attention.in_proj_weight is None
@@ -135,7 +152,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             or any(type(dropout) is not nn.Dropout for dropout in dropouts)
         ):
             return "a module inside the layer is not the one that torch puts there"
-        if any(_has_hooks(module) for module in (attention, attention.out_proj, *linears, *norms, *dropouts)):
+        if any(map(_has_hooks, (attention, attention.out_proj, *linears, *norms, *dropouts))):
             return "a module inside the layer has a hook"
         cls = type(self)
         if (
@@ -153,20 +170,22 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             raise ValueError(f"src: expected shape {expected}, got {list(src.shape)}")
 
     def _parameters_of_op(self) -> ops.Parameters:
-        attention = self.self_attn
+        inside = self._inside()
+        attention, linear1, linear2 = inside["self_attn"], inside["linear1"], inside["linear2"]
+        out_proj, norm1, norm2 = attention.out_proj, inside["norm1"], inside["norm2"]
         return ops.Parameters(
             in_proj_weight=attention.in_proj_weight,
             in_proj_bias=attention.in_proj_bias,
-            out_proj_weight=attention.out_proj.weight,
-            out_proj_bias=attention.out_proj.bias,
-            linear1_weight=self.linear1.weight,
-            linear1_bias=self.linear1.bias,
-            linear2_weight=self.linear2.weight,
-            linear2_bias=self.linear2.bias,
-            norm1_weight=self.norm1.weight,
-            norm1_bias=self.norm1.bias,
-            norm2_weight=self.norm2.weight,
-            norm2_bias=self.norm2.bias,
+            out_proj_weight=out_proj.weight,
+            out_proj_bias=out_proj.bias,
+            linear1_weight=linear1.weight,
+            linear1_bias=linear1.bias,
+            linear2_weight=linear2.weight,
+            linear2_bias=linear2.bias,
+            norm1_weight=norm1.weight,
+            norm1_bias=norm1.bias,
+            norm2_weight=norm2.weight,
+            norm2_bias=norm2.bias,
         )
 
     def _config(self) -> ops.Config:
