@@ -1,9 +1,16 @@
 """Fences around every test: the random state, the compiler's caches, and loud skips of what needs a GPU."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 import torch
+
+# What torch.compile kept on disk for an earlier state of the ops is not looked at.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="batchformer-tests-")
+atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

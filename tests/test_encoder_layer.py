@@ -35,7 +35,22 @@ def grid() -> list[tuple[int, int, int, int, int, bool, str, bool, bool]]:
         width = feedforward_widths(c)[turn % 3]
         norm_first, activation = turn % 5 in (1, 3), ("relu", "gelu")[turn // 2 % 2]
         cases.append((n, l, c, heads, width, norm_first, activation, turn % 7 != 3, turn % 3 != 1))
-    return cases
+    return cases + ODD
+
+
+# Primes everywhere, the widest layers, the most heads.
+ODD = [
+    (13, 41, 52, 13, 53, False, "relu", True, True),
+    (127, 7, 34, 2, 31, True, "gelu", True, True),
+    (131, 3, 46, 1, 47, False, "gelu", False, True),
+    (257, 1, 96, 16, 97, False, "relu", True, False),
+    (521, 1, 32, 4, 32, True, "relu", True, True),
+    (1031, 1, 16, 2, 16, False, "relu", True, True),
+    (5, 3, 1024, 16, 1024, False, "relu", True, True),
+    (3, 2, 2048, 16, 2048, True, "gelu", True, True),
+    (31, 1, 2048, 8, 512, False, "relu", True, True),
+    (2, 331, 64, 4, 64, False, "relu", True, True),
+]
 
 
 def make_input(shape: tuple[int, ...], contiguous: bool, **options: object) -> torch.Tensor:
@@ -47,7 +62,7 @@ def make_input(shape: tuple[int, ...], contiguous: bool, **options: object) -> t
 def test_the_grid_has_every_value_of_every_axis():
     columns = list(zip(*grid(), strict=True))
     for axis, column in zip((SAMPLES, POSITIONS, CHANNELS, HEADS), columns, strict=False):
-        assert set(column) == set(axis)
+        assert set(column) >= set(axis)
     assert all(set(column) >= {True, False} for column in (columns[5], columns[7], columns[8]))
 
 
@@ -64,8 +79,8 @@ def test_output_and_gradients_are_those_of_torch(
     grad_y = torch.randn(n, l, c, device=device, dtype=dtype)
     before = bf.ops.path_counts()
     actual = results(ours, ours, x, grad_y)
-    after = bf.ops.path_counts()
-    assert sum(after.values()) == sum(before.values()) + 2, "the op did not run"
+    path = "cpu" if device == "cpu" else "aten"
+    assert bf.ops.path_counts() == before | {path: before[path] + 2}, "another path ran"
     assert_near(actual, results(theirs, theirs, x, grad_y), dtype)
 
 

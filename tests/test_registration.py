@@ -71,6 +71,20 @@ def test_fake_tensors_have_the_layout_of_the_real_ones(contiguous, norm_first, d
     assert layouts(fake_grads) == layouts(grads)
 
 
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+@pytest.mark.parametrize(
+    ("n", "l"), [(1, 1), (128, 1), (129, 1), (128, 3), (128, 4), (129, 4), (2, 255), (2, 256), (511, 1)]
+)
+def test_fake_tensors_know_what_the_fused_path_saves(n, l, norm_first):
+    _, *rest = arguments("cpu", norm_first=norm_first, batch_first=norm_first, grad=False)
+    x = torch.randn(l, n, 8) if norm_first else torch.randn(n, l, 8)
+    mode = FakeTensorMode()
+    fake_x, *fake_rest = tree_map_only(torch.Tensor, mode.from_tensor, [x, *rest])
+    with mode:
+        fakes = torch.ops.batchformer.encoder_layer(fake_x, *fake_rest)
+    assert layouts(fakes) == layouts(torch.ops.batchformer.encoder_layer(x, *rest))
+
+
 def test_every_op_of_the_namespace_is_checked_here():
     assert set(dir(torch.ops.batchformer)) >= {"encoder_layer", "encoder_layer_backward"}
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("batchformer::")}

@@ -155,13 +155,15 @@ def test_a_second_derivative_says_that_it_is_not_supported():
         grad.sum().backward()
 
 
-def test_a_forward_that_kept_nothing_says_so_in_backward():
-    layer = bf.TransformerEncoderLayer(16, 4, 16, 0.0)
+def test_a_forward_that_kept_nothing_is_run_again_by_the_backward():
+    layer = bf.TransformerEncoderLayer(16, 4, 16, 0.5)
     x = torch.randn(3, 2, 16, requires_grad=True)
-    op = torch.ops.batchformer.encoder_layer
-    y = op(x, *layer._parameters_of_op(), None, *layer._config(), False)[0]
-    with pytest.raises(RuntimeError, match="save=False"):
-        y.sum().backward()
+    op, seed = torch.ops.batchformer.encoder_layer, torch.tensor(5)
+    grads = []
+    for save in (True, False):
+        y = op(x, *layer._parameters_of_op(), seed, *layer._config(), save)[0]
+        grads.append(torch.autograd.grad(y.square().sum(), x)[0])
+    assert torch.equal(*grads)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # of torch's own, under vmap
