@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     circumstances = ", ".join(f"{key} {value}" for key, value in facts.items())
     console.print(circumstances, highlight=False)
     if options.json is not None:
-        write_json(options.json, rows, {**facts, **{key: str(value) for key, value in vars(options).items()}})
+        write_json(options.json, rows, facts, {key: str(value) for key, value in vars(options).items()})
     if options.plot is not None:
         draw(options.plot, rows, circumstances)
     return 0

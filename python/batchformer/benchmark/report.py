@@ -5,7 +5,6 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -76,9 +75,9 @@ def table(rows: Sequence[Row]) -> Table:
     return result
 
 
-def write_json(path: Path, rows: Sequence[Row], settings: dict[str, Any]) -> None:
-    """Write everything that was measured; times in seconds."""
-    document = {"settings": settings, "rows": [asdict(row) for row in rows]}
+def write_json(path: Path, rows: Sequence[Row], facts: dict[str, str], options: dict[str, str]) -> None:
+    """Write everything that was measured, on what and how; times in seconds."""
+    document = {"machine": facts, "options": options, "rows": [asdict(row) for row in rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
 
@@ -95,7 +94,9 @@ def draw(path: Path, rows: Sequence[Row], title: str) -> None:
         ratios = [row.ratio(name, PRODUCTS) for row in rows]
         lengths = [0.0 if ratio is None else ratio for ratio in ratios]
         bars = axes.barh(places + number * height, lengths, height, color=colours[name], label=name)
-        axes.bar_label(bars, [_number(ratio) for ratio in ratios], padding=3, fontsize=8)
+        labels = axes.bar_label(bars, [_number(ratio) for ratio in ratios], padding=3, fontsize=8)
+        for label in labels:
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # over the line at 1
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(places + height * (len(names) - 1) / 2, [row.shape for row in rows])
     axes.invert_yaxis()
