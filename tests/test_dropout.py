@@ -64,6 +64,29 @@ def test_output_and_gradients_are_the_plain_reading_under_the_same_masks(
     assert_near(results(op, layer, x, grad_y), results(plain, layer, x, grad_y), torch.float64)
 
 
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+@pytest.mark.parametrize("batch_first", [False, True], ids=["seq_first", "batch_first"])
+@pytest.mark.parametrize(
+    ("n", "l", "heads"), [(300, 1, 2), (1031, 1, 1), (131, 5, 4), (4, 160, 4), (33, 17, 2), (128, 5, 1)]
+)
+def test_blocks_and_tiles_of_any_size_draw_the_same_masks(n, l, heads, norm_first, batch_first):
+    c, f, seed, p = 12, 17, 99, dict.fromkeys(SITES, 0.3)
+    options = {"batch_first": batch_first, "norm_first": norm_first, "dtype": torch.float64}
+    _, layer = layers(c, heads, f, 0.0, **options)
+    set_dropout(layer, p)
+    x, grad_y = torch.randn(2, *((l, n, c) if batch_first else (n, l, c)), dtype=torch.float64)
+    masks = multipliers(seed, p, n, l, c, f, heads)
+
+    def plain(x):
+        tokens = x.transpose(0, 1) if batch_first else x
+        weights = dict(layer.named_parameters())
+        y = layer_forward(tokens, weights, heads, norm_first=norm_first, multipliers=masks)
+        return y.transpose(0, 1) if batch_first else y
+
+    op = op_with_seed(layer, seed)
+    assert_near(results(op, layer, x, grad_y), results(plain, layer, x, grad_y), torch.float64)
+
+
 def test_the_mask_does_not_depend_on_strides():
     layer = bf.TransformerEncoderLayer(24, 4, 24, 0.5)
     x = torch.randn(7, 5, 24)
