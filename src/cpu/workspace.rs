@@ -8,7 +8,7 @@ pub struct Workspace<T: Real> {
     /// Of products: columns of the right factor.
     pub panel: Buffer<T>,
     /// Of attention: queries, scores and their gradients.
-    pub attention: [Buffer<T>; 5],
+    pub attention: [Buffer<T>; 4],
 }
 
 impl<T: Real> Default for Workspace<T> {

@@ -92,8 +92,7 @@ impl<T: Real> Attention<'_, T> {
         first: bool,
         workspace: &mut Workspace<T>,
     ) {
-        let Workspace { panel, attention: [query, scores, grad_query, grad_scores, ..] } =
-            workspace;
+        let Workspace { panel, attention: [query, scores, grad_query, grad_scores] } = workspace;
         let (queries, width, lanes) = (self.query.rows(), self.query.columns(), self.lanes());
         let query = pack_lanes(self.query, lanes, query.get(lanes * width));
         scale_all(query, self.scale);

@@ -1,7 +1,7 @@
 //! Sums over a row, in an order that every instruction set shares.
 
 use crate::cpu::matrix::Matrix;
-use crate::cpu::simd::{run, Kernel, Real, Simd};
+use crate::cpu::simd::{run, Kernel, Lanes, Real, Simd, Vector};
 
 /// So many partial sums run side by side.
 const LANES: usize = 16;
@@ -19,15 +19,7 @@ pub fn sum<T: Real>(len: usize, term: impl Fn(usize) -> T) -> T {
     for i in whole..len {
         sums[i - whole] += term(i);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            let upper = sums[lane + width];
-            sums[lane] += upper;
-        }
-        width /= 2;
-    }
-    sums[0]
+    Lanes::<T, LANES>::load(&sums).sum()
 }
 
 /// Whether there is neither NaN nor infinity among the rows.

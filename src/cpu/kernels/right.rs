@@ -64,16 +64,21 @@ impl<T: Real> Right<'_, T> {
                 let start = depth.start * padded + depth.len() * columns.start;
                 &packed.panels[start..start + depth.len() * width]
             }
-            Self::Plain(matrix) => {
+            Self::Plain(_) | Self::Transposed(_) => {
                 let panel = scratch.get(depth.len() * width);
-                pack_plain(matrix.block(depth, columns), width, panel);
+                self.pack(depth, columns, width, panel);
                 panel
             }
-            Self::Transposed(matrix) => {
-                let panel = scratch.get(depth.len() * width);
-                pack_transposed::<T, S>(matrix.block(columns, depth), width, panel);
-                panel
-            }
+        }
+    }
+
+    /// Writes a panel of a factor that is not packed yet.
+    #[inline(always)]
+    fn pack(&self, depth: Range<usize>, columns: Range<usize>, width: usize, panel: &mut [T]) {
+        match self {
+            Self::Plain(matrix) => pack_plain(matrix.block(depth, columns), width, panel),
+            Self::Transposed(matrix) => pack_transposed(matrix.block(columns, depth), width, panel),
+            Self::Packed(_) => debug_assert!(false, "a packed factor has its panels"),
         }
     }
 }
@@ -114,15 +119,7 @@ impl<T: Real> Kernel for Pack<'_, T> {
                 let there = self.right.columns();
                 let columns = column.min(there)..end.min(there);
                 let (panel, others) = rest.split_at_mut(rows.len() * width);
-                match self.right {
-                    Right::Plain(matrix) => {
-                        pack_plain(matrix.block(rows.clone(), columns), width, panel);
-                    }
-                    Right::Transposed(matrix) => {
-                        pack_transposed::<T, S>(matrix.block(columns, rows.clone()), width, panel);
-                    }
-                    Right::Packed(_) => {}
-                }
+                self.right.pack(rows.clone(), columns, width, panel);
                 rest = others;
             }
         }
@@ -138,9 +135,9 @@ fn pack_plain<T: Real>(block: Matrix<T>, width: usize, panel: &mut [T]) {
     }
 }
 
-/// Lanes x lanes at a time, so that reads and writes are both of neighbours.
+/// A square at a time, so that reads and writes are both of neighbours.
 #[inline(always)]
-fn pack_transposed<T: Real, S: Simd>(block: Matrix<T>, width: usize, panel: &mut [T]) {
+fn pack_transposed<T: Real>(block: Matrix<T>, width: usize, panel: &mut [T]) {
     const SIDE: usize = 8;
     let (columns, depth) = (block.rows(), block.columns());
     for column in (0..columns).step_by(SIDE) {

@@ -1,7 +1,6 @@
 //! What the kernels ask of a number: float32 and float64 come from one source.
 
 use std::fmt::Debug;
-use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub};
 
 use super::Simd;
@@ -10,11 +9,9 @@ use super::Simd;
 pub trait Real:
     Copy
     + Debug
-    + Default
     + PartialOrd
     + Send
     + Sync
-    + Sum
     + Add<Output = Self>
     + AddAssign
     + Sub<Output = Self>
