@@ -7,17 +7,19 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import batchformer as bf
+import stand_ins
 from reference import layers, results
 from tolerances import assert_near
 
 
 def compare_with_torch(rank: int, world_size: int, store: str) -> None:
     """Gradients of both layers under DDP, each rank on its own samples."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    _join(rank, world_size, store)
     torch.manual_seed(0)
     theirs, ours = layers(16, 4, 16, 0.0, dtype=torch.float64)
     torch.manual_seed(rank + 1)
@@ -29,6 +31,67 @@ def compare_with_torch(rank: int, world_size: int, store: str) -> None:
     name = "grad of linear1.weight"
     assert not torch.allclose(actual[name], alone[name]), "the ranks did not average"
     dist.destroy_process_group()
+
+
+def train_attached(rank: int, world_size: int, store: str) -> None:
+    """An attached module gets the mean of the gradients that it gets on each rank's samples."""
+    _join(rank, world_size, store)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 5)).double()
+    attachment = bf.attach(model, before="1", dropout=0.0)
+    criterion = attachment.wrap(nn.CrossEntropyLoss())
+    batches = [(torch.randn(6, 8).double(), torch.randint(5, (6,))) for _ in range(world_size)]
+
+    def gradients(forward: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        criterion(forward(x), y).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    alone = [gradients(model, *batch) for batch in batches]
+    expected = {name: sum(each[name] for each in alone) / world_size for name in alone[0]}
+    assert_near(gradients(DistributedDataParallel(model), *batches[rank]), expected, torch.float64)
+    dist.destroy_process_group()
+
+
+def unshuffle_both_streams(rank: int, world_size: int, store: str) -> None:
+    """Keys of this rank's images in their order, in both streams, after a shuffle over all ranks.
+
+    With attend="self" a related row depends on its own image alone: it can be told where it came from.
+    """
+    _join(rank, world_size, store)
+    for pairings, streams in (("aligned", "ob"), ("all", "obob")):
+        torch.manual_seed(0)
+        model = stand_ins.MoCo()
+        attachment = bf.attach(model, "moco_v2", pairings=pairings, attend="self", dropout=0.0)
+        torch.manual_seed(rank + 1)
+        images = torch.randn(4, 3, 8, 8)
+        torch.manual_seed(5)
+        logits, labels = model(images, images)
+        key = model.encoder_k
+        pooled = key.avgpool(key.conv1(images).relu()).flatten(1)
+        related = attachment.inserted[0].encoder(pooled[None])[0]
+        rows = {
+            "o": F.normalize(_head(key.fc, pooled), dim=1),
+            "b": F.normalize(_head(key.fc, related), dim=1),
+        }
+        expected = torch.cat([rows[stream] for stream in streams])
+        torch.testing.assert_close(model.last_keys, expected)
+        assert len(logits) == len(labels) == len(streams) * 4
+        assert int(model.queue_ptr) == 2 * 4 * world_size, "2N keys of every rank enter the queue"
+    dist.destroy_process_group()
+
+
+def _head(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    """The layers without the hooks of the whole."""
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _join(rank: int, world_size: int, store: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
 
 
 def seconds(call: Callable[[], object]) -> float:

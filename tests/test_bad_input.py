@@ -1,17 +1,26 @@
 """One table: what is wrong, which exception, which sentence. Nothing is computed."""
 
 import re
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
 
 import batchformer as bf
+import stand_ins
 
 X = torch.randn(6, 16)
 TOKENS = torch.randn(6, 5, 16)
 Y = torch.arange(6)
 LAYER = bf.TransformerEncoderLayer(16, 4, 16)
+NET = nn.Sequential(
+    OrderedDict(
+        stem=nn.Linear(8, 16), block=nn.TransformerEncoderLayer(16, 4, 16), classifier=nn.Linear(16, 5)
+    )
+)
+ATTACHED = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 5))
+WRAPPED = bf.attach(ATTACHED, before="1").wrap(nn.CrossEntropyLoss())
 
 
 def op(x=TOKENS, seed=None, parameters=None, **config):
@@ -223,6 +232,139 @@ TABLE = [
         "x: expected an even number of rows, two streams, got 7",
     ),
     (lambda: bf.related([1, 2, 3]), ValueError, "x: expected an even number of rows, two streams, got 3"),
+    # attach
+    (lambda: bf.attach([nn.Linear(8, 5)]), TypeError, "model: expected a torch.nn.Module, got list"),
+    (
+        lambda: bf.attach(NET, before="classfier"),
+        ValueError,
+        "before: no module 'classfier' in Sequential; the nearest are 'classifier'",
+    ),
+    (lambda: bf.attach(NET, before="zzz"), ValueError, "it has 'stem', 'block', 'classifier'"),
+    (
+        lambda: bf.attach(NET, before=[]),
+        ValueError,
+        "before: expected at least one path and none twice, got []",
+    ),
+    (
+        lambda: bf.attach(NET, before=["classifier", "classifier"]),
+        ValueError,
+        "before: expected at least one path and none twice",
+    ),
+    (
+        lambda: bf.attach(NET, before=3),
+        TypeError,
+        "before: expected a path or a list of paths of modules, got 3",
+    ),
+    (
+        lambda: bf.attach(NET, after=["block", "stem"]),
+        ValueError,
+        "after: expected the order in which the model runs them, as the first doubles the batch, got 'block' "
+        "before 'stem'",
+    ),
+    (
+        lambda: bf.attach(NET, before="classifier", dim=32),
+        ValueError,
+        "dim: expected 16, which 'classifier' takes, got 32",
+    ),
+    (
+        lambda: bf.attach(nn.Sequential(nn.ReLU()), before="0"),
+        ValueError,
+        "dim: expected a width, as ReLU does not tell it, got None",
+    ),
+    (
+        lambda: bf.attach(NET, before=["stem", "classifier"]),
+        ValueError,
+        "shared: expected False, as one module has one width, got True and widths of 8 at 'stem', 16 at",
+    ),
+    (
+        lambda: bf.attach(NET, after=["stem", "block"]),
+        ValueError,
+        "layout: expected one for all places, got ['LNC', 'NLC']",
+    ),
+    (
+        lambda: bf.attach(NET, after="block", layout="NLC"),
+        ValueError,
+        "layout: expected 'LNC', as the attention at 'block' has batch_first=False, got 'NLC'",
+    ),
+    (
+        lambda: bf.attach(NET, after="block", layout="NHWC"),
+        ValueError,
+        "layout: expected 'NLC' or 'LNC' or 'NCHW' or 'NC', got 'NHWC'",
+    ),
+    (lambda: bf.attach(NET, before="classifier", nhead=3), ValueError, "nhead: expected a divisor of dim=16"),
+    (
+        lambda: bf.attach(NET, before="classifier", droput=0.1),
+        TypeError,
+        "unexpected keyword argument 'droput'",
+    ),
+    (
+        lambda: bf.attach(ATTACHED, before="1"),
+        ValueError,
+        "model: expected a Sequential without BatchFormer, got one that has it",
+    ),
+    (
+        lambda: bf.attach(type("Net", (nn.Linear,), {"batchformer": 1})(8, 5), before=""),
+        ValueError,
+        "model: expected no attribute 'batchformer', got a Net that has one",
+    ),
+    (lambda: bf.attach(NET), ValueError, "or a place by its path (before= or after=), got Sequential"),
+    (
+        lambda: bf.attach(NET, "detr"),
+        ValueError,
+        "for 'detr' a Detr, ConditionalDetr or DeformableDetr model (transformers) or backbone, input_proj",
+    ),
+    (lambda: bf.attach(NET, "resnet"), ValueError, "preset: expected 'detr' or 'deformable_detr' or 'deit'"),
+    (
+        lambda: bf.attach(NET, "detr", before="classifier"),
+        ValueError,
+        "preset: does not go with 'before', which takes before, shared, rejoin, dim and what",
+    ),
+    (
+        lambda: bf.attach(NET, after="block", pairings="all4"),
+        ValueError,
+        "pairings: expected 'all' or 'aligned'",
+    ),
+    (
+        lambda: bf.attach(stand_ins.Ride(), "ride", after=1),
+        ValueError,
+        "after: does not go with 'ride', which takes reproduce, dim and what BatchFormer takes",
+    ),
+    (lambda: bf.attach(stand_ins.Detr(), reproduce=True), ValueError, "reproduce: does not go with 'detr'"),
+    (
+        lambda: bf.attach(stand_ins.Detr(), after=3),
+        ValueError,
+        "after: expected indices from 0 to 2 of 'transformer.encoder.layers', got [3]",
+    ),
+    (lambda: bf.attach(stand_ins.Detr(), after=[]), ValueError, "after: expected indices from 0 to 2"),
+    (
+        lambda: bf.attach(stand_ins.Detr(), after=[2, 0]),
+        ValueError,
+        "after: expected ascending indices, as the first doubles the batch, got [2, 0]",
+    ),
+    (
+        lambda: bf.attach(stand_ins.Detr(), after=0.5),
+        TypeError,
+        "after: expected an index or a list of indices",
+    ),
+    (
+        lambda: bf.attach(nn.Sequential(nn.Linear(8, 5)), before="0").wrap(3),
+        TypeError,
+        "criterion: expected a module or a function, got int",
+    ),
+    (
+        lambda: ATTACHED[1].batchformer.wrap(WRAPPED),
+        ValueError,
+        "criterion: expected one that is not wrapped, got a CrossEntropyLoss that is",
+    ),
+    (
+        lambda: ATTACHED(torch.randn(6, 3, 8)),
+        ValueError,
+        "x: expected shape [N, 16] (axis 0 is the batch), got [6, 3, 16]",
+    ),
+    (
+        TypeError,
+        "checkpoint: expected a mapping, as torch.load gives, got int",
+    ),
     # relations
     (lambda: bf.relations(nn.Linear(3, 3), X), TypeError, "encoder: expected a TransformerEncoderLayer"),
     (
@@ -252,6 +394,13 @@ def test_tensors_on_two_devices_are_refused(device):
     layer = bf.TransformerEncoderLayer(16, 4)
     with pytest.raises(ValueError, match="in_proj_weight: expected device cuda:0 as x has, got cpu"):
         layer(TOKENS.to(device))
+
+
+def test_a_refused_place_changes_nothing_of_the_model():
+    hooks = [hooks for m in NET.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks) if hooks]
+    assert not hooks
+    assert [name for name, _ in NET.named_children()] == ["stem", "block", "classifier"]
+    assert not [name for name in NET.state_dict() if "batchformer" in name]
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,15 @@ def check_batch_size(targets: Any, samples: int) -> None:
             raise ValueError(f"y: expected {samples} targets, one for each sample of x, got {len(leaf)}")
 
 
+def has_samples(targets: Any, samples: int) -> bool:
+    """Whether `targets` can be doubled, and every target in it has one entry for each sample."""
+    try:
+        lengths = [len(leaf) for leaf in _leaves(targets)]
+    except TypeError:
+        return False
+    return bool(lengths) and all(length == samples for length in lengths)
+
+
 def _twice(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return torch.cat([leaf, leaf])

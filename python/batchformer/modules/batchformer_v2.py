@@ -115,7 +115,7 @@ class BatchFormerV2(nn.Module):
         if not self.training:
             return x
         self._check(x, streams)
-        axis = _LAYOUTS[self.layout].batch_axis
+        axis = self.batch_axis
         if not self.two_stream:
             return self._related(x)
         original, previous = (x, x) if streams == 1 else x.chunk(2, dim=axis)
@@ -144,6 +144,11 @@ class BatchFormerV2(nn.Module):
                 f"x: expected an even number of samples on axis {layout.batch_axis}, as streams=2 says both "
                 f"are there, got {list(x.shape)}"
             )
+
+    @property
+    def batch_axis(self) -> int:
+        """The axis of x that is the batch."""
+        return _LAYOUTS[self.layout].batch_axis
 
     def extra_repr(self) -> str:
         """What does not show in the encoder."""

@@ -1,0 +1,71 @@
+"""Domain generalization: DomainBed and SWAD, whose update() computes the loss and steps the optimizer."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from batchformer.swap_in import rows
+from batchformer.swap_in.family import Family, Options
+from batchformer.swap_in.make import feature_modules
+from batchformer.swap_in.places import Place
+
+_ONE_CROSS_ENTROPY = ("ERM", "Mixstyle", "Mixstyle2")
+
+
+class DomainBed(Family):
+    """khanrc/swad and facebookresearch/DomainBed: the samples of all domains attend to one another.
+
+    For algorithms whose update is a cross entropy over all rows; others take the rows apart by domain. The
+    algorithm has built its optimizer already, so hand it the new parameters:
+    ``algorithm.optimizer.add_param_group({"params": [*attachment.parameters()]})``.
+    """
+
+    name = "domainbed"
+    expects = "featurizer, classifier and the update of ERM, Mixstyle or Mixstyle2 (khanrc/swad, DomainBed)"
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        """An algorithm whose update() is that of one of the three."""
+        owner = next((each for each in type(model).__mro__ if "update" in vars(each)), object)
+        parts = all(
+            isinstance(getattr(model, name, None), nn.Module) for name in ("featurizer", "classifier")
+        )
+        return parts and owner.__name__ in _ONE_CROSS_ENTROPY
+
+    @classmethod
+    def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
+        """The classifier."""
+        del options
+        return [Place("classifier", model.get_submodule("classifier"))]
+
+    @classmethod
+    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
+        """BatchFormer."""
+        return feature_modules(model, places, options)
+
+    def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
+        """At the input of the classifier, and around the update."""
+        del model, options
+        self.double_features_before(places)
+        self.override("update", self._update)
+
+    def _update(self, *args: Any, **kwargs: Any) -> Any:
+        with _DoubledCrossEntropy(self):
+            return self.stock("update", *args, **kwargs)
+
+
+class _DoubledCrossEntropy(TorchFunctionMode):
+    """Doubles the targets of cross_entropy() while it is on: for a loss that nobody can get hold of."""
+
+    def __init__(self, attachment: DomainBed) -> None:
+        super().__init__()
+        self.attachment = attachment
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if func is F.cross_entropy and self.attachment.active:
+            args, kwargs = rows.double_targets(args, kwargs, self.attachment.samples, (1, "target"))
+        return func(*args, **kwargs)

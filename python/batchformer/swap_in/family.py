@@ -1,0 +1,114 @@
+"""What all places have in common: finding them, making the modules, and the hooks that run them."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import nn
+
+from batchformer.modules.batchformer_v2 import BatchFormerV2
+from batchformer.swap_in import rows
+from batchformer.swap_in.attachment import Attachment, check_replica
+from batchformer.swap_in.places import Place, check_wrappers
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to insert, as :func:`attach` was told."""
+
+    before: Any = None  # paths of classifiers
+    after: Any = None  # paths of blocks; for a preset the indices of its blocks
+    layout: str | None = None
+    dim: int | None = None
+    shared: bool = True
+    rejoin: bool = False
+    pairings: str = "all"
+    reproduce: bool = False
+    module: dict[str, Any] = field(default_factory=dict)  # arguments of BatchFormer and BatchFormerV2
+
+
+class Family(Attachment):
+    """An attachment that knows where things are in the models of one family."""
+
+    name: ClassVar[str]
+    expects: ClassVar[str]  # what such a model has, and whose it is
+    takes: ClassVar[tuple[str, ...]] = ()  # the options that mean something to it
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        """Whether the model is one of the family."""
+        raise NotImplementedError
+
+    @classmethod
+    def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
+        """Where in the model to insert."""
+        raise NotImplementedError
+
+    @classmethod
+    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
+        """One module for all places, or one for each."""
+        raise NotImplementedError
+
+    def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
+        """Register the hooks."""
+        raise NotImplementedError
+
+    def __init__(self, model: nn.Module, options: Options) -> None:
+        # All that can be refused is refused before the model is touched.
+        places = self.find_places(model, options)
+        check_wrappers(model, places)
+        super().__init__(model, places, self.make_modules(model, places, options))
+        self.install(model, places, options)
+
+    def double_features_before(self, places: Sequence[Place]) -> None:
+        """Features of both streams for classifiers."""
+        for number, place in enumerate(places):
+            self.hook_inputs(place.module, functools.partial(self._double_features, number))
+
+    def double_tokens_after(self, places: Sequence[Place]) -> None:
+        """Tokens of both streams from blocks: twice the batch after the first place."""
+        for number, place in enumerate(places):
+            self.hook_output(place.module, functools.partial(self._double_tokens, number))
+
+    def overwrite_tokens_after(self, places: Sequence[Place]) -> None:
+        """Related tokens in the second half, in a network whose batch has been doubled before."""
+        for number, place in enumerate(places):
+            self.hook_output(place.module, functools.partial(self._overwrite_tokens, number))
+
+    def at(self, number: int) -> Any:
+        """The module of a place: its own, or the one that all share."""
+        return self.inserted[number if len(self.inserted) > 1 else 0]
+
+    def _double_features(
+        self, number: int, place: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> rows.Call | None:
+        if not self.training:
+            return None
+        check_replica(place)
+        if args:
+            self.samples = len(args[0])
+            return (self.at(number)(args[0])[0], *args[1:]), kwargs
+        name, features = next(iter(kwargs.items()))
+        self.samples = len(features)
+        return args, kwargs | {name: self.at(number)(features)[0]}
+
+    def _double_tokens(self, number: int, place: nn.Module, args: Any, output: Any) -> Any:
+        del args
+        if not self.training:
+            return None
+        check_replica(place)
+        module, tokens = self.at(number), rows.first(output)
+        if not isinstance(module, BatchFormerV2):  # features
+            self.samples = len(tokens)
+            return rows.with_first(output, module(tokens)[0])
+        if number == 0 or not self.two_stream:
+            self.samples = tokens.shape[module.batch_axis]
+            return rows.with_first(output, module(tokens))
+        return rows.with_first(output, module(tokens, streams=2))
+
+    def _overwrite_tokens(self, number: int, place: nn.Module, args: Any, output: Any) -> Any:
+        if number > 0 or not self.active:
+            return self._double_tokens(number, place, args, output)
+        module, tokens = self.at(0), rows.first(output)
+        return rows.with_first(output, module(tokens.chunk(2, module.batch_axis)[0]))

@@ -1,0 +1,58 @@
+"""Insertion by path, into any model: before classifiers (BatchFormer) or after blocks (BatchFormerV2)."""
+
+from torch import nn
+
+from batchformer.swap_in.family import Family, Options
+from batchformer.swap_in.make import feature_modules, token_modules
+from batchformer.swap_in.places import Place, check_order, find, layout_of
+
+
+class BeforeClassifiers(Family):
+    """BatchFormer on the features that one or more classifiers take."""
+
+    name = "before"
+    takes = ("before", "shared", "rejoin")
+
+    @classmethod
+    def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
+        """The classifiers."""
+        return find(model, "before", options.before)
+
+    @classmethod
+    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
+        """BatchFormer."""
+        return feature_modules(model, places, options)
+
+    def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
+        """At the inputs of the classifiers."""
+        self.double_features_before(places)
+        if options.rejoin:
+            self.hook_output(model, self.split_output)
+
+
+class AfterBlocks(Family):
+    """BatchFormerV2 on the tokens that one or more blocks give; everything behind sees twice the batch."""
+
+    name = "after"
+    takes = ("after", "layout", "shared", "rejoin")
+
+    @classmethod
+    def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
+        """The blocks, in the order in which they run."""
+        places = find(model, "after", options.after)
+        check_order(model, "after", places)
+        return places
+
+    @classmethod
+    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
+        """BatchFormerV2 of the blocks' layout."""
+        layouts = {layout_of(place, options.layout) for place in places}
+        if len(layouts) > 1:
+            raise ValueError(f"layout: expected one for all places, got {sorted(layouts)}")
+        return token_modules(model, places, layouts.pop(), options)
+
+    def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
+        """At the outputs of the blocks."""
+        self.double_tokens_after(places)
+        if options.rejoin:
+            self.hook_output(model, self.split_output)

@@ -1,0 +1,169 @@
+"""Where in a model to insert: modules by their path, their width, their layout, their device."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # they take a child more for a layer more
+_NORMS_OF_CHANNELS = (nn.modules.batchnorm._BatchNorm,)
+
+
+class Place(NamedTuple):
+    """A module of a model, and the path to it."""
+
+    path: str
+    module: nn.Module
+
+    def __str__(self) -> str:
+        return repr(self.path) if self.path else type(self.module).__name__
+
+
+def find(model: nn.Module, argument: str, paths: str | Sequence[str]) -> list[Place]:
+    """The places at `paths`, in their order.
+
+    Raises:
+        ValueError: no path, a path twice, or one that does not exist; the nearest names are in the sentence.
+        TypeError: something else than paths.
+    """
+    if isinstance(paths, str):
+        paths = [paths]
+    if not isinstance(paths, Sequence) or not all(isinstance(path, str) for path in paths):
+        raise TypeError(f"{argument}: expected a path or a list of paths of modules, got {paths!r}")
+    if not paths or len(set(paths)) < len(paths):
+        raise ValueError(f"{argument}: expected at least one path and none twice, got {list(paths)}")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for path in paths:
+        if path not in modules:
+            raise ValueError(
+                f"{argument}: no module {path!r} in {type(model).__name__}; {_nearest(path, modules)}"
+            )
+    return [Place(path, modules[path]) for path in paths]
+
+
+def find_blocks(model: nn.Module, path: str, indices: Any, *, default: int) -> list[Place]:
+    """Those of the blocks in the list at `path`: of one index, or of several that ascend.
+
+    Raises:
+        TypeError: something else than indices.
+        ValueError: an index that does not exist, or not ascending.
+    """
+    blocks = list(model.get_submodule(path).named_children())
+    chosen = [default] if indices is None else [indices] if isinstance(indices, int) else indices
+    if not isinstance(chosen, Sequence) or not all(isinstance(index, int) for index in chosen):
+        raise TypeError(f"after: expected an index or a list of indices of blocks, got {indices!r}")
+    if not chosen or not all(0 <= index < len(blocks) for index in chosen):
+        raise ValueError(f"after: expected indices from 0 to {len(blocks) - 1} of {path!r}, got {chosen}")
+    if list(chosen) != sorted(set(chosen)):
+        raise ValueError(f"after: expected ascending indices, as the first doubles the batch, got {chosen}")
+    return [Place(f"{path}.{blocks[index][0]}", blocks[index][1]) for index in chosen]
+
+
+def check_order(model: nn.Module, argument: str, places: Sequence[Place]) -> None:
+    """Raise ValueError unless the places stand in the order in which the model holds them.
+
+    The first place doubles the batch, so it has to be the first that runs.
+    """
+    order = [path for path, _ in model.named_modules(remove_duplicate=False)]
+    for earlier, later in pairwise(places):
+        if order.index(earlier.path) > order.index(later.path):
+            raise ValueError(
+                f"{argument}: expected the order in which the model runs them, as the first doubles the "
+                f"batch, got {earlier} before {later}"
+            )
+
+
+def check_wrappers(model: nn.Module, places: Iterable[Place]) -> None:
+    """Raise ValueError if the model is wrapped in what has to come after, or what would split the batch."""
+    for path, module in model.named_modules():
+        name = type(module).__name__
+        if isinstance(module, DistributedDataParallel) or name == "FullyShardedDataParallel":
+            raise ValueError(
+                f"model: expected one that is not wrapped in {name} yet, as that takes over the parameters "
+                f"which it finds, got {name}"
+            )
+        if name == "OptimizedModule":
+            raise ValueError("model: expected one before torch.compile, got a compiled one")
+        if not isinstance(module, DataParallel) or len(module.device_ids) < 2:
+            continue
+        inside = [place for place in places if place.path != path and _is_inside(place.path, path)]
+        if inside:
+            raise ValueError(
+                f"model: expected no nn.DataParallel around {inside[0]}, as it gathers both streams of each "
+                f"device in turn, got one over {len(module.device_ids)}; use DistributedDataParallel"
+            )
+
+
+def holder(model: nn.Module, places: Sequence[Place]) -> nn.Module:
+    """The module that the new one becomes a child of: the model, unless that would run it as a layer."""
+    candidates = (model, *(module for place in places for module in place.module.modules()))
+    return next(module for module in candidates if not isinstance(module, _CONTAINERS))
+
+
+def input_width(module: nn.Module) -> int | None:
+    """C of the features that a classifier takes, from its first layer that knows; None if none does."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and layer.in_features:
+            return layer.in_features
+        if isinstance(layer, _NORMS_OF_CHANNELS):
+            return int(layer.num_features)
+        if isinstance(layer, nn.LayerNorm):
+            return int(layer.normalized_shape[-1])
+    return None
+
+
+def output_width(module: nn.Module) -> int | None:
+    """C of what a block gives, from its last layer that knows; None if none does."""
+    for layer in reversed([*module.modules()]):
+        if isinstance(layer, nn.LayerNorm):
+            return int(layer.normalized_shape[-1])
+        for name in ("out_features", "out_channels", "num_features"):
+            width = getattr(layer, name, None)
+            if isinstance(width, int) and width > 0:
+                return width
+    return None
+
+
+def layout_of(place: Place, layout: str | None) -> str:
+    """The layout of what a block gives: as said, else as its modules tell, else NLC.
+
+    Raises:
+        ValueError: a layout that contradicts batch_first of the attention inside the block.
+    """
+    layers = list(place.module.modules())
+    attention = [layer for layer in layers if isinstance(layer, nn.MultiheadAttention)]
+    if not attention:
+        convolution = any(isinstance(layer, nn.Conv2d) for layer in layers)
+        return layout or ("NCHW" if convolution else "NLC")
+    told = "NLC" if attention[0].batch_first else "LNC"
+    if layout in ("NLC", "LNC") and layout != told:
+        raise ValueError(
+            f"layout: expected {told!r}, as the attention at {place} has "
+            f"batch_first={attention[0].batch_first}, got {layout!r}"
+        )
+    return layout or told
+
+
+def tensor_arguments(place: Place, model: nn.Module) -> dict[str, Any]:
+    """Device and dtype for a module at the place: those of its first parameter, else of the model's."""
+    for module in (place.module, model):
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                return {"device": parameter.device, "dtype": parameter.dtype}
+    return {}
+
+
+def _is_inside(path: str, outer: str) -> bool:
+    return not outer or path.startswith(f"{outer}.")
+
+
+def _nearest(path: str, modules: dict[str, nn.Module]) -> str:
+    names = [name for name in modules if name]
+    near = difflib.get_close_matches(path, names, n=3, cutoff=0.5)
+    if near:
+        return "the nearest are " + ", ".join(map(repr, near))
+    top = [name for name in names if "." not in name]
+    return "it has " + ", ".join(map(repr, top[:8])) if top else "it has no modules inside"

@@ -1,0 +1,92 @@
+"""The DETR family of Hugging Face transformers: Detr, ConditionalDetr, DeformableDetr, with any head.
+
+The heads size their views by the batch of the images, and take the labels, so both are doubled at the door.
+The backbone still sees every image once: its input is halved, its output doubled. Then as in detr.py.
+"""
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from batchformer.swap_in import rows
+from batchformer.swap_in.attachment import check_replica
+from batchformer.swap_in.family import Family, Options
+from batchformer.swap_in.make import initialised_as_detr, token_modules
+from batchformer.swap_in.places import Place, find_blocks
+from batchformer.targets import duplicate, original
+
+_INNER = ("DetrModel", "ConditionalDetrModel", "DeformableDetrModel")
+_BATCH_SIZED = ("pixel_values", "pixel_mask", "labels", "decoder_attention_mask", "decoder_inputs_embeds")
+_PAST_THE_BACKBONE = ("inputs_embeds", "encoder_outputs")
+
+
+class TransformersDetr(Family):
+    """transformers' Detr, ConditionalDetr and DeformableDetr."""
+
+    name = "detr"
+    expects = "a Detr, ConditionalDetr or DeformableDetr model (transformers)"
+    takes = ("after", "shared")
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        """A model of the family, with or without a head."""
+        return _path_of_inner(model) is not None
+
+    @classmethod
+    def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
+        """Encoder layers, the first if none is named."""
+        return find_blocks(model, f"{_path_of_inner(model)}encoder.layers", options.after, default=0)
+
+    @classmethod
+    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
+        """BatchFormerV2, initialised as the official one."""
+        return initialised_as_detr(token_modules(model, places, "NLC", options))
+
+    def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
+        """At the door, around the backbone, and at the outputs of the encoder layers."""
+        del options
+        self._names = tuple(inspect.signature(model.forward).parameters)
+        backbone = model.get_submodule(f"{_path_of_inner(model)}backbone")
+        self.hook_inputs(model, self._double_arguments)
+        self.hook_inputs(backbone, self._each_image_once)
+        self.hook_output(backbone, self._double_maps)
+        self.overwrite_tokens_after(places)
+
+    def _double_arguments(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> rows.Call | None:
+        if not self.active:
+            return None
+        check_replica(model)
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        for name in _PAST_THE_BACKBONE:
+            if given.get(name) is not None:
+                raise ValueError(f"{name}: expected None in training with BatchFormer, got a value")
+        self.samples = len(given["pixel_values"])
+        return (), given | {name: duplicate(given[name]) for name in _BATCH_SIZED if name in given}
+
+    def _each_image_once(
+        self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> rows.Call | None:
+        del backbone
+        if not self.active:
+            return None
+        if len(args[0]) != 2 * self.samples:
+            model = type(self._model[0]).__name__
+            raise RuntimeError(
+                f"model: expected a call of {model}, which has BatchFormer, got one of a part of it"
+            )
+        return tuple(original(images) for images in args), kwargs
+
+    def _double_maps(self, backbone: nn.Module, args: Any, output: Any) -> Any:
+        del backbone, args
+        return [duplicate(tuple(level)) for level in output] if self.active else None
+
+
+def _path_of_inner(model: nn.Module) -> str | None:
+    """The path to the model inside of its heads, as a prefix."""
+    for path, module in model.named_modules():
+        if type(module).__name__ in _INNER and type(module).__module__.startswith("transformers."):
+            return f"{path}." if path else ""
+    return None

@@ -1,0 +1,156 @@
+"""What people do with a model that has an attachment: copies, averages, DDP, compiling, checkpointing."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.utils.checkpoint import checkpoint
+
+import batchformer as bf
+import ddp_worker
+
+X, Y = torch.randn(6, 8), torch.tensor([0, 1, 2, 1, 3, 0])
+TOKENS = torch.randn(6, 3, 16)
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.fc = nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        return self.fc(self.norm(self.stem(x)).relu())
+
+
+class Blocks(nn.Module):
+    def __init__(self, *, checkpointed: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16)) for _ in range(3))
+        self.checkpointed = checkpointed
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
+        return x
+
+
+@pytest.fixture
+def attached():
+    model = Classifier()
+    return model, bf.attach(model, before="fc", dropout=0.0)
+
+
+def copies(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return [copy.deepcopy(model), torch.load(buffer, weights_only=False)]
+
+
+def test_a_copy_has_hooks_and_a_module_of_its_own(attached):
+    model, attachment = attached
+    model.norm.eval()
+    for other in copies(model):
+        theirs = other.batchformer
+        assert theirs is not attachment
+        assert torch.equal(other(X), model(X))
+        with torch.no_grad():
+            theirs.inserted[0].encoder.linear1.weight.add_(1)
+        assert not torch.equal(other(X), model(X))
+        theirs.remove()
+        assert other(X).shape == (6, 5)
+        assert model(X).shape == (12, 5)
+
+
+def test_removing_from_the_model_leaves_its_copy_alone(attached):
+    model, attachment = attached
+    other = copy.deepcopy(model)
+    attachment.remove()
+    assert other(X).shape == (12, 5)
+    assert model(X).shape == (6, 5)
+
+
+def test_a_copy_can_be_made_in_the_middle_of_a_step():
+    model = Classifier()
+    attachment = bf.attach(model, before="fc", rejoin=True)
+    criterion = attachment.wrap(nn.CrossEntropyLoss())
+    logits = model(X)
+    other = copy.deepcopy(model)
+    criterion(logits, Y).backward()
+    assert other(X).shape == (6, 5)
+
+
+def test_an_average_of_weights_has_the_module_in_training_and_not_in_evaluation(attached):
+    model, _ = attached
+    averaged = AveragedModel(model)
+    averaged.update_parameters(model)
+    names = [name for name, _ in model.named_parameters()]
+    assert [name for name, _ in averaged.module.named_parameters()] == names
+    update_bn([X], averaged)  # in training mode
+    assert averaged.eval()(X).shape == (6, 5)
+    stock = Classifier()
+    stock.load_state_dict(averaged.module.batchformer.stock_state_dict(), strict=True)
+    assert torch.equal(stock.eval()(X), averaged(X))
+
+
+def test_batch_norms_become_synchronised_ones(attached):
+    model, _ = attached
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert isinstance(converted.norm, nn.SyncBatchNorm)
+    converted.norm.eval()  # it runs on CUDA alone
+    assert converted(X).shape == (12, 5)
+
+
+@pytest.mark.parametrize("make", ["before", "after", "after two"])
+def test_the_model_compiles_in_one_graph_and_follows_the_mode_and_the_batch(make):
+    model, x = (Classifier(), X) if make == "before" else (Blocks(), TOKENS)
+    where = {
+        "before": {"before": "fc"},
+        "after": {"after": "blocks.1"},
+        "after two": {"after": ["blocks.0", "blocks.1"]},
+    }
+    attachment = bf.attach(model, dropout=0.0, **where[make])
+    compiled = torch.compile(model, fullgraph=True)
+    for samples in (6, 4, 5):
+        torch.testing.assert_close(compiled(x[:samples]), model(x[:samples]))
+        assert attachment.samples == samples
+    model.eval()
+    torch.testing.assert_close(compiled(x), model(x))
+    assert len(compiled(x)) == 6
+
+
+def test_checkpointed_blocks_give_the_same_gradients():
+    torch.manual_seed(2)
+    plain, checkpointed = Blocks(), Blocks(checkpointed=True)
+    for model in (plain, checkpointed):
+        bf.attach(model, after=["blocks.0", "blocks.2"])
+    checkpointed.load_state_dict(plain.state_dict())
+    grads = []
+    for model in (plain, checkpointed):
+        torch.manual_seed(3)
+        model(TOKENS).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_autocast_doubles_what_it_computes_in_low_precision(attached):
+    model, attachment = attached
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(X)
+        loss = attachment.wrap(nn.CrossEntropyLoss())(logits, Y)
+    loss.backward()
+    assert logits.shape == (12, 5)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in attachment.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_distributed_data_parallel_averages_the_gradients_of_the_module(tmp_path):
+    torch.multiprocessing.spawn(ddp_worker.train_attached, (2, str(tmp_path / "store")), nprocs=2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_keys_of_both_streams_go_back_to_the_process_and_the_row_that_they_came_from(tmp_path):
+    torch.multiprocessing.spawn(ddp_worker.unshuffle_both_streams, (2, str(tmp_path / "store")), nprocs=2)
