@@ -362,6 +362,7 @@ TABLE = [
         "x: expected shape [N, 16] (axis 0 is the batch), got [6, 3, 16]",
     ),
     (
+        lambda: bf.load_official(NET, 3),
         TypeError,
         "checkpoint: expected a mapping, as torch.load gives, got int",
     ),
