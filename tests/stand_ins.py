@@ -126,7 +126,7 @@ class DeformableEncoder(nn.Module):
 
     def forward(self, src, spatial_shapes, valid_ratios, pos, padding_mask):
         for layer in self.layers:
-            src = layer(src, pos, valid_ratios, spatial_shapes, padding_mask)
+            src = layer(src, pos, valid_ratios, spatial_shapes, len(spatial_shapes), padding_mask)
         return src
 
 
@@ -137,10 +137,10 @@ class DeformableLayer(nn.Module):
         super().__init__()
         self.norm1, self.linear1 = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, src, pos, valid_ratios, spatial_shapes, padding_mask):
-        assert len(spatial_shapes) == 3
+    def forward(self, src, pos, reference_points, spatial_shapes, level_start_index, padding_mask=None):
+        assert len(spatial_shapes) == level_start_index == 3
         mixed = self.linear1(src + pos).masked_fill(padding_mask[..., None], 0)
-        return self.norm1(src + mixed.mean(1, keepdim=True) * valid_ratios.mean(1)[:, None, None])
+        return self.norm1(src + mixed.mean(1, keepdim=True) * reference_points.mean(1)[:, None, None])
 
 
 class DeformableTransformer(nn.Module):

@@ -135,6 +135,40 @@ def test_the_backbone_sees_every_image_once():
     assert rows == [N]
 
 
+class OtherLayer(stand_ins.EncoderLayer):
+    """An encoder layer of somebody's own, with an argument that nobody knows."""
+
+    def forward(self, src, src_mask=None, src_key_padding_mask=None, pos=None, scale=1.0):
+        return super().forward(src, src_mask, src_key_padding_mask, pos)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["stock layers", "other layers"])
+def test_layers_up_to_the_insertion_run_on_the_originals_alone_if_their_arguments_are_known(known):
+    model, rows = stand_ins.Detr(), []
+    if not known:
+        for layer in model.transformer.encoder.layers:
+            layer.__class__ = OtherLayer
+    for layer in model.transformer.encoder.layers:
+        layer.norm1.register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
+    attachment = bf.attach(model.double(), after=1, dropout=0.0)
+    outputs = model(nested())
+    assert rows == ([N, N, 2 * N] if known else [2 * N] * 3)
+    assert len(outputs["pred_logits"]) == 2 * N
+    attachment.eval()
+    assert len(model(nested())["pred_logits"]) == N
+
+
+def test_other_layers_give_the_same_as_stock_layers():
+    model, samples = stand_ins.Detr().double(), nested()
+    other = copy.deepcopy(model)
+    for layer in other.transformer.encoder.layers:
+        layer.__class__ = OtherLayer
+    attachments = [bf.attach(each, after=1, dropout=0.0) for each in (model, other)]
+    attachments[1].load_state_dict(attachments[0].state_dict())
+    actual, expected = (each(samples)["pred_logits"] for each in (other, model))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
 # In transformers
 
 

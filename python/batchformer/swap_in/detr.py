@@ -1,12 +1,11 @@
 """DETR, its panoptic head, Conditional DETR and Deformable DETR, in their authors' code.
 
 These networks carry things of the size of the batch along: masks, positions, queries, reference points. So
-the batch is doubled where the transformer begins, and at the insertion the second half is overwritten by what
-the module makes of the first. Everything that is sized by the batch inside is right by itself; the price is
-that the encoder layers up to the insertion run once more.
+the batch is doubled where the transformer begins, and everything that is sized by the batch inside is right
+by itself. The encoder layers up to the insertion take the first half alone; the module makes the second.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -24,6 +23,7 @@ class Detr(Family):
     expects = "backbone, input_proj and transformer.encoder.layers (facebookresearch/detr)"
     takes = ("after", "shared")
     layout = "LNC"
+    batch_axes: ClassVar = {"src": 1, "src_mask": None, "src_key_padding_mask": 0, "pos": 1}
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
@@ -45,7 +45,8 @@ class Detr(Family):
         """Behind the backbone, and at the outputs of the encoder layers."""
         del options
         self.hook_output(model.get_submodule(f"{_prefix(model)}backbone"), self._double_maps)
-        self.overwrite_tokens_after(places)
+        layers = model.get_submodule(f"{_prefix(model)}transformer.encoder.layers")
+        self.overwrite_tokens_after(places, layers, self.batch_axes)
 
     def _double_maps(self, backbone: nn.Module, args: Any, output: Any) -> Any:
         """Feature maps with their masks, and positions, of twice the batch."""
@@ -64,6 +65,14 @@ class DeformableDetr(Detr):
     name = "deformable_detr"
     expects = "backbone, input_proj and a transformer with level_embed (fundamentalvision/Deformable-DETR)"
     layout = "NLC"
+    batch_axes: ClassVar = {
+        "src": 0,
+        "pos": 0,
+        "reference_points": 0,
+        "spatial_shapes": None,
+        "level_start_index": None,
+        "padding_mask": 0,
+    }
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
@@ -77,7 +86,8 @@ class DeformableDetr(Detr):
         """
         del options
         self.hook_inputs(model.get_submodule("transformer"), self._double_levels)
-        self.overwrite_tokens_after(places)
+        layers = model.get_submodule("transformer.encoder.layers")
+        self.overwrite_tokens_after(places, layers, self.batch_axes)
 
     def _double_levels(
         self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -1,11 +1,12 @@
 """What all places have in common: finding them, making the modules, and the hooks that run them."""
 
 import functools
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from batchformer.modules.batchformer_v2 import BatchFormerV2
 from batchformer.swap_in import rows
@@ -71,8 +72,25 @@ class Family(Attachment):
         for number, place in enumerate(places):
             self.hook_output(place.module, functools.partial(self._double_tokens, number))
 
-    def overwrite_tokens_after(self, places: Sequence[Place]) -> None:
-        """Related tokens in the second half, in a network whose batch has been doubled before."""
+    def overwrite_tokens_after(
+        self, places: Sequence[Place], blocks: nn.Module, batch_axes: Mapping[str, int | None]
+    ) -> None:
+        """Related tokens in the second half, in a network whose batch has been doubled before.
+
+        The second half would be thrown away at the first place: the blocks up to there get the first alone.
+
+        Args:
+            places: blocks.
+            blocks: the list of all of them.
+            batch_axes: which axis of each argument of a block is the batch; None, if it has no such axis.
+                Blocks that take anything else are run on both halves.
+        """
+        for block in blocks.children():
+            names = tuple(inspect.signature(block.forward).parameters)
+            if set(names) <= set(batch_axes):
+                self.hook_inputs(block, functools.partial(self._take_originals, names, batch_axes))
+            if block is places[0].module:
+                break
         for number, place in enumerate(places):
             self.hook_output(place.module, functools.partial(self._overwrite_tokens, number))
 
@@ -111,4 +129,26 @@ class Family(Attachment):
         if number > 0 or not self.active:
             return self._double_tokens(number, place, args, output)
         module, tokens = self.at(0), rows.first(output)
-        return rows.with_first(output, module(tokens.chunk(2, module.batch_axis)[0]))
+        return rows.with_first(output, module(self._originals(tokens, module.batch_axis)))
+
+    def _take_originals(
+        self,
+        names: Sequence[str],
+        batch_axes: Mapping[str, int | None],
+        block: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> rows.Call | None:
+        del block
+        if not self.active:
+            return None
+        given = dict(zip(names, args, strict=False)) | kwargs
+        axes = {name: axis for name, axis in batch_axes.items() if axis is not None and name in given}
+        if not all(given[name] is None or isinstance(given[name], Tensor) for name in axes):
+            return None  # a mask of another kind
+        return (), given | {name: self._originals(given[name], axis) for name, axis in axes.items()}
+
+    def _originals(self, value: Tensor | None, axis: int) -> Tensor | None:
+        """The first half of what has both streams along the axis."""
+        doubled = value is not None and value.shape[axis] == 2 * self.samples
+        return value.narrow(axis, 0, self.samples) if value is not None and doubled else value

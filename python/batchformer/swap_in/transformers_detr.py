@@ -18,6 +18,17 @@ from batchformer.targets import duplicate, original
 
 _INNER = ("DetrModel", "ConditionalDetrModel", "DeformableDetrModel")
 _BATCH_SIZED = ("pixel_values", "pixel_mask", "labels", "decoder_attention_mask", "decoder_inputs_embeds")
+_BATCH_AXES = {  # of an encoder layer's arguments
+    "hidden_states": 0,
+    "attention_mask": 0,
+    "spatial_position_embeddings": 0,
+    "reference_points": 0,
+    "spatial_shapes": None,
+    "spatial_shapes_list": None,
+    "level_start_index": None,
+    "output_attentions": None,
+    "kwargs": None,
+}
 _PAST_THE_BACKBONE = ("inputs_embeds", "encoder_outputs")
 
 
@@ -51,7 +62,8 @@ class TransformersDetr(Family):
         self.hook_inputs(model, self._double_arguments)
         self.hook_inputs(backbone, self._each_image_once)
         self.hook_output(backbone, self._double_maps)
-        self.overwrite_tokens_after(places)
+        layers = model.get_submodule(f"{_path_of_inner(model)}encoder.layers")
+        self.overwrite_tokens_after(places, layers, _BATCH_AXES)
 
     def _double_arguments(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
