@@ -15,7 +15,7 @@ FAMILIES = {
     "ride": 1,
     "moco_v2": 2,
     "moco_v3": 1,
-    "few_shot": 1,
+    "few_shot": 2,
 }
 CHECKOUTS_ONLY = ["balanced_softmax", "cge", "paco", "swad"]
 HELPERS = ["checkouts", "detections", "trial"]

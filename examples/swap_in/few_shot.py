@@ -1,6 +1,6 @@
-"""Few-shot recognition with a contrastive and a classification branch: on the feature that both share.
+"""A contrastive and a classification branch, for few-shot and generalized zero-shot recognition.
 
-There is no official code; this is the general recipe, on a torchvision ResNet.
+There is no official code; this is the general recipe: on the feature that both branches share.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from trial import Trial, main
 
 import batchformer as bf
 
+FEATURES = torch.randn(6, 64)
 IMAGES, LABELS = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 1, 0, 2])
 
 
@@ -49,8 +50,27 @@ def both_losses(outputs, labels):
     return supervised_contrastive(embeddings, labels) + F.cross_entropy(logits, labels)
 
 
+class EmbeddingNetwork(nn.Module):
+    """Image features to an embedding, that to a projection: contrastive embedding for zero-shot recognition.
+
+    The embedding is scored with the attributes of each class, seen and unseen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(64, 48)
+        self.projection = nn.Linear(48, 32)
+        self.attributes = nn.Linear(16, 48, bias=False)
+        self.register_buffer("classes", torch.randn(5, 16))
+
+    def forward(self, features):
+        embedding = self.embedding(features).relu()
+        scores = embedding @ self.attributes(self.classes).T
+        return F.normalize(self.projection(embedding), dim=1), scores
+
+
 def from_packages() -> Iterator[Trial]:
-    """After the backbone, whose output is a feature vector: layout "NC"."""
+    """After the backbone, whose output is a feature vector: layout "NC"; and before the embedding."""
     yield Trial(
         name="ResNet-18 with a contrastive branch and a classifier",
         model=TwoBranches(),
@@ -58,6 +78,14 @@ def from_packages() -> Iterator[Trial]:
         criterion=both_losses,
         loss=lambda model, criterion: criterion(model(IMAGES), LABELS),
         evaluate=lambda model: model(IMAGES)[1],
+    )
+    yield Trial(
+        name="generalized zero-shot: an embedding for a contrastive loss and for class attributes",
+        model=EmbeddingNetwork(),
+        attach=lambda model: bf.attach(model, before="embedding"),
+        criterion=both_losses,
+        loss=lambda model, criterion: criterion(model(FEATURES), LABELS),
+        evaluate=lambda model: model(FEATURES)[1],
     )
 
 
