@@ -241,8 +241,8 @@ class RideLoss(nn.Module):
     def forward(self, output_logits=None, target=None, extra_info=None):
         loss = F.cross_entropy(output_logits, target)
         mean = output_logits.softmax(1)
-        for logits in extra_info["logits"]:
-            loss = loss + F.cross_entropy(logits, target)
+        for number, logits in enumerate(extra_info["logits"]):
+            loss = loss + number * F.cross_entropy(logits, target)  # experts are not interchangeable
             loss = loss - 0.2 * F.kl_div(logits.log_softmax(1), mean, reduction="batchmean")
         return loss
 

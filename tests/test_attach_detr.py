@@ -303,4 +303,5 @@ def test_the_initialisation_is_detrs():
         channels = encoder.linear1.in_features
         bound = (6 / (channels + 3 * channels)) ** 0.5  # in_proj is one matrix [3C, C]
         assert 0.95 * bound < encoder.self_attn.in_proj_weight.abs().max() <= bound
-        assert encoder.linear1.weight.abs().max() <= (6 / (2 * channels)) ** 0.5
+        bound = (6 / (2 * channels)) ** 0.5  # 1.7 times that of nn.Linear
+        assert 0.95 * bound < encoder.linear1.weight.abs().max() <= bound

@@ -154,3 +154,25 @@ def test_distributed_data_parallel_averages_the_gradients_of_the_module(tmp_path
 @pytest.mark.filterwarnings("ignore")
 def test_keys_of_both_streams_go_back_to_the_process_and_the_row_that_they_came_from(tmp_path):
     torch.multiprocessing.spawn(ddp_worker.unshuffle_both_streams, (2, str(tmp_path / "store")), nprocs=2)
+
+
+def test_a_step_compiles_in_one_graph_with_its_criterion():
+    model = Classifier()
+    attachment = bf.attach(model, before="fc", dropout=0.0)
+    criterion = attachment.wrap(nn.CrossEntropyLoss())
+    compiled = torch.compile(lambda x, y: criterion(model(x), y), fullgraph=True)
+    for samples in (6, 4):
+        expected = criterion(model(X[:samples]), Y[:samples])
+        torch.testing.assert_close(compiled(X[:samples], Y[:samples]), expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at the logits'
+def test_a_compiled_model_gives_its_criterion_the_rows_to_rejoin():
+    model = Classifier()
+    attachment = bf.attach(model, before="fc", rejoin=True, dropout=0.0)
+    criterion, compiled = attachment.wrap(nn.CrossEntropyLoss()), torch.compile(model, fullgraph=True)
+    for samples in (6, 4):
+        expected = criterion(model(X[:samples]), Y[:samples])
+        logits = compiled(X[:samples])
+        assert len(logits) == samples
+        torch.testing.assert_close(criterion(logits, Y[:samples]), expected)

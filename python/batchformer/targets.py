@@ -77,7 +77,7 @@ def has_samples(targets: Any, samples: int) -> bool:
         lengths = [len(leaf) for leaf in _leaves(targets)]
     except TypeError:
         return False
-    return bool(lengths) and all(length == samples for length in lengths)
+    return len(lengths) > 0 and all(length == samples for length in lengths)
 
 
 def _twice(leaf: Any) -> Any:
