@@ -20,6 +20,15 @@ NET = nn.Sequential(
     )
 )
 ATTACHED = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 5))
+
+
+class GivesADict(nn.Linear):
+    def forward(self, x):
+        return {"tokens": super().forward(x)}
+
+
+AFTER_A_DICT = nn.Sequential(GivesADict(16, 16))
+bf.attach(AFTER_A_DICT, after="0")
 WRAPPED = bf.attach(ATTACHED, before="1").wrap(nn.CrossEntropyLoss())
 
 
@@ -365,6 +374,11 @@ TABLE = [
         lambda: bf.load_official(NET, 3),
         TypeError,
         "checkpoint: expected a mapping, as torch.load gives, got int",
+    ),
+    (
+        lambda: AFTER_A_DICT(X),
+        TypeError,
+        "x: expected a block that returns a torch.Tensor, got dict",
     ),
     # relations
     (lambda: bf.relations(nn.Linear(3, 3), X), TypeError, "encoder: expected a TransformerEncoderLayer"),

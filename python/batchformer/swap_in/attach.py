@@ -14,6 +14,7 @@ from batchformer.swap_in.domainbed import DomainBed
 from batchformer.swap_in.family import Family, Options
 from batchformer.swap_in.generic import AfterBlocks, BeforeClassifiers
 from batchformer.swap_in.long_tailed import BalancedSoftmax, Ride
+from batchformer.swap_in.places import check_not_wrapped
 from batchformer.swap_in.transformers_detr import TransformersDetr
 from batchformer.swap_in.vision_transformer import VisionTransformer
 
@@ -96,6 +97,7 @@ def attach(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_not_wrapped(model)
     _check.one_of("pairings", pairings, ("all", "aligned"))
     if layout is not None:
         _check.one_of("layout", layout, ("NLC", "LNC", "NCHW", "NC"))

@@ -173,14 +173,13 @@ class Attachment(nn.Module):
         """Arguments of the criterion, with both streams where split_output() left the originals alone."""
         if not self._stash:
             return args, kwargs
-        joined = rows.map_tensors((args, kwargs), self.joined)
-        if not rows.differ(joined, (args, kwargs)):
+        if all(self.joined(tensor) is tensor for tensor in rows.tensors((args, kwargs))):
             raise ValueError(
                 "criterion: expected the tensors that the model returned, as the related rows are kept for "
                 "them, got others"
             )
+        args, kwargs = rows.map_tensors((args, kwargs), self.joined)
         self._stash.clear()
-        args, kwargs = joined
         return args, kwargs
 
     def joined(self, tensor: Tensor) -> Tensor:

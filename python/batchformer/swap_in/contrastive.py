@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from batchformer.swap_in.attachment import check_replica
 from batchformer.swap_in.family import Family, Options
 from batchformer.swap_in.make import feature_modules
 from batchformer.swap_in.places import Place, input_width
@@ -175,9 +176,10 @@ class PaCo(Family):
         return (*others, super().split_output(module, args, logits))
 
     def _double_pooled(self, pool: nn.Module, args: Any, pooled: Tensor) -> Tensor | None:
-        del pool, args
+        del args
         if not self.training:
             return None
+        check_replica(pool)
         self.samples = len(pooled)
         features: Tensor = self.at(0)(pooled.flatten(1))[0]  # [2N, C]
         return features.reshape(-1, *pooled.shape[1:])

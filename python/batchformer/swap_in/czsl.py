@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from batchformer.swap_in import rows
+from batchformer.swap_in.attachment import check_replica
 from batchformer.swap_in.family import Family, Options
 from batchformer.swap_in.make import feature_modules
 from batchformer.swap_in.places import Place
@@ -41,9 +42,9 @@ class CompositionalZeroShot(Family):
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> rows.Call | None:
         """The batch is a list of tensors: image features first, then their attributes, objects and pairs."""
-        del model
         if not self.training:
             return None
+        check_replica(model)
         features, *targets = args[0]
         features, targets = self.at(0)(features, tuple(targets))
         return ([features, *targets], *args[1:]), kwargs

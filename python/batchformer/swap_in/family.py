@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from batchformer.modules.batchformer_v2 import BatchFormerV2
 from batchformer.swap_in import rows
 from batchformer.swap_in.attachment import Attachment, check_replica
-from batchformer.swap_in.places import Place, check_wrappers
+from batchformer.swap_in.places import Place, check_not_split
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Family(Attachment):
     def __init__(self, model: nn.Module, options: Options) -> None:
         # All that can be refused is refused before the model is touched.
         places = self.find_places(model, options)
-        check_wrappers(model, places)
+        check_not_split(model, places)
         super().__init__(model, places, self.make_modules(model, places, options))
         self.install(model, places, options)
 
@@ -128,6 +128,7 @@ class Family(Attachment):
     def _overwrite_tokens(self, number: int, place: nn.Module, args: Any, output: Any) -> Any:
         if number > 0 or not self.active:
             return self._double_tokens(number, place, args, output)
+        check_replica(place)
         module, tokens = self.at(0), rows.first(output)
         return rows.with_first(output, module(self._originals(tokens, module.batch_axis)))
 

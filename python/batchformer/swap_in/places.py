@@ -76,9 +76,9 @@ def check_order(model: nn.Module, argument: str, places: Sequence[Place]) -> Non
             )
 
 
-def check_wrappers(model: nn.Module, places: Iterable[Place]) -> None:
-    """Raise ValueError if the model is wrapped in what has to come after, or what would split the batch."""
-    for path, module in model.named_modules():
+def check_not_wrapped(model: nn.Module) -> None:
+    """Raise ValueError if the model is wrapped already in what has to come after."""
+    for module in model.modules():
         name = type(module).__name__
         if isinstance(module, DistributedDataParallel) or name == "FullyShardedDataParallel":
             raise ValueError(
@@ -87,6 +87,11 @@ def check_wrappers(model: nn.Module, places: Iterable[Place]) -> None:
             )
         if name == "OptimizedModule":
             raise ValueError("model: expected one before torch.compile, got a compiled one")
+
+
+def check_not_split(model: nn.Module, places: Iterable[Place]) -> None:
+    """Raise ValueError if a place is inside nn.DataParallel over several devices."""
+    for path, module in model.named_modules():
         if not isinstance(module, DataParallel) or len(module.device_ids) < 2:
             continue
         inside = [place for place in places if place.path != path and _is_inside(place.path, path)]

@@ -60,9 +60,13 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def differ(value: Any, other: Any) -> bool:
-    """Whether two values of the same structure hold different tensors somewhere."""
-    found: list[list[Tensor]] = [[], []]
-    for side, tensors in zip((value, other), found, strict=True):
-        map_tensors(side, lambda tensor, tensors=tensors: tensors.append(tensor) or tensor)  # type: ignore[misc]
-    return any(a is not b for a, b in zip(*found, strict=True))
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor that :func:`map_tensors` would meet."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, keep)
+    return found
