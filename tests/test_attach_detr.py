@@ -281,6 +281,34 @@ def test_transformers_compute_the_loss_of_both_streams(head, kind, changed, auxi
     assert len(model(images, labels=labels).logits) == N
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+@pytest.mark.parametrize("kind", ["Detr", "DeformableDetr"])
+def test_gradient_checkpointing_of_transformers_gives_the_same_gradients(kind):
+    model = getattr(transformers, f"{kind}ForObjectDetection")(config(kind)).train()
+    bf.attach(model, after=[0, 1], dropout=0.0)
+    images, grads = torch.randn(N, 3, 64, 64), []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()  # its name in all releases
+        model.zero_grad()
+        model(images).logits.square().sum().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
+@pytest.mark.parametrize("kind", ["Detr", "ConditionalDetr", "DeformableDetr"])
+def test_transformers_train_under_autocast(kind):
+    model = getattr(transformers, f"{kind}ForObjectDetection")(config(kind)).train()
+    attachment = bf.attach(model)
+    labels = [{"class_labels": torch.tensor([1]), "boxes": torch.full((1, 4), 0.4)}] * N
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(torch.randn(N, 3, 64, 64), labels=labels).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in attachment.parameters())
+
+
 def test_positional_arguments_of_transformers_are_doubled_as_well():
     model = transformers.DetrForObjectDetection(config("Detr")).train()
     bf.attach(model, dropout=0.0)
