@@ -283,15 +283,24 @@ def test_targets_are_doubled_however_the_criterion_is_called(call):
     torch.testing.assert_close(call(attachment.wrap(F.cross_entropy), logits), expected)
 
 
-def test_lists_of_dicts_and_tuples_of_outputs_are_understood():
+@pytest.mark.parametrize("collate", [list, tuple])
+def test_one_dict_a_sample_is_doubled_in_a_list_and_in_a_tuple(collate):
+    model, attachment = doubling()
+    model(X)
+    targets, seen = collate({"labels": label} for label in Y), []
+    attachment.wrap(lambda outputs, targets: seen.append(targets))(torch.zeros(12, 5), targets)
+    assert seen == [targets + targets]
+
+
+def test_tuples_of_outputs_are_left_alone():
     model, attachment = doubling()
     model(X)
     seen = []
     criterion = attachment.wrap(lambda outputs, targets: seen.append((outputs, targets)))
     outputs = (torch.zeros(12, 5), torch.zeros(12, 5))
-    criterion(outputs, [{"labels": Y}] * 6)
+    criterion(outputs, Y)
     assert len(seen[0][1]) == 12
-    assert seen[0][0][0] is outputs[0]
+    assert seen[0][0] is outputs
 
 
 def test_what_comes_before_the_outputs_is_left_alone():

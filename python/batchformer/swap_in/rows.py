@@ -17,12 +17,20 @@ def double_targets(
     """Arguments of a criterion with the targets doubled.
 
     Targets are those named, and if none are, everything with one row for each of the `samples`, but the first
-    by position: the outputs, or the images that DeiT's criteria take before them.
+    by position: the outputs, or the images that DeiT's criteria take before them. A tuple of one dict a
+    sample, as collate functions of detection give it, is as good as a list.
     """
 
     def doubled(key: str | int, value: Any) -> Any:
-        named = key != 0 if targets is None else key in targets
-        return duplicate(value) if named and has_samples(value, samples) else value
+        if (key == 0) if targets is None else (key not in targets):
+            return value
+        if (
+            isinstance(value, tuple)
+            and len(value) == samples
+            and all(isinstance(each, dict) for each in value)
+        ):
+            return value + value
+        return duplicate(value) if has_samples(value, samples) else value
 
     return (
         tuple(doubled(position, value) for position, value in enumerate(args)),
