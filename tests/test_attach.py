@@ -424,6 +424,10 @@ def test_a_replica_of_data_parallel_is_refused_when_it_runs():
 def test_models_that_are_wrapped_already_are_refused_whatever_is_asked_for():
     with pytest.raises(ValueError, match=r"before torch\.compile"):
         bf.attach(torch.compile(Network()))
+    compiled = Network()
+    compiled.compile()
+    with pytest.raises(ValueError, match=r"before torch\.compile"):
+        bf.attach(compiled, before="heads.0")
     with pytest.raises(ValueError, match=r"before torch\.compile"):
         bf.attach(torch.compile(Network()), before="_orig_mod.heads.0")
     with pytest.raises(ValueError, match="FullyShardedDataParallel"):

@@ -156,6 +156,15 @@ def test_keys_of_both_streams_go_back_to_the_process_and_the_row_that_they_came_
     torch.multiprocessing.spawn(ddp_worker.unshuffle_both_streams, (2, str(tmp_path / "store")), nprocs=2)
 
 
+def test_a_compiled_model_is_the_stock_model_after_removal(attached):
+    model, attachment = attached
+    compiled = torch.compile(model)
+    assert len(compiled(X)) == 12
+    attachment.remove()
+    assert len(compiled(X)) == 6
+    torch.testing.assert_close(compiled(X), model(X))
+
+
 def test_a_step_compiles_in_one_graph_with_its_criterion():
     model = Classifier()
     attachment = bf.attach(model, before="fc", dropout=0.0)

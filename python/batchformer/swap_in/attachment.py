@@ -47,7 +47,6 @@ class Attachment(nn.Module):
         # In lists, as a module that is an attribute would become a child.
         self._model = [model]
         self._holder = [holder(model, places)]
-        self._attached = True
         self._handles: list[RemovableHandle] = []
         self._overridden: list[str] = []
         self._stash: list[tuple[Tensor, Tensor]] = []  # (original, related) rows of the last output
@@ -124,14 +123,14 @@ class Attachment(nn.Module):
             delattr(self._holder[0], NAME)
         for kept in (self._handles, self._overridden, self._stash):
             kept.clear()
-        self._attached = False
+        self.eval()  # for compiled graphs that have the hooks in them
 
     # What the families build on.
 
     @property
     def active(self) -> bool:
         """Whether a forward of the model now doubles the batch."""
-        return self.training and self.two_stream and self._attached
+        return self.training and self.two_stream
 
     def hook_inputs(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Register a forward pre-hook (module, args, kwargs) that :meth:`remove` takes out."""

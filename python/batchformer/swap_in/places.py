@@ -85,7 +85,7 @@ def check_not_wrapped(model: nn.Module) -> None:
                 f"model: expected one that is not wrapped in {name} yet, as that takes over the parameters "
                 f"which it finds, got {name}"
             )
-        if name == "OptimizedModule":
+        if name == "OptimizedModule" or module._compiled_call_impl is not None:
             raise ValueError("model: expected one before torch.compile, got a compiled one")
 
 
