@@ -36,9 +36,19 @@ def compare_with_torch(rank: int, world_size: int, store: str) -> None:
 def train_attached(rank: int, world_size: int, store: str) -> None:
     """An attached module gets the mean of the gradients that it gets on each rank's samples."""
     _join(rank, world_size, store)
+    for rejoin, find_unused in (
+        (False, False),
+        (True, False),
+        (True, True),
+    ):  # DDP copies outputs in the last
+        _compare_attached(rank, world_size, rejoin=rejoin, find_unused=find_unused)
+    dist.destroy_process_group()
+
+
+def _compare_attached(rank: int, world_size: int, *, rejoin: bool, find_unused: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 5)).double()
-    attachment = bf.attach(model, before="1", dropout=0.0)
+    attachment = bf.attach(model, before="1", dropout=0.0, rejoin=rejoin)
     criterion = attachment.wrap(nn.CrossEntropyLoss())
     batches = [(torch.randn(6, 8).double(), torch.randint(5, (6,))) for _ in range(world_size)]
 
@@ -49,8 +59,8 @@ def train_attached(rank: int, world_size: int, store: str) -> None:
 
     alone = [gradients(model, *batch) for batch in batches]
     expected = {name: sum(each[name] for each in alone) / world_size for name in alone[0]}
-    assert_near(gradients(DistributedDataParallel(model), *batches[rank]), expected, torch.float64)
-    dist.destroy_process_group()
+    wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused)
+    assert_near(gradients(wrapped, *batches[rank]), expected, torch.float64)
 
 
 def unshuffle_both_streams(rank: int, world_size: int, store: str) -> None:

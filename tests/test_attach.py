@@ -387,6 +387,20 @@ def test_rows_that_did_reach_the_criterion_are_not():
             criterion(model(X), Y)
 
 
+@pytest.mark.parametrize("handed_on", [torch.clone, torch.Tensor.double], ids=["a copy", "another dtype"])
+def test_a_copy_of_the_models_output_is_rejoined_as_well(handed_on):
+    model = Network()
+    attachment = bf.attach(model, before=HEADS, rejoin=True, dropout=0.0)
+    seen = []
+    criterion = attachment.wrap(lambda logits, labels: seen.append(logits) or F.cross_entropy(logits, labels))
+    logits = handed_on(model(X))
+    criterion(logits, Y).backward()
+    assert seen[0].shape == (12, 5)
+    assert seen[0].dtype == logits.dtype
+    assert torch.equal(seen[0][:6], logits)
+    assert all(p.grad is not None for p in attachment.parameters())
+
+
 def test_a_criterion_that_gets_other_tensors_than_the_models_says_so():
     model = Network()
     attachment = bf.attach(model, before=HEADS, rejoin=True)

@@ -309,6 +309,17 @@ def test_transformers_train_under_autocast(kind):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in attachment.parameters())
 
 
+def test_what_transformers_save_is_the_stock_model(tmp_path):
+    model = transformers.DetrForObjectDetection(config("Detr"))
+    attachment = bf.attach(model)
+    model.save_pretrained(tmp_path, state_dict=attachment.stock_state_dict())
+    stock, info = transformers.DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    images = torch.randn(N, 3, 64, 64)
+    assert torch.equal(stock.eval()(images).logits, model.eval()(images).logits)
+
+
 def test_positional_arguments_of_transformers_are_doubled_as_well():
     model = transformers.DetrForObjectDetection(config("Detr")).train()
     bf.attach(model, dropout=0.0)

@@ -172,20 +172,25 @@ class Attachment(nn.Module):
         """Arguments of the criterion, with both streams where split_output() left the originals alone."""
         if not self._stash:
             return args, kwargs
-        if all(self.joined(tensor) is tensor for tensor in rows.tensors((args, kwargs))):
+        joined = rows.map_tensors((args, kwargs), self.joined)
+        pairs = zip(rows.tensors(joined), rows.tensors((args, kwargs)), strict=True)
+        if all(after is before for after, before in pairs):
             raise ValueError(
                 "criterion: expected the tensors that the model returned, as the related rows are kept for "
                 "them, got others"
             )
-        args, kwargs = rows.map_tensors((args, kwargs), self.joined)
         self._stash.clear()
+        args, kwargs = joined
         return args, kwargs
 
     def joined(self, tensor: Tensor) -> Tensor:
-        """Both streams of a tensor that was split; any other tensor as it is."""
+        """Both streams of a tensor that was split; any other tensor as it is.
+
+        DistributedDataParallel may hand on a copy, and scripts another dtype: then it is told by its values.
+        """
         for original, related in self._stash:
-            if tensor is original:
-                return torch.cat([original, related])
+            if tensor is original or _is_copy(tensor, original):
+                return torch.cat([tensor, related.to(tensor.dtype)])
         return tensor
 
     def _split(self, tensor: Tensor) -> Tensor:
@@ -238,6 +243,13 @@ def check_replica(module: nn.Module) -> None:
             "model: expected no replica of nn.DataParallel, as that gathers both streams of each device in "
             "turn, got one; use DistributedDataParallel"
         )
+
+
+def _is_copy(tensor: Tensor, original: Tensor) -> bool:
+    if tensor.shape != original.shape or not tensor.is_floating_point():
+        return False
+    values = original.detach().to(tensor.dtype)
+    return torch.allclose(tensor.detach(), values, rtol=0, atol=0, equal_nan=True)
 
 
 def _is_of(attachment: Attachment, hook: Any) -> bool:
