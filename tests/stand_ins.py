@@ -40,9 +40,9 @@ class Backbone(nn.Sequential):
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, batch_first: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(WIDTH, 4, batch_first=batch_first)
+        self.self_attn = nn.MultiheadAttention(WIDTH, 4)
         self.norm1 = nn.LayerNorm(WIDTH)
 
     def forward(self, src, src_mask=None, src_key_padding_mask=None, pos=None):

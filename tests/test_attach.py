@@ -250,10 +250,9 @@ def test_the_width_of_a_classifier_is_that_of_its_first_layer(classifier, width)
 # Criteria
 
 
-def doubling(module=None, **where):
+def doubling():
     model = Network()
-    attachment = bf.attach(model, **(where or {"before": HEADS}))
-    return model, attachment
+    return model, bf.attach(model, before=HEADS)
 
 
 def test_a_wrapped_module_stays_the_object_that_it_is():

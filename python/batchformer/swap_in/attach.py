@@ -11,9 +11,10 @@ from batchformer.swap_in.contrastive import MoCoV2, MoCoV3, PaCo
 from batchformer.swap_in.czsl import CompositionalZeroShot
 from batchformer.swap_in.detr import DeformableDetr, Detr
 from batchformer.swap_in.domainbed import DomainBed
-from batchformer.swap_in.family import Family, Options
+from batchformer.swap_in.family import Family
 from batchformer.swap_in.generic import AfterBlocks, BeforeClassifiers
 from batchformer.swap_in.long_tailed import BalancedSoftmax, Ride
+from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import check_not_wrapped
 from batchformer.swap_in.transformers_detr import TransformersDetr
 from batchformer.swap_in.vision_transformer import VisionTransformer
@@ -118,7 +119,8 @@ def attach(
     }
     for name, is_given in given.items():
         if is_given and name not in family.takes:
-            raise ValueError(f"{name}: does not go with {family.name!r}, which takes {_words(family.takes)}")
+            takes = ", ".join((*family.takes, "dim and what BatchFormer takes"))
+            raise ValueError(f"{name}: does not go with {family.name!r}, which takes {takes}")
     options = Options(before, after, layout, dim, shared, rejoin, pairings, reproduce, module)
     return family(model, options)
 
@@ -143,7 +145,3 @@ def _family(model: nn.Module, preset: str | None, before: Any, after: Any) -> ty
             return family
     expected = " or ".join(family.expects for family in named)
     raise ValueError(f"model: expected for {preset!r} {expected}, got {type(model).__name__}")
-
-
-def _words(names: Sequence[str]) -> str:
-    return ", ".join((*names, "dim and what BatchFormer takes"))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from batchformer.swap_in.attachment import check_replica
-from batchformer.swap_in.family import Family, Options
+from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import feature_modules
+from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, input_width
 
 
@@ -38,11 +39,6 @@ class MoCoV2(Family):
         """The projection heads."""
         del options
         return [Place(path, model.get_submodule(path)) for path in ("encoder_q.fc", "encoder_k.fc")]
-
-    @classmethod
-    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
-        """BatchFormer."""
-        return feature_modules(model, places, options)
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """At the inputs of the heads, where keys are put back into order, and where they enter the queue."""
@@ -97,11 +93,6 @@ class MoCoV3(Family):
         head = "fc" if _has(model, "base_encoder.fc") else "head"
         paths = (f"base_encoder.{head}", f"momentum_encoder.{head}")
         return [Place(path, model.get_submodule(path)) for path in paths]
-
-    @classmethod
-    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
-        """BatchFormer."""
-        return feature_modules(model, places, options)
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """At the inputs of the projectors, and before the contrastive loss."""

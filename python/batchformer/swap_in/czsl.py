@@ -6,8 +6,9 @@ from torch import nn
 
 from batchformer.swap_in import rows
 from batchformer.swap_in.attachment import check_replica
-from batchformer.swap_in.family import Family, Options
+from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import feature_modules
+from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place
 
 

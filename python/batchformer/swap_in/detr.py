@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from torch import nn
 
 from batchformer.swap_in import rows
-from batchformer.swap_in.family import Family, Options
+from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import initialised_as_detr, token_modules
+from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, find_blocks
 from batchformer.targets import duplicate
 
@@ -97,7 +98,7 @@ class DeformableDetr(Detr):
         if not self.active:
             return None
         names = ("srcs", "masks", "pos_embeds", "query_embed")
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = rows.by_name(names, args, kwargs)
         self.samples = len(given["srcs"][0])
         return (), given | {name: [duplicate(level) for level in given[name]] for name in names[:3]}
 

@@ -7,8 +7,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from batchformer.swap_in import rows
-from batchformer.swap_in.family import Family, Options
-from batchformer.swap_in.make import feature_modules
+from batchformer.swap_in.family import Family
+from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place
 
 _ONE_CROSS_ENTROPY = ("ERM", "Mixstyle", "Mixstyle2")
@@ -39,11 +39,6 @@ class DomainBed(Family):
         """The classifier."""
         del options
         return [Place("classifier", model.get_submodule("classifier"))]
-
-    @classmethod
-    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
-        """BatchFormer."""
-        return feature_modules(model, places, options)
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """At the input of the classifier, and around the update."""

@@ -3,7 +3,6 @@
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -11,22 +10,9 @@ from torch import Tensor, nn
 from batchformer.modules.batchformer_v2 import BatchFormerV2
 from batchformer.swap_in import rows
 from batchformer.swap_in.attachment import Attachment, check_replica
+from batchformer.swap_in.make import feature_modules
+from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, check_not_split
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to insert, as :func:`attach` was told."""
-
-    before: Any = None  # paths of classifiers
-    after: Any = None  # paths of blocks; for a preset the indices of its blocks
-    layout: str | None = None
-    dim: int | None = None
-    shared: bool = True
-    rejoin: bool = False
-    pairings: str = "all"
-    reproduce: bool = False
-    module: dict[str, Any] = field(default_factory=dict)  # arguments of BatchFormer and BatchFormerV2
 
 
 class Family(Attachment):
@@ -48,8 +34,8 @@ class Family(Attachment):
 
     @classmethod
     def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
-        """One module for all places, or one for each."""
-        raise NotImplementedError
+        """One module for all places, or one for each: BatchFormer of the width that the places tell."""
+        return feature_modules(model, places, options)
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """Register the hooks."""
@@ -61,6 +47,8 @@ class Family(Attachment):
         check_not_split(model, places)
         super().__init__(model, places, self.make_modules(model, places, options))
         self.install(model, places, options)
+        if options.rejoin:
+            self.hook_output(model, self.split_output)
 
     def double_features_before(self, places: Sequence[Place]) -> None:
         """Features of both streams for classifiers."""
@@ -143,7 +131,7 @@ class Family(Attachment):
         del block
         if not self.active:
             return None
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = rows.by_name(names, args, kwargs)
         axes = {name: axis for name, axis in batch_axes.items() if axis is not None and name in given}
         if not all(given[name] is None or isinstance(given[name], Tensor) for name in axes):
             return None  # a mask of another kind

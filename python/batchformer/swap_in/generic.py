@@ -2,8 +2,9 @@
 
 from torch import nn
 
-from batchformer.swap_in.family import Family, Options
-from batchformer.swap_in.make import feature_modules, token_modules
+from batchformer.swap_in.family import Family
+from batchformer.swap_in.make import token_modules
+from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, check_order, find, layout_of
 
 
@@ -18,16 +19,10 @@ class BeforeClassifiers(Family):
         """The classifiers."""
         return find(model, "before", options.before)
 
-    @classmethod
-    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
-        """BatchFormer."""
-        return feature_modules(model, places, options)
-
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """At the inputs of the classifiers."""
+        del model, options
         self.double_features_before(places)
-        if options.rejoin:
-            self.hook_output(model, self.split_output)
 
 
 class AfterBlocks(Family):
@@ -53,6 +48,5 @@ class AfterBlocks(Family):
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """At the outputs of the blocks."""
+        del model, options
         self.double_tokens_after(places)
-        if options.rejoin:
-            self.hook_output(model, self.split_output)

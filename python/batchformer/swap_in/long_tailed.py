@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from batchformer.swap_in import rows
 from batchformer.swap_in.attachment import Criterion
-from batchformer.swap_in.family import Family, Options
+from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import feature_modules
+from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, input_width
 
 _CIFAR_WIDTH = 128  # up to here RIDE's models are those for CIFAR
@@ -95,11 +96,6 @@ class BalancedSoftmax(Family):
         """The classifier itself."""
         del options
         return [Place("", model)]
-
-    @classmethod
-    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
-        """BatchFormer."""
-        return feature_modules(model, places, options)
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """Outside of nn.DataParallel: at the input, and at the output, for the trainer's meters."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from batchformer.modules.batchformer import BatchFormer
 from batchformer.modules.batchformer_v2 import BatchFormerV2
-from batchformer.swap_in.family import Options
+from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, input_width, output_width, tensor_arguments
 
 

@@ -11,7 +11,7 @@ from batchformer.swap_in.attachment import Attachment, attachment_of, path_of
 
 _INSIDE = ("state_dict", "state_dict_best", "model", "net", "model_dict")  # what the scripts save it as
 _MODULE = re.compile(
-    r"^(?P<where>(.*\.)?(encoder_layers|bf|bt)(\.(?P<number>\d+))?)\."
+    r"^(?P<where>(.*\.)?(encoder_layers|bf|bt)(\.\d+)?)\."
     r"(?P<name>(layers\.\d+\.)?(self_attn|linear[12]|norm[12])\..+)$"
 )
 _IN_PROJECTOR = re.compile(r"(base|momentum)_encoder\.(fc|head)\.0\.encoder_layers$")

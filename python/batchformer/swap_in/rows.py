@@ -38,6 +38,11 @@ def double_targets(
     )
 
 
+def by_name(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by the names of the parameters, in their order."""
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
 def first(output: Any) -> Tensor:
     """The tensor that a block gives: the output itself, or the first of a tuple."""
     tensor = output[0] if isinstance(output, tuple | list) and output else output

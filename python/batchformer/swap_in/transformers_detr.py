@@ -11,8 +11,9 @@ from torch import nn
 
 from batchformer.swap_in import rows
 from batchformer.swap_in.attachment import check_replica
-from batchformer.swap_in.family import Family, Options
+from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import initialised_as_detr, token_modules
+from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, find_blocks
 from batchformer.targets import duplicate, original
 
@@ -71,7 +72,7 @@ class TransformersDetr(Family):
         if not self.active:
             return None
         check_replica(model)
-        given = dict(zip(self._names, args, strict=False)) | kwargs
+        given = rows.by_name(self._names, args, kwargs)
         for name in _PAST_THE_BACKBONE:
             if given.get(name) is not None:
                 raise ValueError(f"{name}: expected None in training with BatchFormer, got a value")

@@ -7,8 +7,9 @@ from torch import nn
 
 from batchformer.swap_in import rows
 from batchformer.swap_in.attachment import check_replica
-from batchformer.swap_in.family import Family, Options
+from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import token_modules
+from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, find_blocks
 from batchformer.targets import duplicate
 
@@ -46,9 +47,8 @@ class VisionTransformer(Family):
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """At the outputs of the blocks, and at the labels of models that compute their loss."""
+        del options
         self.double_tokens_after(places)
-        if options.rejoin:
-            self.hook_output(model, self.split_output)
         if "labels" in inspect.signature(model.forward).parameters:
             self.hook_inputs(model, self._double_labels)
 
