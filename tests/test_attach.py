@@ -368,6 +368,30 @@ def test_a_meter_of_training_accuracy_sees_the_originals_and_the_criterion_both_
     assert all(p.grad is not None for p in attachment.parameters())
 
 
+def test_outputs_of_equal_values_are_told_apart():
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = nn.ModuleList(nn.Linear(8, 5) for _ in range(2))
+            for head in self.heads:
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+
+        def forward(self, x):
+            return [head(x) for head in self.heads]
+
+    grads = []
+    for rejoin in (False, True):
+        torch.manual_seed(1)
+        model = TwoHeads()
+        attachment = bf.attach(model, before=["heads.0", "heads.1"], rejoin=rejoin, dropout=0.0)
+        criterion = attachment.wrap(lambda a, b, y: F.cross_entropy(a, y) + 2 * F.cross_entropy(b, y))
+        criterion(*model(X), Y).backward()
+        grads.append([head.weight.grad for head in model.heads])
+    for plain, rejoined in zip(*grads, strict=True):
+        torch.testing.assert_close(rejoined, plain)
+
+
 def test_related_rows_that_reach_no_criterion_are_warned_of():
     model = Network()
     bf.attach(model, before=HEADS, rejoin=True)

@@ -188,10 +188,10 @@ class Attachment(nn.Module):
 
         DistributedDataParallel may hand on a copy, and scripts another dtype: then it is told by its values.
         """
-        for original, related in self._stash:
-            if tensor is original or _is_copy(tensor, original):
-                return torch.cat([tensor, related.to(tensor.dtype)])
-        return tensor
+        related = [related for original, related in self._stash if original is tensor]
+        if not related:
+            related = [related for original, related in self._stash if _is_copy(tensor, original)]
+        return torch.cat([tensor, related[0].to(tensor.dtype)]) if related else tensor
 
     def _split(self, tensor: Tensor) -> Tensor:
         if tensor.dim() == 0 or len(tensor) != 2 * self.samples:
