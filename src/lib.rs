@@ -1,13 +1,13 @@
 //! The core of batchformer: a whole transformer encoder layer as one forward and one backward.
 //!
-//! Data flows down, results and errors come back up the same stairs:
+//! Data flows down, results and errors come back up the same way:
 //!
 //! ```text
 //! py      unpack Python's arguments, release the GIL, call, wrap
 //! layer   check the input once, choose the path, call
 //! cpu     the layer in fused kernels: float32 and float64 on the CPU
 //! aten    the layer through libtorch: any device, any dtype
-//! call    what a call is made of: sizes, options, parameters, what is saved; every room knows it
+//! call    what a call is made of: sizes, options, parameters, what is saved; every other module knows it
 //! ```
 //!
 //! N samples, L positions, C channels, H heads; the layer attends over N at each of the L positions.

@@ -2,13 +2,13 @@
 
 use tch::Tensor;
 
-use super::dropout::Mask;
+use super::dropout::TensorMask;
 use super::Result;
 use crate::call::Activation;
 
 /// `dropout(act(z))`, and the one tensor to keep: for ReLU the result, from which the backward can tell
 /// what passed, for GELU `z`.
-pub fn forward(z: Tensor, activation: Activation, mask: &Mask) -> Result<(Tensor, Tensor)> {
+pub fn forward(z: Tensor, activation: Activation, mask: &TensorMask) -> Result<(Tensor, Tensor)> {
     match activation {
         Activation::Relu => {
             let y = mask.apply(z.f_relu()?)?;
@@ -19,7 +19,7 @@ pub fn forward(z: Tensor, activation: Activation, mask: &Mask) -> Result<(Tensor
 }
 
 /// The result of [`forward`] again, from what was kept.
-pub fn output(hidden: &Tensor, activation: Activation, mask: &Mask) -> Result<Tensor> {
+pub fn output(hidden: &Tensor, activation: Activation, mask: &TensorMask) -> Result<Tensor> {
     match activation {
         Activation::Relu => Ok(hidden.shallow_clone()),
         Activation::Gelu => mask.apply(hidden.f_gelu("none")?),
@@ -32,7 +32,7 @@ pub fn backward(
     grad_y: Tensor,
     hidden: &Tensor,
     activation: Activation,
-    mask: &Mask,
+    mask: &TensorMask,
 ) -> Result<Tensor> {
     match activation {
         Activation::Relu => hidden.f_threshold_backward(&grad_y.f_mul_scalar(mask.scale())?, 0.0),

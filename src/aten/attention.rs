@@ -4,20 +4,20 @@
 
 use tch::{Kind, Tensor};
 
-use super::dropout::Mask;
+use super::dropout::TensorMask;
 use super::linear;
 use super::Result;
 use crate::call::{accumulate_kind, Dims, Linear};
 
 /// Query (already scaled), key and value: `[L H, N, D]` each.
-struct Heads {
+struct HeadTensors {
     query: Tensor,
     key: Tensor,
     value: Tensor,
 }
 
 /// qkv `[M, 3C]` to the heads' outputs `[M, C]` and the log-sum-exp `[L H, N]` of each query's scores.
-pub fn forward(qkv: &Tensor, mask: &Mask, dims: &Dims) -> Result<(Tensor, Tensor)> {
+pub fn forward(qkv: &Tensor, mask: &TensorMask, dims: &Dims) -> Result<(Tensor, Tensor)> {
     let heads = split_heads(qkv, dims)?;
     let scores = scores(&heads)?; // [L H, N, N]
     let logsumexp = scores.f_logsumexp([-1].as_slice(), false)?; // [L H, N]
@@ -36,7 +36,7 @@ pub fn backward(
     grad_attended: &Tensor,
     qkv: &Tensor,
     logsumexp: &Tensor,
-    mask: &Mask,
+    mask: &TensorMask,
     dims: &Dims,
 ) -> Result<Tensor> {
     let kind = qkv.f_kind()?;
@@ -72,7 +72,7 @@ pub fn probabilities(x: &Tensor, in_proj: &Linear, dims: &Dims) -> Result<Tensor
     softmax(scores, &logsumexp)
 }
 
-fn scores(heads: &Heads) -> Result<Tensor> {
+fn scores(heads: &HeadTensors) -> Result<Tensor> {
     heads.query.f_bmm(&heads.key.f_transpose(1, 2)?)
 }
 
@@ -82,7 +82,7 @@ fn softmax(mut scores: Tensor, logsumexp: &Tensor) -> Result<Tensor> {
     scores.f_exp_()
 }
 
-fn split_heads(qkv: &Tensor, dims: &Dims) -> Result<Heads> {
+fn split_heads(qkv: &Tensor, dims: &Dims) -> Result<HeadTensors> {
     let [first, second] = dims.token_shape();
     let order = if dims.batch_first { [2, 0, 3, 1, 4] } else { [2, 1, 3, 0, 4] };
     let heads = qkv
@@ -90,7 +90,7 @@ fn split_heads(qkv: &Tensor, dims: &Dims) -> Result<Heads> {
         .f_permute(order)? // [3, L, H, N, D]
         .f_to_kind(accumulating(qkv)?)?
         .f_reshape([3, dims.positions * dims.heads, dims.samples, dims.head_width()])?;
-    Ok(Heads {
+    Ok(HeadTensors {
         query: heads.f_select(0, 0)?.f_mul_scalar(dims.attention_scale())?,
         key: heads.f_select(0, 1)?,
         value: heads.f_select(0, 2)?,

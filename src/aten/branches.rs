@@ -2,7 +2,7 @@
 
 use tch::{Device, Tensor};
 
-use super::dropout::Mask;
+use super::dropout::TensorMask;
 use super::{activation, attention, linear, Result};
 use crate::call::random::Site;
 use crate::call::{Activation, Config, Dims, Input, Linear, Params};
@@ -30,24 +30,29 @@ impl<'a> Branches<'a> {
         Self { params, config, dims, seed: seed.as_ref(), device: x.device() }
     }
 
-    fn attention_mask(&self) -> Result<Mask> {
-        Mask::of_probabilities(self.seed, self.config.dropout.attention, self.dims, self.device)
+    fn attention_mask(&self) -> Result<TensorMask> {
+        TensorMask::of_probabilities(
+            self.seed,
+            self.config.dropout.attention,
+            self.dims,
+            self.device,
+        )
     }
 
-    fn hidden_mask(&self) -> Result<Mask> {
+    fn hidden_mask(&self) -> Result<TensorMask> {
         self.token_mask(Site::Hidden, self.config.dropout.hidden, self.dims.feedforward)
     }
 
-    fn residual1_mask(&self) -> Result<Mask> {
+    fn residual1_mask(&self) -> Result<TensorMask> {
         self.token_mask(Site::Residual1, self.config.dropout.residual1, self.dims.channels)
     }
 
-    fn residual2_mask(&self) -> Result<Mask> {
+    fn residual2_mask(&self) -> Result<TensorMask> {
         self.token_mask(Site::Residual2, self.config.dropout.residual2, self.dims.channels)
     }
 
-    fn token_mask(&self, site: Site, p: f64, width: i64) -> Result<Mask> {
-        Mask::of_tokens(self.seed, site, p, self.dims, width, self.device)
+    fn token_mask(&self, site: Site, p: f64, width: i64) -> Result<TensorMask> {
+        TensorMask::of_tokens(self.seed, site, p, self.dims, width, self.device)
     }
 
     /// `dropout(attention(x))`: `[M, C]` to `[M, C]`.
@@ -96,7 +101,7 @@ impl<'a> Branches<'a> {
         let (linear1, linear2) = (&self.params.linear1, &self.params.linear2);
         let activation = self.config.activation;
         let mask = match activation {
-            Activation::Relu => Mask::scale_only(self.config.dropout.hidden),
+            Activation::Relu => TensorMask::scale_only(self.config.dropout.hidden),
             Activation::Gelu => self.hidden_mask()?,
         };
         let grad_y = self.residual2_mask()?.apply(grad_y.shallow_clone())?;

@@ -8,19 +8,19 @@ use crate::call::random::{scale, threshold, Site};
 use crate::call::Dims;
 
 /// Where one site drops and by how much the rest is scaled.
-pub struct Mask {
-    kept: Kept,
+pub struct TensorMask {
+    kept: KeptElements,
     scale: f64,
 }
 
-enum Kept {
+enum KeptElements {
     All,
     None,
     /// Bool, of the shape of what it is applied to.
     Some(Tensor),
 }
 
-impl Mask {
+impl TensorMask {
     /// The mask of a token tensor `[M, width]`.
     pub fn of_tokens(
         seed: Option<&Tensor>,
@@ -53,7 +53,7 @@ impl Mask {
 
     /// The scale of a mask that need not be drawn, as what it dropped is known from elsewhere.
     pub fn scale_only(p: f64) -> Self {
-        Self { kept: Kept::All, scale: scale(threshold(p)) }
+        Self { kept: KeptElements::All, scale: scale(threshold(p)) }
     }
 
     fn new(
@@ -65,23 +65,25 @@ impl Mask {
     ) -> Result<Self> {
         let threshold = threshold(p);
         let kept = match seed {
-            _ if threshold > u32::from(u16::MAX) => Kept::None,
+            _ if threshold > u32::from(u16::MAX) => KeptElements::None,
             Some(seed) if threshold > 0 => {
                 let count: i64 = shape.iter().product();
                 let words = random::words(seed, site, (count + 3) / 4, device)?;
                 // libtorch has no unsigned compare: 0..65535 is read as -32768..32767 after a shift by half.
                 let bits = words.f_view_dtype(Kind::Int16)?.f_narrow(0, 0, count)?;
                 let bits = bits.f_bitwise_xor(i64::from(i16::MIN))?;
-                Kept::Some(bits.f_ge(i64::from(threshold) + i64::from(i16::MIN))?.f_view(shape)?)
+                KeptElements::Some(
+                    bits.f_ge(i64::from(threshold) + i64::from(i16::MIN))?.f_view(shape)?,
+                )
             }
-            _ => Kept::All,
+            _ => KeptElements::All,
         };
         Ok(Self { kept, scale: scale(threshold) })
     }
 
     fn map(self, reorder: impl FnOnce(Tensor) -> Result<Tensor>) -> Result<Self> {
         let kept = match self.kept {
-            Kept::Some(kept) => Kept::Some(reorder(kept)?),
+            KeptElements::Some(kept) => KeptElements::Some(reorder(kept)?),
             kept => kept,
         };
         Ok(Self { kept, ..self })
@@ -95,9 +97,9 @@ impl Mask {
     /// `x`, dropped and scaled; its own gradient, too.
     pub fn apply(&self, x: Tensor) -> Result<Tensor> {
         match &self.kept {
-            Kept::All => Ok(x),
-            Kept::None => x.f_zeros_like(),
-            Kept::Some(kept) => x.f_mul(kept)?.f_mul_scalar(self.scale),
+            KeptElements::All => Ok(x),
+            KeptElements::None => x.f_zeros_like(),
+            KeptElements::Some(kept) => x.f_mul(kept)?.f_mul_scalar(self.scale),
         }
     }
 }
@@ -117,7 +119,8 @@ mod tests {
 
     fn mask(p: f64, dims: &Dims) -> Tensor {
         let seed = Tensor::from(11_i64);
-        let mask = Mask::of_tokens(Some(&seed), Site::Hidden, p, dims, 7, Device::Cpu).unwrap();
+        let mask =
+            TensorMask::of_tokens(Some(&seed), Site::Hidden, p, dims, 7, Device::Cpu).unwrap();
         mask.apply(Tensor::ones([15, 7], (Kind::Double, Device::Cpu))).unwrap()
     }
 

@@ -4,9 +4,9 @@ mod activation;
 pub mod attention;
 mod branches;
 mod dropout;
-pub mod encoder_layer;
 mod linear;
 mod norm;
 mod random;
+pub mod steps;
 
 type Result<T> = std::result::Result<T, tch::TchError>;

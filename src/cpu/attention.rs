@@ -5,22 +5,22 @@ use std::ops::Range;
 use super::kernels::attention::{Attention, AttentionGrads, Pairs, LANE_STEP, QUERIES};
 use super::kernels::reduce::all_finite;
 use super::kernels::residual::AddRows;
-use super::layer::Layer;
+use super::layer_view::LayerView;
 use super::matrix::{Matrix, MatrixMut};
-use super::memory::Block;
+use super::pool::Block;
 use super::rows::TokenRows;
 use super::simd::{run, Real};
 use super::threads::Team;
 
 /// The heads of some positions' tokens.
-struct Heads<'a, T> {
-    layer: &'a Layer<'a, T>,
+struct HeadRows<'a, T> {
+    layer: &'a LayerView<'a, T>,
     /// `[rows, 3C]`
     qkv: Matrix<'a, T>,
     tokens: TokenRows,
 }
 
-impl<T: Real> Heads<'_, T> {
+impl<T: Real> HeadRows<'_, T> {
     fn width(&self) -> usize {
         self.layer.channels() / self.layer.heads
     }
@@ -40,7 +40,7 @@ impl<T: Real> Heads<'_, T> {
 
     /// The queries `rows` of a head over the keys `keys`, both of one position or of the same whole ones.
     fn attention(&self, head: usize, rows: Range<usize>, keys: Range<usize>) -> Attention<'_, T> {
-        let Layer { samples, heads, masks, .. } = *self.layer;
+        let LayerView { samples, heads, masks, .. } = *self.layer;
         let (channels, width) = (self.layer.channels(), self.width());
         let columns =
             |part: usize| part * channels + head * width..part * channels + (head + 1) * width;
@@ -66,7 +66,7 @@ impl<T: Real> Heads<'_, T> {
     /// Keys that one thread goes through in the backward: of a position's, so few that few heads keep several
     /// threads busy. Each such part has a gradient of the queries of its own, and those are summed at the end.
     fn keys_together(&self) -> usize {
-        let Layer { samples, positions, heads, .. } = *self.layer;
+        let LayerView { samples, positions, heads, .. } = *self.layer;
         let parts = 8_usize.div_ceil(positions * heads).clamp(1, 4);
         samples.div_ceil(parts).next_multiple_of(2 * QUERIES)
     }
@@ -76,13 +76,13 @@ impl<T: Real> Heads<'_, T> {
 /// query's scores.
 pub fn forward<T: Real>(
     team: &mut Team<T>,
-    layer: &Layer<T>,
+    layer: &LayerView<T>,
     tokens: TokenRows,
     qkv: Matrix<T>,
     attended: MatrixMut<T>,
     logsumexp: MatrixMut<T>,
 ) {
-    let heads = Heads { layer, qkv, tokens };
+    let heads = HeadRows { layer, qkv, tokens };
     let (together, width) = (heads.rows_together(&[qkv]), heads.width());
     let mut parts = Vec::new();
     let blocks = attended.split_rows(together).into_iter().zip(logsumexp.split_rows(together));
@@ -101,7 +101,7 @@ pub fn forward<T: Real>(
 }
 
 /// What the backward starts from, and where the gradient of qkv `[rows, 3C]` goes.
-pub struct Backward<'a, T> {
+pub struct AttentionBackward<'a, T> {
     pub qkv: Matrix<'a, T>,
     pub attended: Matrix<'a, T>,
     pub logsumexp: Matrix<'a, T>,
@@ -112,12 +112,12 @@ pub struct Backward<'a, T> {
 /// The gradient of qkv for that of the heads' outputs.
 pub fn backward<T: Real>(
     team: &mut Team<T>,
-    layer: &Layer<T>,
+    layer: &LayerView<T>,
     tokens: TokenRows,
-    backward: Backward<T>,
+    backward: AttentionBackward<T>,
 ) {
-    let Backward { qkv, attended, logsumexp, grad_attended, mut grad_qkv } = backward;
-    let heads = Heads { layer, qkv, tokens };
+    let AttentionBackward { qkv, attended, logsumexp, grad_attended, mut grad_qkv } = backward;
+    let heads = HeadRows { layer, qkv, tokens };
     let together = heads.rows_together(&[qkv, grad_attended]);
     let (width, channels) = (heads.width(), layer.channels());
     let rows = grad_qkv.rows();

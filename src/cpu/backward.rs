@@ -1,261 +1,180 @@
-//! The backward of the layer on some rows, step by step; the parameters' gradients of the linears come after it.
+//! The backward on tensors: memory for the gradients, then the steps over the rows as the plan cuts them.
 
-use std::ops::Range;
+use tch::kind::Element;
+use tch::{TchError, Tensor};
 
-use super::attention;
-use super::forward::gelu;
-use super::kernels::activation::{GeluBackward, ReluBackward};
-use super::kernels::dropout::{Drop, Mask};
-use super::kernels::norm::{NormBackward, NormParams, Renorm};
-use super::kernels::product::Start;
-use super::kernels::residual::AddRows;
-use super::layer::{Factors, Layer, Masks};
-use super::linear::multiply;
+use super::backward_steps::{self, SavedRows};
+use super::buffers::{split, Buffers};
+use super::kernels::reduce::ColumnSums;
+use super::layer_view::{LayerView, RightFactors};
+use super::linear::{parameter_grads, LinearGrad};
 use super::matrix::{Matrix, MatrixMut};
-use super::rows::{TokenRows, ROWS};
+use super::packed::PackedFactors;
+use super::plan::Plan;
+use super::saved_rows;
+use super::setup::{contiguous, empty_like, layer, ParamGrads};
 use super::simd::{run, Real};
-use super::threads::Team;
-use crate::call::Activation;
+use super::tensors::{empty, readable, tokens, tokens_mut};
+use super::threads::{team, Team};
+use super::workspace::Workspace;
+use crate::call::{Activation, Dims, Grads, Input, Saved};
 
-/// What the forward kept of some rows, of whole positions; see `forward::Rows`.
-#[derive(Clone, Copy)]
-pub struct Kept<'a, T> {
-    pub tokens: TokenRows,
-    pub x: Matrix<'a, T>,
-    pub qkv: Matrix<'a, T>,
-    pub logsumexp: Matrix<'a, T>,
-    /// Without it, it is computed again.
-    pub attended: Option<Matrix<'a, T>>,
-    pub residual1: Matrix<'a, T>,
-    pub hidden: Matrix<'a, T>,
-    pub residual2: Matrix<'a, T>,
-    pub statistics1: [Matrix<'a, T>; 2],
-    pub statistics2: [Matrix<'a, T>; 2],
-}
+/// The gradients for `grad_y`, of the shape of `x`.
+pub fn backward<T: Real + Element>(
+    grad_y: &Tensor,
+    input: &Input,
+    saved: &Saved,
+    dims: &Dims,
+) -> Result<Grads, TchError> {
+    let (x, grad_y, params) = (readable(&input.x)?, readable(grad_y)?, contiguous(&input.params)?);
+    let layer = layer::<T>(input, &params, dims)?;
+    let plan = Plan::new(dims);
+    let mut grads =
+        Grads { x: empty::<T>(&input.x.size())?, params: empty_like::<T>(&input.params)? };
 
-impl<T> Kept<'_, T> {
-    /// Some of the rows.
-    pub fn rows(&self, rows: Range<usize>) -> Self {
-        Self {
-            tokens: self.tokens.skip(rows.start),
-            x: self.x.row_block(rows.clone()),
-            qkv: self.qkv.row_block(rows.clone()),
-            logsumexp: self.logsumexp.row_block(rows.clone()),
-            attended: self.attended.map(|attended| attended.row_block(rows.clone())),
-            residual1: self.residual1.row_block(rows.clone()),
-            hidden: self.hidden.row_block(rows.clone()),
-            residual2: self.residual2.row_block(rows.clone()),
-            statistics1: self.statistics1.map(|statistic| statistic.row_block(rows.clone())),
-            statistics2: self.statistics2.map(|statistic| statistic.row_block(rows.clone())),
-        }
-    }
-}
-
-/// Where the gradients of some rows go.
-pub struct Rows<'a, T> {
-    pub grad_y: Matrix<'a, T>,
-    pub grad_x: MatrixMut<'a, T>,
-    pub gathered: [MatrixMut<'a, T>; GATHERED],
-    /// `[rows, C]`: scratch for the gradients of the sum and of the branch.
-    pub grad_sum: MatrixMut<'a, T>,
-    pub grad_branch: MatrixMut<'a, T>,
-    /// Scratch `[rows, H]`
-    pub logsumexp: MatrixMut<'a, T>,
-    /// `[2 x blocks, C]` each: what the blocks of rows add to the gradients of the norms.
-    pub norm1_sums: MatrixMut<'a, T>,
-    pub norm2_sums: MatrixMut<'a, T>,
-}
-
-/// What the gradients of the linears' parameters are made of, besides what was kept: the gradients of the outputs of
-/// `in_proj` `[rows, 3C]`, `out_proj` `[rows, C]`, linear1 `[rows, F]` and linear2 `[rows, C]`; of the inputs, norm1(x) of
-/// pre-norm, the attention's output where it was not kept, the feed-forward's input, and what GELU gives `[rows, F]`.
-pub const GATHERED: usize = 8;
-
-/// Each sum hands its gradient to both of its terms; a norm's input gets its gradient in the place of the output's.
-pub fn backward<T: Real>(
-    team: &mut Team<T>,
-    layer: &Layer<T>,
-    factors: &Factors<T>,
-    kept: &Kept<T>,
-    rows: Rows<T>,
-) {
-    let Kept { tokens, x, residual1, residual2, statistics1, statistics2, .. } = *kept;
-    let Rows { grad_y, mut grad_x, mut grad_sum, mut grad_branch, gathered, .. } = rows;
-    let [grad_qkv, grad_projected, grad_hidden, grad_output, inputs @ ..] = gathered;
-    let [attention_input, attended, feedforward_input, activated] = inputs;
-    let step = Step { layer, factors, kept };
-    let Masks { residual1: mask1, residual2: mask2, .. } = layer.masks;
-    let norm2 = NormStep { params: layer.norm2, statistics: statistics2, sums: rows.norm2_sums };
-    let norm1 = NormStep { params: layer.norm1, statistics: statistics1, sums: rows.norm1_sums };
-    let branch2 = (grad_output, grad_hidden);
-    let branch1 = (attended, rows.logsumexp, grad_projected, grad_qkv);
-    if layer.norm_first {
-        norm2.again(team, residual1, feedforward_input);
-        step.feedforward(team, (grad_y, mask2), branch2, activated, grad_branch.reborrow());
-        norm2.backward(team, residual1, grad_branch.reborrow());
-        add(team, grad_y, grad_branch.reborrow());
-        norm1.again(team, x, attention_input);
-        step.attention(team, (grad_branch.view(), mask1), branch1, grad_sum, grad_x.reborrow());
-        norm1.backward(team, x, grad_x.reborrow());
-    } else {
-        norm1.again(team, residual1, feedforward_input);
-        drop_rows(team, grad_y, Mask::off(), tokens, grad_sum.reborrow());
-        norm2.backward(team, residual2, grad_sum.reborrow());
-        step.feedforward(
-            team,
-            (grad_sum.view(), mask2),
-            branch2,
-            activated,
-            grad_branch.reborrow(),
-        );
-        add(team, grad_sum.view(), grad_branch.reborrow());
-        norm1.backward(team, residual1, grad_branch.reborrow());
-        step.attention(team, (grad_branch.view(), mask1), branch1, grad_sum, grad_x.reborrow());
-    }
-    add(team, grad_branch.view(), grad_x);
-}
-
-struct Step<'a, T> {
-    layer: &'a Layer<'a, T>,
-    factors: &'a Factors<'a, T>,
-    kept: &'a Kept<'a, T>,
-}
-
-impl<T: Real> Step<'_, T> {
-    /// From the gradient behind the branch's last dropout to that of its input.
-    fn feedforward(
-        &self,
-        team: &mut Team<T>,
-        (grad, mask): (Matrix<T>, Mask<T>),
-        (mut grad_output, mut grad_hidden): (MatrixMut<T>, MatrixMut<T>),
-        activated: MatrixMut<T>,
-        grad_x: MatrixMut<T>,
-    ) {
-        let Kept { tokens, hidden, .. } = *self.kept;
-        let Masks { hidden: mask_hidden, .. } = self.layer.masks;
-        drop_rows(team, grad, mask, tokens, grad_output.reborrow());
-        multiply(
-            team,
-            grad_output.view(),
-            self.factors.linear2,
-            Start::Zero,
-            grad_hidden.reborrow(),
-        );
-        let parts = grad_hidden.reborrow().split_rows(ROWS).into_iter().enumerate();
-        match self.layer.activation {
-            Activation::Relu => team.for_each(parts, |(number, grad), _| {
-                let hidden = hidden.row_block(number * ROWS..number * ROWS + grad.rows());
-                run(ReluBackward { hidden, scale: mask_hidden.scale, grad });
-            }),
-            Activation::Gelu => {
-                team.for_each(parts, |(number, grad), _| {
-                    let z = hidden.row_block(number * ROWS..number * ROWS + grad.rows());
-                    run(GeluBackward {
-                        mask: mask_hidden,
-                        tokens: tokens.skip(number * ROWS),
-                        z,
-                        grad,
-                    });
-                });
-                gelu(team, mask_hidden, tokens, hidden, activated);
-            }
-        }
-        multiply(team, grad_hidden.view(), self.factors.linear1, Start::Zero, grad_x);
-    }
-
-    /// From the gradient behind the branch's dropout to that of its input.
-    fn attention(
-        &self,
-        team: &mut Team<T>,
-        (grad, mask): (Matrix<T>, Mask<T>),
-        (mut again, logsumexp, mut grad_projected, mut grad_qkv): (
-            MatrixMut<T>,
-            MatrixMut<T>,
-            MatrixMut<T>,
-            MatrixMut<T>,
-        ),
-        mut grad_attended: MatrixMut<T>,
-        grad_x: MatrixMut<T>,
-    ) {
-        let Kept { tokens, qkv, attended, logsumexp: kept_logsumexp, .. } = *self.kept;
-        drop_rows(team, grad, mask, tokens, grad_projected.reborrow());
-        multiply(
-            team,
-            grad_projected.view(),
-            self.factors.out_proj,
-            Start::Zero,
-            grad_attended.reborrow(),
-        );
-        if attended.is_none() {
-            attention::forward(team, self.layer, tokens, qkv, again.reborrow(), logsumexp);
-        }
-        let attended = attended.unwrap_or(again.view());
-        let backward = attention::Backward {
-            qkv,
-            attended,
-            logsumexp: kept_logsumexp,
-            grad_attended: grad_attended.view(),
-            grad_qkv: grad_qkv.reborrow(),
-        };
-        attention::backward(team, self.layer, tokens, backward);
-        multiply(team, grad_qkv.view(), self.factors.in_proj, Start::Zero, grad_x);
-    }
-}
-
-struct NormStep<'a, T> {
-    params: NormParams<'a, T>,
-    statistics: [Matrix<'a, T>; 2],
-    sums: MatrixMut<'a, T>,
-}
-
-impl<T: Real> NormStep<'_, T> {
-    /// `y = norm(x)` from the statistics.
-    fn again(&self, team: &mut Team<T>, x: Matrix<T>, y: MatrixMut<T>) {
-        let (params, statistics) = (self.params, self.statistics);
-        team.for_each(y.split_rows(ROWS).into_iter().enumerate(), |(number, y), _| {
-            let rows = number * ROWS..number * ROWS + y.rows();
-            let statistics = statistics.map(|each| each.row_block(rows.clone()));
-            run(Renorm { x: x.row_block(rows), params, statistics, y });
-        });
-    }
-
-    /// The gradient of x in the place of that of y. Blocks of rows are as many as there are pairs of sums.
-    fn backward(self, team: &mut Team<T>, x: Matrix<T>, grad: MatrixMut<T>) {
-        let Self { params, statistics, sums } = self;
-        let step = x.rows().div_ceil(sums.rows() / 2);
-        let parts = grad.split_rows(step).into_iter().zip(sums.split_rows(2)).enumerate();
-        team.for_each(parts, |(number, (grad, sums)), _| {
-            let rows = number * step..number * step + grad.rows();
-            let statistics = statistics.map(|each| each.row_block(rows.clone()));
-            run(NormBackward {
-                x: x.row_block(rows),
-                weight: params.weight,
-                statistics,
-                grad,
-                sums,
+    let kept = saved_rows::rows(saved, tokens(&x, dims), dims);
+    let call = BackwardCall { layer: &layer, plan, grad_y: tokens(&grad_y, dims), kept };
+    let mut params = ParamGrads::new(&mut grads.params);
+    let part = plan.gathered * layer.samples;
+    let parts = tokens_mut(&mut grads.x, dims).split_rows(part).into_iter().enumerate();
+    let mut workspace = Workspace::default();
+    let mut team = team(dims, &mut workspace);
+    if plan.tile.is_some() {
+        PackedFactors::new(&mut team, &layer.backward_factors()).with(|factors| {
+            parts.for_each(|(number, grad_x)| {
+                call.part(&mut team, factors, number * part, grad_x, &mut params);
             });
         });
+    } else {
+        let factors = layer.backward_factors();
+        parts.for_each(|(number, grad_x)| {
+            call.part(&mut team, &factors, number * part, grad_x, &mut params);
+        });
     }
+    Ok(grads)
 }
 
-/// `to = dropout(from)`
-fn drop_rows<T: Real>(
-    team: &mut Team<T>,
-    from: Matrix<T>,
-    mask: Mask<T>,
-    tokens: TokenRows,
-    to: MatrixMut<T>,
-) {
-    team.for_each(to.split_rows(ROWS).into_iter().enumerate(), |(number, to), _| {
-        let rows = number * ROWS..number * ROWS + to.rows();
-        run(Drop { from: from.row_block(rows), mask, tokens: tokens.skip(number * ROWS), to });
-    });
+struct BackwardCall<'a, T> {
+    layer: &'a LayerView<'a, T>,
+    plan: Plan,
+    grad_y: Matrix<'a, T>,
+    kept: SavedRows<'a, T>,
 }
 
-/// `sum += summand`
-fn add<T: Real>(team: &mut Team<T>, summand: Matrix<T>, sum: MatrixMut<T>) {
-    team.for_each(sum.split_rows(ROWS).into_iter().enumerate(), |(number, sum), _| {
-        let rows = number * ROWS..number * ROWS + sum.rows();
-        run(AddRows { summand: summand.row_block(rows), sum });
-    });
+impl<T: Real> BackwardCall<'_, T> {
+    /// The rows from `first` on: the gradient of x, and what they add to those of the parameters.
+    fn part(
+        &self,
+        team: &mut Team<T>,
+        factors: &RightFactors<T>,
+        first: usize,
+        grad_x: MatrixMut<T>,
+        grads: &mut ParamGrads<T>,
+    ) {
+        let rows = grad_x.rows();
+        let tile = self.plan.tile.map_or(rows, |tile| tile * self.layer.samples);
+        let sums_of_a_tile = 2 * tile.div_ceil(self.plan.norm_rows);
+        let mut gathered = Buffers::new(rows, self.gathered_widths());
+        let mut norm_sums =
+            Buffers::new(sums_of_a_tile * rows.div_ceil(tile), [self.layer.channels(); 2]);
+        let gathered_tiles = split(gathered.matrices(), tile);
+        let tiles = gathered_tiles
+            .zip(split(norm_sums.matrices(), sums_of_a_tile))
+            .zip(grad_x.split_rows(tile));
+        let tiles: Vec<_> = tiles.enumerate().collect();
+        if self.plan.tile.is_some() {
+            team.for_each(tiles, |(number, ((gathered, sums), grad_x)), workspace| {
+                let team = &mut Team::One(workspace);
+                self.tile(team, factors, first + number * tile, grad_x, gathered, sums);
+            });
+        } else {
+            for (number, ((gathered, sums), grad_x)) in tiles {
+                self.tile(team, factors, first + number * tile, grad_x, gathered, sums);
+            }
+        }
+        self.linear_grads(team, first, rows, &gathered.views(), grads);
+        for (sums, (weight, bias)) in norm_sums.views().into_iter().zip(&mut grads.norms) {
+            let blocks = sums.rows() / 2;
+            run(ColumnSums { rows: sums.every_other(0, blocks), first: first == 0, sums: weight });
+            if let Some(sums_of_bias) = bias {
+                run(ColumnSums {
+                    rows: sums.every_other(1, blocks),
+                    first: first == 0,
+                    sums: sums_of_bias,
+                });
+            }
+        }
+    }
+
+    /// Elements of a row of what is gathered for the gradients of the linears, as `backward::GATHERED` lists it.
+    fn gathered_widths(&self) -> [usize; backward_steps::GATHERED] {
+        let (channels, feedforward) = (self.layer.channels(), self.layer.feedforward());
+        let if_needed = |width: usize, needed: bool| if needed { width } else { 0 };
+        [
+            3 * channels,
+            channels,
+            feedforward,
+            channels,
+            if_needed(channels, self.layer.norm_first),
+            if_needed(channels, self.kept.attended.is_none()),
+            channels,
+            if_needed(feedforward, self.layer.activation == Activation::Gelu),
+        ]
+    }
+
+    /// Everything but the gradients of the parameters.
+    fn tile(
+        &self,
+        team: &mut Team<T>,
+        factors: &RightFactors<T>,
+        first: usize,
+        grad_x: MatrixMut<T>,
+        gathered: [MatrixMut<T>; backward_steps::GATHERED],
+        [norm1_sums, norm2_sums]: [MatrixMut<T>; 2],
+    ) {
+        let rows = first..first + grad_x.rows();
+        let channels = self.layer.channels();
+        let mut scratch = Buffers::new(rows.len(), [channels, channels, self.layer.heads]);
+        let [grad_sum, grad_branch, logsumexp] = scratch.matrices();
+        let grad_y = self.grad_y.row_block(rows.clone());
+        let rows_of_grads = backward_steps::BackwardRows {
+            grad_y,
+            grad_x,
+            gathered,
+            grad_sum,
+            grad_branch,
+            logsumexp,
+            norm1_sums,
+            norm2_sums,
+        };
+        backward_steps::backward(team, self.layer, factors, &self.kept.rows(rows), rows_of_grads);
+    }
+
+    /// Each linear's parameters, from its input and the gradient of its output.
+    fn linear_grads(
+        &self,
+        team: &mut Team<T>,
+        first: usize,
+        rows: usize,
+        gathered: &[Matrix<T>; backward_steps::GATHERED],
+        grads: &mut ParamGrads<T>,
+    ) {
+        let kept = self.kept.rows(first..first + rows);
+        let [grad_qkv, grad_projected, grad_hidden, grad_output, inputs @ ..] = *gathered;
+        let [attention_input, attended, feedforward_input, activated] = inputs;
+        let x = if self.layer.norm_first { attention_input } else { kept.x };
+        let attended = kept.attended.unwrap_or(attended);
+        let hidden =
+            if self.layer.activation == Activation::Gelu { activated } else { kept.hidden };
+        let inputs = [x, attended, feedforward_input, hidden];
+        let grad_outputs = [grad_qkv, grad_projected, grad_hidden, grad_output];
+        let linears = inputs.into_iter().zip(grad_outputs).zip(&mut grads.linears);
+        let linears = linears.map(|((x, grad_y), (weight, bias))| LinearGrad {
+            x,
+            grad_y,
+            weight: weight.reborrow(),
+            bias: bias.as_mut().map(MatrixMut::reborrow),
+        });
+        parameter_grads(team, linears.collect(), first == 0);
+    }
 }

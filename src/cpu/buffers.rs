@@ -1,7 +1,7 @@
 //! Several matrices of the same rows in memory of their own, to be dealt out in parts.
 
 use super::matrix::{Matrix, MatrixMut};
-use super::memory::Block;
+use super::pool::Block;
 use super::simd::Real;
 
 /// K matrices of `rows` rows; one that a call does not need has no columns.

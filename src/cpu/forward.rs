@@ -1,166 +1,106 @@
-//! The layer on some rows, step by step, post-norm and pre-norm (Xiong et al., 2020, fig. 1).
+//! The forward on tensors: memory for what it gives, then the steps over the rows as the plan cuts them.
 
-use super::attention;
-use super::kernels::activation::{Gelu, Relu};
-use super::kernels::dropout::Mask;
-use super::kernels::norm::{Norm, NormParams};
-use super::kernels::residual::Residual;
-use super::layer::{Factors, Layer, Masks};
-use super::linear::multiply;
+use tch::kind::Element;
+use tch::{TchError, Tensor};
+
+use super::buffers::{split, Buffers};
+use super::forward_steps;
+use super::layer_view::{LayerView, RightFactors};
 use super::matrix::{Matrix, MatrixMut};
-use super::rows::{TokenRows, ROWS};
-use super::simd::{run, Real};
-use super::threads::Team;
-use crate::call::Activation;
+use super::packed::PackedFactors;
+use super::plan::Plan;
+use super::rows::TokenRows;
+use super::saved_rows::{self, SavedBuffers};
+use super::setup::{contiguous, layer};
+use super::simd::Real;
+use super::tensors::{empty, readable, tokens, tokens_mut};
+use super::threads::{team, Team};
+use super::workspace::Workspace;
+use crate::call::{Activation, Dims, Input, Saved};
 
-/// Where the results of some rows go, of whole positions; those that the backward needs are kept.
-pub struct Rows<'a, T> {
-    pub tokens: TokenRows,
-    pub x: Matrix<'a, T>,
-    pub y: MatrixMut<'a, T>,
-    /// `[rows, 3C]`
-    pub qkv: MatrixMut<'a, T>,
-    /// `[rows, H]`
-    pub logsumexp: MatrixMut<'a, T>,
-    /// `[rows, C]`
-    pub attended: MatrixMut<'a, T>,
-    pub residual1: MatrixMut<'a, T>,
-    /// `[rows, F]`
-    pub hidden: MatrixMut<'a, T>,
-    /// `[rows, C]`; pre-norm does not use it.
-    pub residual2: MatrixMut<'a, T>,
-    /// `[rows, 1]` each: mean and reciprocal standard deviation of what norm1 and norm2 normalise.
-    pub statistics1: [MatrixMut<'a, T>; 2],
-    pub statistics2: [MatrixMut<'a, T>; 2],
-    /// `[rows, C]`: scratch for what a norm gives.
-    pub normed: MatrixMut<'a, T>,
-    /// `[rows, F]`: scratch for what GELU gives.
-    pub activated: MatrixMut<'a, T>,
-}
+/// `[N, L, C]` to `[N, L, C]`, or the same with `[L, N, C]`, and what the backward needs if `save`.
+pub fn forward<T: Real + Element>(
+    input: &Input,
+    dims: &Dims,
+    save: bool,
+) -> Result<(Tensor, Option<Saved>), TchError> {
+    let (x, params) = (readable(&input.x)?, contiguous(&input.params)?);
+    let layer = layer::<T>(input, &params, dims)?;
+    let plan = Plan::new(dims);
+    let widths = saved_rows::widths(dims, layer.norm_first);
+    let mut y = empty::<T>(&input.x.size())?;
+    let mut kept = save.then(|| SavedBuffers::new(dims.tokens() as usize, widths));
 
-/// `norm2(n + feedforward(n))` with `n = norm1(x + attention(x))`; pre-norm: `r + feedforward(norm2(r))` with
-/// `r = x + attention(norm1(x))`.
-pub fn forward<T: Real>(team: &mut Team<T>, layer: &Layer<T>, factors: &Factors<T>, rows: Rows<T>) {
-    let Rows { tokens, x, mut y, mut residual1, mut residual2, mut normed, .. } = rows;
-    let step = Step { layer, factors, tokens };
-    let (norm1, norm2) = ((layer.norm1, layer.eps[0]), (layer.norm2, layer.eps[1]));
-    let branch1 = (rows.qkv, rows.logsumexp, rows.attended);
-    let branch2 = (rows.hidden, rows.activated);
-    let Masks { residual1: mask1, residual2: mask2, .. } = layer.masks;
-    if layer.norm_first {
-        norm(team, norm1, x, rows.statistics1, normed.reborrow());
-        step.attention(team, normed.view(), branch1, residual1.reborrow());
-        step.residual(team, mask1, x, residual1.reborrow());
-        norm(team, norm2, residual1.view(), rows.statistics2, normed.reborrow());
-        step.feedforward(team, normed.view(), branch2, y.reborrow());
-        step.residual(team, mask2, residual1.view(), y);
-    } else {
-        step.attention(team, x, branch1, residual1.reborrow());
-        step.residual(team, mask1, x, residual1.reborrow());
-        norm(team, norm1, residual1.view(), rows.statistics1, normed.reborrow());
-        step.feedforward(team, normed.view(), branch2, residual2.reborrow());
-        step.residual(team, mask2, normed.view(), residual2.reborrow());
-        norm(team, norm2, residual2.view(), rows.statistics2, y);
-    }
-}
-
-struct Step<'a, T> {
-    layer: &'a Layer<'a, T>,
-    factors: &'a Factors<'a, T>,
-    tokens: TokenRows,
-}
-
-impl<T: Real> Step<'_, T> {
-    /// The attention branch without its dropout.
-    fn attention(
-        &self,
-        team: &mut Team<T>,
-        x: Matrix<T>,
-        (mut qkv, logsumexp, mut attended): (MatrixMut<T>, MatrixMut<T>, MatrixMut<T>),
-        y: MatrixMut<T>,
-    ) {
-        let Layer { in_proj, out_proj, .. } = self.layer;
-        multiply(team, x, self.factors.in_proj, in_proj.start(), qkv.reborrow());
-        attention::forward(
-            team,
-            self.layer,
-            self.tokens,
-            qkv.view(),
-            attended.reborrow(),
-            logsumexp,
-        );
-        multiply(team, attended.view(), self.factors.out_proj, out_proj.start(), y);
-    }
-
-    /// The feed-forward branch without its last dropout.
-    fn feedforward(
-        &self,
-        team: &mut Team<T>,
-        x: Matrix<T>,
-        (mut hidden, mut activated): (MatrixMut<T>, MatrixMut<T>),
-        y: MatrixMut<T>,
-    ) {
-        let Layer { linear1, linear2, activation, masks, .. } = self.layer;
-        multiply(team, x, self.factors.linear1, linear1.start(), hidden.reborrow());
-        match activation {
-            Activation::Relu => {
-                let parts = hidden.reborrow().split_rows(ROWS).into_iter().enumerate();
-                team.for_each(parts, |(number, hidden), _| {
-                    run(Relu {
-                        mask: masks.hidden,
-                        tokens: self.tokens.skip(number * ROWS),
-                        hidden,
-                    });
-                });
-                multiply(team, hidden.view(), self.factors.linear2, linear2.start(), y);
-            }
-            Activation::Gelu => {
-                gelu(team, masks.hidden, self.tokens, hidden.view(), activated.reborrow());
-                multiply(team, activated.view(), self.factors.linear2, linear2.start(), y);
-            }
-        }
-    }
-
-    /// `x + dropout(branch)` in the place of the branch.
-    fn residual(&self, team: &mut Team<T>, mask: Mask<T>, x: Matrix<T>, branch: MatrixMut<T>) {
-        team.for_each(branch.split_rows(ROWS).into_iter().enumerate(), |(number, branch), _| {
-            let rows = number * ROWS..number * ROWS + branch.rows();
-            run(Residual {
-                x: x.row_block(rows),
-                mask,
-                tokens: self.tokens.skip(number * ROWS),
-                branch,
+    let call = ForwardCall { layer: &layer, x: tokens(&x, dims), widths };
+    let part = plan.tile.unwrap_or(plan.gathered) * layer.samples;
+    let ys = tokens_mut(&mut y, dims).split_rows(part);
+    let kepts: Vec<_> = match &mut kept {
+        Some(kept) => split(kept.matrices(), part).map(Some).collect(),
+        None => ys.iter().map(|_| None).collect(),
+    };
+    let parts = ys.into_iter().zip(kepts).enumerate();
+    let mut workspace = Workspace::default();
+    let mut team = team(dims, &mut workspace);
+    if plan.tile.is_some() {
+        PackedFactors::new(&mut team, &layer.forward_factors()).with(|factors| {
+            team.for_each(parts, |(number, (y, kept)), workspace| {
+                call.part(&mut Team::One(workspace), factors, number * part, y, kept);
             });
         });
+    } else {
+        for (number, (y, kept)) in parts {
+            call.part(&mut team, &layer.forward_factors(), number * part, y, kept);
+        }
     }
+    let saved =
+        kept.map(|kept| saved_rows::into_saved(kept, dims, layer.norm_first)).transpose()?;
+    Ok((y, saved))
 }
 
-/// `y = dropout(gelu(z))`
-pub fn gelu<T: Real>(
-    team: &mut Team<T>,
-    mask: Mask<T>,
-    tokens: TokenRows,
-    z: Matrix<T>,
-    y: MatrixMut<T>,
-) {
-    team.for_each(y.split_rows(ROWS).into_iter().enumerate(), |(number, y), _| {
-        let rows = number * ROWS..number * ROWS + y.rows();
-        run(Gelu { mask, tokens: tokens.skip(number * ROWS), z: z.row_block(rows), y });
-    });
+struct ForwardCall<'a, T> {
+    layer: &'a LayerView<'a, T>,
+    x: Matrix<'a, T>,
+    /// Of what the backward needs.
+    widths: [usize; Saved::COUNT],
 }
 
-/// `y = norm(x)`
-fn norm<T: Real>(
-    team: &mut Team<T>,
-    (params, eps): (NormParams<T>, T),
-    x: Matrix<T>,
-    statistics: [MatrixMut<T>; 2],
-    y: MatrixMut<T>,
-) {
-    let [mean, rstd] = statistics.map(|each| each.split_rows(ROWS).into_iter());
-    let parts = y.split_rows(ROWS).into_iter().zip(mean).zip(rstd).enumerate();
-    team.for_each(parts, |(number, ((y, mean), rstd)), _| {
-        let rows = number * ROWS..number * ROWS + y.rows();
-        run(Norm { x: x.row_block(rows), params, eps, mean, rstd, y });
-    });
+impl<T: Real> ForwardCall<'_, T> {
+    /// The rows from `first` on; what the backward needs goes to `kept` or is forgotten.
+    fn part(
+        &self,
+        team: &mut Team<T>,
+        factors: &RightFactors<T>,
+        first: usize,
+        y: MatrixMut<T>,
+        kept: Option<[MatrixMut<T>; Saved::COUNT]>,
+    ) {
+        let LayerView { samples, positions, activation, .. } = *self.layer;
+        let rows = y.rows();
+        let mut forgotten = SavedBuffers::new(if kept.is_none() { rows } else { 0 }, self.widths);
+        let kept = kept.unwrap_or_else(|| forgotten.matrices());
+        let [qkv, logsumexp, attended, residual1, hidden, residual2, mean1, rstd1, mean2, rstd2] =
+            kept;
+        let channels = self.x.columns();
+        let attended_again = if attended.columns() == 0 { channels } else { 0 };
+        let activated = if activation == Activation::Gelu { hidden.columns() } else { 0 };
+        let mut scratch = Buffers::new(rows, [attended_again, channels, activated]);
+        let [attended_scratch, normed, activated] = scratch.matrices();
+        let attended = if attended_again > 0 { attended_scratch } else { attended };
+        let rows = forward_steps::ForwardRows {
+            tokens: TokenRows { first, samples, positions },
+            x: self.x.row_block(first..first + rows),
+            y,
+            qkv,
+            logsumexp,
+            attended,
+            residual1,
+            hidden,
+            residual2,
+            statistics1: [mean1, rstd1],
+            statistics2: [mean2, rstd2],
+            normed,
+            activated,
+        };
+        forward_steps::forward(team, self.layer, factors, rows);
+    }
 }

@@ -1,5 +1,5 @@
 //! What of libtorch's stable C interface (torch/csrc/stable/c/shim.h) tch does not have: torch's own threads, and
-//! a tensor over memory of ours.
+//! a tensor over memory of the pool.
 
 use std::any::Any;
 use std::ffi::{c_int, c_void};

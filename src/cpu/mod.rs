@@ -1,29 +1,30 @@
 //! The layer in fused kernels on the CPU, in float32 and float64 from one source.
 //!
-//! From the top down: `encoder_layer` takes tensors apart, `plan` says how their rows are cut, `forward` and
-//! `backward` are the steps on some rows, `linear` and `attention` deal a step out to threads, `kernels` compute.
-//! Beside them: `matrix`, rows of numbers and the right to write them; `memory`, blocks that are used again;
+//! From the top down: `forward` and `backward` take tensors apart, `plan` says how their rows are cut, `forward_steps`
+//! and `backward_steps` are the steps on some rows, `linear` and `attention` deal a step out to threads, `kernels`
+//! compute. Beside them: `matrix`, rows of numbers and the right to write them; `pool`, memory that is used again;
 //! `threads`, torch's own; `simd`, the instruction sets.
 //!
 //! Unsafe code is in five files, each for one reason: `tensors`, which takes libtorch's word for a pointer; `matrix`,
-//! as blocks of columns are no slices; `memory`, which allocates; `libtorch`, which calls C; `simd`, which calls what
+//! as blocks of columns are no slices; `pool`, which allocates; `libtorch`, which calls C; `simd`, which calls what
 //! was compiled for a processor that has been asked.
 
 mod attention;
 mod backward;
+mod backward_steps;
 mod buffers;
-mod encoder_layer;
 mod forward;
-mod kept;
+mod forward_steps;
 mod kernels;
-mod layer;
+mod layer_view;
 mod libtorch;
 mod linear;
 mod matrix;
-mod memory;
 mod packed;
 mod plan;
+mod pool;
 mod rows;
+mod saved_rows;
 mod setup;
 mod simd;
 mod tensors;
@@ -34,19 +35,19 @@ use tch::{Kind, TchError, Tensor};
 
 use crate::call::{Dims, Grads, Input, Saved};
 
-/// See [`encoder_layer::forward`]; in the dtype of x, float64 or float32.
+/// See [`forward::forward`]; in the dtype of x, float64 or float32.
 pub fn forward(
     input: &Input,
     dims: &Dims,
     save: bool,
 ) -> Result<(Tensor, Option<Saved>), TchError> {
     match input.x.f_kind()? {
-        Kind::Double => encoder_layer::forward::<f64>(input, dims, save),
-        _ => encoder_layer::forward::<f32>(input, dims, save),
+        Kind::Double => forward::forward::<f64>(input, dims, save),
+        _ => forward::forward::<f32>(input, dims, save),
     }
 }
 
-/// See [`encoder_layer::backward`].
+/// See [`backward::backward`].
 pub fn backward(
     grad_y: &Tensor,
     input: &Input,
@@ -54,8 +55,8 @@ pub fn backward(
     dims: &Dims,
 ) -> Result<Grads, TchError> {
     match input.x.f_kind()? {
-        Kind::Double => encoder_layer::backward::<f64>(grad_y, input, saved, dims),
-        _ => encoder_layer::backward::<f32>(grad_y, input, saved, dims),
+        Kind::Double => backward::backward::<f64>(grad_y, input, saved, dims),
+        _ => backward::backward::<f32>(grad_y, input, saved, dims),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The weights cut into panels once a call, where many tiles are multiplied by them.
 
 use super::kernels::right::{Pack, Packed, Right};
-use super::layer::Factors;
-use super::memory::Block;
+use super::layer_view::RightFactors;
+use super::pool::Block;
 use super::simd::{run, Real};
 use super::threads::Team;
 
@@ -13,8 +13,8 @@ pub struct PackedFactors<T: Real> {
 }
 
 impl<T: Real> PackedFactors<T> {
-    pub fn new(team: &mut Team<T>, factors: &Factors<T>) -> Self {
-        let Factors { in_proj, out_proj, linear1, linear2 } = factors;
+    pub fn new(team: &mut Team<T>, factors: &RightFactors<T>) -> Self {
+        let RightFactors { in_proj, out_proj, linear1, linear2 } = factors;
         let rights = [in_proj, out_proj, linear1, linear2];
         let sizes = rights.map(|right| [right.depth(), right.columns()]);
         let mut panels = sizes.map(|[depth, columns]| Block::new(Packed::<T>::len(depth, columns)));
@@ -25,11 +25,11 @@ impl<T: Real> PackedFactors<T> {
     }
 
     /// The panels as they take the weights' place.
-    pub fn with<R>(&self, work: impl FnOnce(&Factors<T>) -> R) -> R {
+    pub fn with<R>(&self, work: impl FnOnce(&RightFactors<T>) -> R) -> R {
         let [in_proj, out_proj, linear1, linear2] = std::array::from_fn(|i| {
             Packed::new(&self.panels[i], self.sizes[i][0], self.sizes[i][1])
         });
-        work(&Factors {
+        work(&RightFactors {
             in_proj: Right::Packed(&in_proj),
             out_proj: Right::Packed(&out_proj),
             linear1: Right::Packed(&linear1),

@@ -4,8 +4,8 @@ use tch::kind::Element;
 use tch::{TchError, Tensor};
 
 use super::kernels::dropout::Mask;
-use super::kernels::norm::NormParams;
-use super::layer::{Layer, Linear, Masks};
+use super::kernels::norm::NormView;
+use super::layer_view::{LayerView, LinearView, Masks};
 use super::matrix::{Matrix, MatrixMut};
 use super::simd::Real;
 use super::tensors::{elements, elements_mut, empty};
@@ -27,14 +27,14 @@ pub fn layer<'a, T: Real + Element>(
     input: &Input,
     params: &'a Params,
     dims: &Dims,
-) -> Result<Layer<'a, T>, TchError> {
+) -> Result<LayerView<'a, T>, TchError> {
     let config = &input.config;
     let seed = match &input.seed {
         Some(seed) => seed.f_int64_value(&[])?,
         None => 0, // nothing is dropped
     };
     let mask = |site, p| Mask::new(seed, site, p);
-    Ok(Layer {
+    Ok(LayerView {
         in_proj: linear(&params.in_proj),
         out_proj: linear(&params.out_proj),
         linear1: linear(&params.linear1),
@@ -56,16 +56,16 @@ pub fn layer<'a, T: Real + Element>(
     })
 }
 
-fn linear<T: Real + Element>(linear: &call::Linear) -> Linear<'_, T> {
+fn linear<T: Real + Element>(linear: &call::Linear) -> LinearView<'_, T> {
     let (rows, columns) = shape(&linear.weight);
-    Linear {
+    LinearView {
         weight: Matrix::new(elements(&linear.weight), rows, columns),
         bias: linear.bias.as_ref().map(elements),
     }
 }
 
-fn norm<T: Real + Element>(norm: &call::Norm) -> NormParams<'_, T> {
-    NormParams { weight: elements(&norm.weight), bias: norm.bias.as_ref().map(elements) }
+fn norm<T: Real + Element>(norm: &call::Norm) -> NormView<'_, T> {
+    NormView { weight: elements(&norm.weight), bias: norm.bias.as_ref().map(elements) }
 }
 
 /// Rows and columns of a weight.

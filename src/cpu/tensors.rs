@@ -4,7 +4,7 @@ use tch::kind::Element;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::matrix::{Matrix, MatrixMut, RowOrder};
-use super::memory::Block;
+use super::pool::Block;
 use super::simd::Real;
 use crate::call::Dims;
 

@@ -22,7 +22,7 @@ pub fn forward(input: &Input, save: bool) -> Result<(Tensor, Option<Saved>), Lay
     let (y, saved) = match path {
         Path::Cpu => cpu::forward(input, &dims, save)?,
         Path::Aten => {
-            let (y, saved) = aten::encoder_layer::forward(input, &dims)?;
+            let (y, saved) = aten::steps::forward(input, &dims)?;
             (y, save.then_some(saved))
         }
     };
@@ -37,7 +37,7 @@ pub fn backward(grad_y: &Tensor, input: &Input, saved: &Saved) -> Result<Grads, 
     let path = path::choose(input)?;
     let grads = match path {
         Path::Cpu => cpu::backward(grad_y, input, saved, &dims)?,
-        Path::Aten => aten::encoder_layer::backward(grad_y, input, saved, &dims)?,
+        Path::Aten => aten::steps::backward(grad_y, input, saved, &dims)?,
     };
     path.count();
     Ok(grads)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from batchformer.ops.arguments import Parameters
 from batchformer.ops.arguments import parameters_and_config as unpack
-from batchformer.ops.encoder_layer import library
+from batchformer.ops.op import library
 
 
 def _kernel(device_type: str, dispatch_key: torch._C.DispatchKey) -> Callable[..., tuple[Tensor, ...]]:

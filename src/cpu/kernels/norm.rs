@@ -6,15 +6,15 @@ use crate::cpu::simd::{Kernel, Real, Simd};
 
 /// Scale and shift `[C]`.
 #[derive(Clone, Copy)]
-pub struct NormParams<'a, T> {
+pub struct NormView<'a, T> {
     pub weight: &'a [T],
     pub bias: Option<&'a [T]>,
 }
 
 /// `y = norm(x)`, and mean and reciprocal standard deviation of each row of x.
-pub struct Norm<'a, T: Real> {
+pub struct Normalise<'a, T: Real> {
     pub x: Matrix<'a, T>,
-    pub params: NormParams<'a, T>,
+    pub params: NormView<'a, T>,
     pub eps: T,
     /// `[rows, 1]`
     pub mean: MatrixMut<'a, T>,
@@ -22,7 +22,7 @@ pub struct Norm<'a, T: Real> {
     pub y: MatrixMut<'a, T>,
 }
 
-impl<T: Real> Kernel for Norm<'_, T> {
+impl<T: Real> Kernel for Normalise<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let Self { x, params, eps, mut mean, mut rstd, mut y } = self;
@@ -41,14 +41,14 @@ impl<T: Real> Kernel for Norm<'_, T> {
 }
 
 /// `y = norm(x)` again, from the statistics.
-pub struct Renorm<'a, T: Real> {
+pub struct NormaliseAgain<'a, T: Real> {
     pub x: Matrix<'a, T>,
-    pub params: NormParams<'a, T>,
+    pub params: NormView<'a, T>,
     pub statistics: [Matrix<'a, T>; 2],
     pub y: MatrixMut<'a, T>,
 }
 
-impl<T: Real> Kernel for Renorm<'_, T> {
+impl<T: Real> Kernel for NormaliseAgain<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let Self { x, params, statistics: [mean, rstd], mut y } = self;
@@ -59,7 +59,7 @@ impl<T: Real> Kernel for Renorm<'_, T> {
 }
 
 #[inline(always)]
-fn normalise<T: Real>(x: &[T], mean: T, rstd: T, params: NormParams<T>, y: &mut [T]) {
+fn normalise<T: Real>(x: &[T], mean: T, rstd: T, params: NormView<T>, y: &mut [T]) {
     let weight = &params.weight[..x.len()];
     let y = &mut y[..x.len()];
     match params.bias {
@@ -82,7 +82,7 @@ fn normalise<T: Real>(x: &[T], mean: T, rstd: T, params: NormParams<T>, y: &mut 
 /// With x̂ = (x - mean) rstd and y = x̂ w + b, and ⟨·⟩ the mean over the channels:
 ///     `grad_x` = rstd (g - ⟨g⟩ - x̂ ⟨g x̂⟩) where g = `grad_y` w,
 ///     `grad_w` = Σ `grad_y` x̂ and `grad_b` = Σ `grad_y` over the rows.
-pub struct NormBackward<'a, T: Real> {
+pub struct NormaliseBackward<'a, T: Real> {
     pub x: Matrix<'a, T>,
     pub weight: &'a [T],
     pub statistics: [Matrix<'a, T>; 2],
@@ -91,7 +91,7 @@ pub struct NormBackward<'a, T: Real> {
     pub sums: MatrixMut<'a, T>,
 }
 
-impl<T: Real> Kernel for NormBackward<'_, T> {
+impl<T: Real> Kernel for NormaliseBackward<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let Self { x, weight, statistics: [mean, rstd], mut grad, mut sums } = self;

@@ -110,7 +110,8 @@ impl<T: Real, L: Left<T>> Kernel for Product<'_, T, L> {
                 let of_out = column..(column + panel_width::<S, T>()).min(columns.len());
                 let of_right = columns.start + of_out.start..columns.start + of_out.end;
                 let panel = right.panel::<S>(depth.clone(), of_right, panel);
-                let block = Block { left, depth: depth.clone(), panel, start, columns: of_out };
+                let block =
+                    PanelProduct { left, depth: depth.clone(), panel, start, columns: of_out };
                 let most = panel_width::<S, T>() / S::Lanes::<T>::LANES; // the others are not compiled
                 match block.columns.len().div_ceil(S::Lanes::<T>::LANES) {
                     4 if most >= 4 => block.all_rows::<S, 4>(&mut out),
@@ -124,7 +125,7 @@ impl<T: Real, L: Left<T>> Kernel for Product<'_, T, L> {
 }
 
 /// All rows by one panel, for a part of the depth.
-struct Block<'a, T, L> {
+struct PanelProduct<'a, T, L> {
     left: L,
     depth: Range<usize>,
     panel: &'a [T],
@@ -132,7 +133,7 @@ struct Block<'a, T, L> {
     columns: Range<usize>,
 }
 
-impl<T: Real, L: Left<T>> Block<'_, T, L> {
+impl<T: Real, L: Left<T>> PanelProduct<'_, T, L> {
     /// The tall tiles first, then what is left of the rows.
     #[inline(always)]
     fn all_rows<S: Simd, const VECTORS: usize>(&self, out: &mut MatrixMut<T>) {

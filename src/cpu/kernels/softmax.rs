@@ -40,7 +40,7 @@ impl Pairs {
 }
 
 /// Draws the factors of dropout row by row, four rows from one word where the sizes allow it.
-struct Factors<'a, T> {
+struct DropoutFactors<'a, T> {
     mask: &'a Mask<T>,
     pairs: &'a Pairs,
     elements: [u64; LANES],
@@ -48,7 +48,7 @@ struct Factors<'a, T> {
     aligned: bool,
 }
 
-impl<'a, T: Real> Factors<'a, T> {
+impl<'a, T: Real> DropoutFactors<'a, T> {
     #[inline(always)]
     fn new(mask: &'a Mask<T>, pairs: &'a Pairs) -> Self {
         let mut elements = [0; LANES];
@@ -118,7 +118,7 @@ impl<T: Real> Kernel for Softmax<'_, T> {
             rescale[lane] = exp::<T, S>(rescale[lane] - max[lane]);
             sum[lane] *= rescale[lane];
         }
-        let mut factors = Factors::new(&mask, &pairs);
+        let mut factors = DropoutFactors::new(&mask, &pairs);
         let mut factor = [T::ONE; LANES];
         for key in 0..keys {
             let seen = pairs.lanes_of(key, lanes);
@@ -163,7 +163,7 @@ impl<T: Real> Kernel for SoftmaxBackward<'_, T> {
         let Self { mut scores, mut grads, pairs, mask, scale, logsumexp, delta } = self;
         let (keys, lanes) = (scores.rows(), scores.columns());
         let (logsumexp, delta) = (&logsumexp[..lanes], &delta[..lanes]);
-        let mut factors = Factors::new(&mask, &pairs);
+        let mut factors = DropoutFactors::new(&mask, &pairs);
         let mut factor = [T::ONE; LANES];
         for key in 0..keys {
             let seen = pairs.lanes_of(key, lanes);

@@ -1,7 +1,7 @@
 //! One layer as the steps see it: parameters as rows, masks, sizes.
 
 use super::kernels::dropout::Mask;
-use super::kernels::norm::NormParams;
+use super::kernels::norm::NormView;
 use super::kernels::product::Start;
 use super::kernels::right::Right;
 use super::matrix::Matrix;
@@ -10,13 +10,13 @@ use crate::call::Activation;
 
 /// `y = x weightᵀ + bias`
 #[derive(Clone, Copy)]
-pub struct Linear<'a, T> {
+pub struct LinearView<'a, T> {
     /// `[out, in]`
     pub weight: Matrix<'a, T>,
     pub bias: Option<&'a [T]>,
 }
 
-impl<'a, T> Linear<'a, T> {
+impl<'a, T> LinearView<'a, T> {
     /// What the products with the weight start from.
     pub fn start(&self) -> Start<'a, T> {
         self.bias.map_or(Start::Zero, Start::Row)
@@ -25,7 +25,7 @@ impl<'a, T> Linear<'a, T> {
 
 /// The right factors of the four linears: of the forward or of the backward.
 #[derive(Clone, Copy)]
-pub struct Factors<'a, T> {
+pub struct RightFactors<'a, T> {
     pub in_proj: Right<'a, T>,
     pub out_proj: Right<'a, T>,
     pub linear1: Right<'a, T>,
@@ -41,13 +41,13 @@ pub struct Masks<T> {
 }
 
 /// What is the same for all rows.
-pub struct Layer<'a, T> {
-    pub in_proj: Linear<'a, T>,
-    pub out_proj: Linear<'a, T>,
-    pub linear1: Linear<'a, T>,
-    pub linear2: Linear<'a, T>,
-    pub norm1: NormParams<'a, T>,
-    pub norm2: NormParams<'a, T>,
+pub struct LayerView<'a, T> {
+    pub in_proj: LinearView<'a, T>,
+    pub out_proj: LinearView<'a, T>,
+    pub linear1: LinearView<'a, T>,
+    pub linear2: LinearView<'a, T>,
+    pub norm1: NormView<'a, T>,
+    pub norm2: NormView<'a, T>,
     /// Of norm1 and of norm2.
     pub eps: [T; 2],
     pub masks: Masks<T>,
@@ -60,7 +60,7 @@ pub struct Layer<'a, T> {
     pub positions: usize,
 }
 
-impl<'a, T: Real> Layer<'a, T> {
+impl<'a, T: Real> LayerView<'a, T> {
     /// C
     pub fn channels(&self) -> usize {
         self.out_proj.weight.rows()
@@ -76,8 +76,8 @@ impl<'a, T: Real> Layer<'a, T> {
     }
 
     /// `x weightᵀ`
-    pub fn forward_factors(&self) -> Factors<'a, T> {
-        Factors {
+    pub fn forward_factors(&self) -> RightFactors<'a, T> {
+        RightFactors {
             in_proj: Right::Transposed(self.in_proj.weight),
             out_proj: Right::Transposed(self.out_proj.weight),
             linear1: Right::Transposed(self.linear1.weight),
@@ -86,8 +86,8 @@ impl<'a, T: Real> Layer<'a, T> {
     }
 
     /// `grad_y weight`
-    pub fn backward_factors(&self) -> Factors<'a, T> {
-        Factors {
+    pub fn backward_factors(&self) -> RightFactors<'a, T> {
+        RightFactors {
             in_proj: Right::Plain(self.in_proj.weight),
             out_proj: Right::Plain(self.out_proj.weight),
             linear1: Right::Plain(self.linear1.weight),

@@ -1,19 +1,19 @@
-//! What the forward keeps for the backward: memory of ours, then tensors, then rows again.
+//! What the forward keeps for the backward: memory of the pool, then tensors, then rows again.
 
 use tch::kind::Element;
 use tch::{TchError, Tensor};
 
-use super::backward::Kept;
+use super::backward_steps::SavedRows;
 use super::buffers::Buffers;
 use super::matrix::Matrix;
-use super::memory::Block;
+use super::pool::Block;
 use super::rows::TokenRows;
 use super::simd::Real;
 use super::tensors::elements;
 use crate::call::{Dims, Saved};
 
 /// One buffer for each tensor of [`Saved`], in its order.
-pub type KeptBuffers<T> = Buffers<T, { Saved::COUNT }>;
+pub type SavedBuffers<T> = Buffers<T, { Saved::COUNT }>;
 
 /// Elements of a token in each tensor of [`Saved`]: 0 for what the call does not need.
 pub fn widths(dims: &Dims, norm_first: bool) -> [usize; Saved::COUNT] {
@@ -26,7 +26,7 @@ pub fn widths(dims: &Dims, norm_first: bool) -> [usize; Saved::COUNT] {
 
 /// Tensors `[L, N, width]`, statistics `[L, N]`, and empty ones for what is not kept.
 pub fn into_saved<T: Real + Element>(
-    buffers: KeptBuffers<T>,
+    buffers: SavedBuffers<T>,
     dims: &Dims,
     norm_first: bool,
 ) -> Result<Saved, TchError> {
@@ -55,10 +55,14 @@ pub fn into_saved<T: Real + Element>(
 }
 
 /// The rows of all tokens.
-pub fn rows<'a, T: Real + Element>(saved: &'a Saved, x: Matrix<'a, T>, dims: &Dims) -> Kept<'a, T> {
+pub fn rows<'a, T: Real + Element>(
+    saved: &'a Saved,
+    x: Matrix<'a, T>,
+    dims: &Dims,
+) -> SavedRows<'a, T> {
     let tokens = dims.tokens() as usize;
     let rows = |tensor: &'a Tensor| Matrix::new(elements(tensor), tokens, tensor.numel() / tokens);
-    Kept {
+    SavedRows {
         tokens: TokenRows {
             first: 0,
             samples: dims.samples as usize,

@@ -24,15 +24,15 @@ const HUGE_PAGE: usize = 2 << 20;
 const CACHE_LINE: usize = 64;
 
 /// Memory that was zeroed when it was new, and holds whatever it was used for since.
-struct Piece {
+struct Chunk {
     start: NonNull<u8>,
     bytes: usize,
 }
 
-// SAFETY: a piece is owned by whoever holds it, as a Box would be.
-unsafe impl Send for Piece {}
+// SAFETY: a chunk is owned by whoever holds it, as a Box would be.
+unsafe impl Send for Chunk {}
 
-impl Piece {
+impl Chunk {
     fn layout(bytes: usize) -> Layout {
         let align = if bytes >= HUGE { HUGE_PAGE } else { CACHE_LINE };
         // SAFETY: the alignment is a power of two, and `round_up` refuses sizes near isize::MAX.
@@ -60,30 +60,29 @@ impl Piece {
     }
 }
 
-/// Sizes step by an eighth of a power of two, so that batches of nearly the same size share pieces.
+/// Sizes step by an eighth of a power of two, so that batches of nearly the same size share chunks.
 fn round_up(bytes: usize) -> usize {
     assert!(bytes < isize::MAX as usize / 2, "{bytes} bytes cannot be allocated");
     let step = (bytes.next_power_of_two() / 16).max(CACHE_LINE);
     bytes.max(1).next_multiple_of(step)
 }
 
-/// The pieces that wait for their next use.
-struct Shelf {
-    pieces: Vec<Piece>,
-    /// Bytes on the shelf, bytes in use, and the most that were in use at once.
+/// The chunks that wait for their next use.
+struct Pool {
+    chunks: Vec<Chunk>,
+    /// Bytes on the pool, bytes in use, and the most that were in use at once.
     kept: usize,
     used: usize,
     most_used: usize,
 }
 
-static SHELF: Mutex<Shelf> =
-    Mutex::new(Shelf { pieces: Vec::new(), kept: 0, used: 0, most_used: 0 });
+static POOL: Mutex<Pool> = Mutex::new(Pool { chunks: Vec::new(), kept: 0, used: 0, most_used: 0 });
 
-/// Runs `work` on the shelf, unless another thread holds it for long: after a fork, the holder may be gone.
-fn with_shelf<R>(work: impl FnOnce(&mut Shelf) -> R) -> Option<R> {
+/// Runs `work` on the pool, unless another thread holds it for long: after a fork, the holder may be gone.
+fn with_pool<R>(work: impl FnOnce(&mut Pool) -> R) -> Option<R> {
     for _ in 0..1000 {
-        match SHELF.try_lock() {
-            Ok(mut shelf) => return Some(work(&mut shelf)),
+        match POOL.try_lock() {
+            Ok(mut pool) => return Some(work(&mut pool)),
             Err(TryLockError::Poisoned(poisoned)) => return Some(work(&mut poisoned.into_inner())),
             Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
         }
@@ -91,35 +90,35 @@ fn with_shelf<R>(work: impl FnOnce(&mut Shelf) -> R) -> Option<R> {
     None
 }
 
-impl Shelf {
-    /// The smallest piece that is large enough and not wastefully large.
-    fn take(&mut self, bytes: usize) -> Option<Piece> {
-        let sizes = self.pieces.iter().map(|piece| piece.bytes).enumerate();
+impl Pool {
+    /// The smallest chunk that is large enough and not wastefully large.
+    fn take(&mut self, bytes: usize) -> Option<Chunk> {
+        let sizes = self.chunks.iter().map(|chunk| chunk.bytes).enumerate();
         let fitting = sizes.filter(|(_, size)| (bytes..=2 * bytes).contains(size));
         let best = fitting.min_by_key(|&(_, size)| size).map(|(index, _)| index);
-        let piece = best.map(|index| self.pieces.swap_remove(index));
-        let size = piece.as_ref().map_or(bytes, |piece| piece.bytes);
-        self.kept -= if piece.is_some() { size } else { 0 };
+        let chunk = best.map(|index| self.chunks.swap_remove(index));
+        let size = chunk.as_ref().map_or(bytes, |chunk| chunk.bytes);
+        self.kept -= if chunk.is_some() { size } else { 0 };
         self.used += size;
         self.most_used = self.most_used.max(self.used);
-        piece
+        chunk
     }
 
-    /// Keeps the piece, or returns it to be freed.
-    fn put(&mut self, piece: Piece) -> Option<Piece> {
-        self.used = self.used.saturating_sub(piece.bytes);
-        if self.kept + piece.bytes > self.most_used {
-            return Some(piece);
+    /// Keeps the chunk, or returns it to be freed.
+    fn put(&mut self, chunk: Chunk) -> Option<Chunk> {
+        self.used = self.used.saturating_sub(chunk.bytes);
+        if self.kept + chunk.bytes > self.most_used {
+            return Some(chunk);
         }
-        self.kept += piece.bytes;
-        self.pieces.push(piece);
+        self.kept += chunk.bytes;
+        self.chunks.push(chunk);
         None
     }
 }
 
 /// `len` numbers of any value, to be written before they are read; the memory is kept when it is dropped.
 pub struct Block<T: Real> {
-    piece: Option<Piece>,
+    chunk: Option<Chunk>,
     len: usize,
     of: PhantomData<T>,
 }
@@ -127,13 +126,13 @@ pub struct Block<T: Real> {
 impl<T: Real> Block<T> {
     pub fn new(len: usize) -> Self {
         let bytes = round_up(len.saturating_mul(size_of::<T>()));
-        let piece =
-            with_shelf(|shelf| shelf.take(bytes)).flatten().unwrap_or_else(|| Piece::new(bytes));
-        Self { piece: Some(piece), len, of: PhantomData }
+        let chunk =
+            with_pool(|pool| pool.take(bytes)).flatten().unwrap_or_else(|| Chunk::new(bytes));
+        Self { chunk: Some(chunk), len, of: PhantomData }
     }
 
     fn start(&self) -> *mut T {
-        self.piece.as_ref().map_or(NonNull::dangling(), |piece| piece.start.cast()).as_ptr()
+        self.chunk.as_ref().map_or(NonNull::dangling(), |chunk| chunk.start.cast()).as_ptr()
     }
 
     /// A tensor that holds the block, and drops it with its last reference.
@@ -149,12 +148,12 @@ impl<T: Real> Block<T> {
 
 impl<T: Real> Drop for Block<T> {
     fn drop(&mut self) {
-        if let Some(piece) = self.piece.take() {
-            let mut piece = Some(piece);
+        if let Some(chunk) = self.chunk.take() {
+            let mut chunk = Some(chunk);
             let refused =
-                with_shelf(|shelf| piece.take().and_then(|piece| shelf.put(piece))).flatten();
-            if let Some(piece) = refused.or(piece) {
-                piece.free();
+                with_pool(|pool| chunk.take().and_then(|chunk| pool.put(chunk))).flatten();
+            if let Some(chunk) = refused.or(chunk) {
+                chunk.free();
             }
         }
     }
@@ -164,14 +163,14 @@ impl<T: Real> Deref for Block<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: the piece has room for `len` numbers, is aligned to a cache line, and was zeroed at first.
+        // SAFETY: the chunk has room for `len` numbers, is aligned to a cache line, and was zeroed at first.
         unsafe { std::slice::from_raw_parts(self.start(), self.len) }
     }
 }
 
 impl<T: Real> DerefMut for Block<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above; the piece is this block's alone.
+        // SAFETY: as above; the chunk is this block's alone.
         unsafe { std::slice::from_raw_parts_mut(self.start(), self.len) }
     }
 }
@@ -193,16 +192,16 @@ mod tests {
 
     #[test]
     fn a_kept_piece_is_used_again_and_what_is_kept_has_a_bound() {
-        let mut shelf = Shelf { pieces: Vec::new(), kept: 0, used: 0, most_used: 0 };
-        assert!(shelf.take(4096).is_none());
-        let piece = Piece::new(4096);
-        let start = piece.start;
-        assert!(shelf.put(piece).is_none());
-        assert!(shelf.take(1024).is_none(), "four times as much as is needed");
-        assert_eq!(shelf.take(2048).map(|piece| (piece.start, piece.free()).0), Some(start));
-        let (first, second) = (Piece::new(4096), Piece::new(4096));
-        assert!(shelf.put(first).is_none());
-        assert!(shelf.put(second).map(Piece::free).is_some(), "more than was ever in use");
-        assert!(shelf.take(4096).map(Piece::free).is_some());
+        let mut pool = Pool { chunks: Vec::new(), kept: 0, used: 0, most_used: 0 };
+        assert!(pool.take(4096).is_none());
+        let chunk = Chunk::new(4096);
+        let start = chunk.start;
+        assert!(pool.put(chunk).is_none());
+        assert!(pool.take(1024).is_none(), "four times as much as is needed");
+        assert_eq!(pool.take(2048).map(|chunk| (chunk.start, chunk.free()).0), Some(start));
+        let (first, second) = (Chunk::new(4096), Chunk::new(4096));
+        assert!(pool.put(first).is_none());
+        assert!(pool.put(second).map(Chunk::free).is_some(), "more than was ever in use");
+        assert!(pool.take(4096).map(Chunk::free).is_some());
     }
 }
