@@ -9,6 +9,7 @@ from torch import nn
 
 import batchformer as bf
 import stand_ins
+from reference import NOTHING
 
 X = torch.randn(6, 16)
 TOKENS = torch.randn(6, 5, 16)
@@ -36,7 +37,7 @@ def op(x=TOKENS, seed=None, parameters=None, **config):
     """The op itself, whose contract the core checks."""
     arguments = LAYER._config()._replace(dropout=(0.0,) * 4)._replace(**config)
     return torch.ops.batchformer.encoder_layer(
-        x, *(parameters or LAYER._parameters_of_op()), seed, *arguments, False
+        x, *(parameters or LAYER._parameters_of_op()), seed, *arguments, NOTHING
     )
 
 

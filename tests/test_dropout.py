@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import batchformer as bf
-from reference import SITES, layer_forward, layers, multiplier, multipliers, results
+from reference import ALL, SITES, layer_forward, layers, multiplier, multipliers, results
 from tolerances import assert_near
 
 
@@ -16,7 +16,7 @@ def op_with_seed(layer: bf.TransformerEncoderLayer, seed: int):
 
     def forward(x):
         seed_tensor = torch.tensor(seed, device=x.device)
-        return torch.ops.batchformer.encoder_layer(x, *parameters, seed_tensor, *config, True)[0]
+        return torch.ops.batchformer.encoder_layer(x, *parameters, seed_tensor, *config, ALL)[0]
 
     return forward
 

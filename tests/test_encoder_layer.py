@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import batchformer as bf
-from reference import layer_forward, layers, results
+from reference import ALL, layer_forward, layers, results
 from tolerances import HALF, assert_near, assert_no_worse_than_twice, squared_errors
 
 SAMPLES = (1, 2, 3, 7, 64, 256)
@@ -173,7 +173,7 @@ def test_gradcheck_passes_in_float64(norm_first, activation, p, device):
     seed = torch.tensor(7, device=device)
 
     def op(x, *parameters):
-        return torch.ops.batchformer.encoder_layer(x, *parameters, seed, *config, True)[0]
+        return torch.ops.batchformer.encoder_layer(x, *parameters, seed, *config, ALL)[0]
 
     x = torch.randn(4, 3, 8, device=device, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(op, (x, *parameters))

@@ -10,21 +10,23 @@ import batchformer as bf
 from tolerances import assert_near
 
 
-def arguments(device: str, *, contiguous: bool = True, grad: bool = True, save: bool = True, **options):
+def arguments(device: str, *, contiguous: bool = True, grad: bool = True, needed: bool = True, **options):
     layer = bf.TransformerEncoderLayer(8, 2, 12, 0.3, device=device, **options)
     layer.requires_grad_(grad)
     x = torch.randn(5, 3, 8, device=device, dtype=options.get("dtype"))
     if not contiguous:
         x = x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     seed = torch.tensor(42, device=device)
-    return x.requires_grad_(grad), *layer._parameters_of_op(), seed, *layer._config(), save
+    parameters = layer._parameters_of_op()
+    needs = [needed and tensor is not None for tensor in (x, *parameters)]
+    return x.requires_grad_(grad), *parameters, seed, *layer._config(), needs
 
 
 @pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
 @pytest.mark.parametrize("batch_first", [False, True], ids=["seq_first", "batch_first"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"bias": False, "activation": "gelu"}, {"contiguous": False}, {"grad": False, "save": False}],
+    [{}, {"bias": False, "activation": "gelu"}, {"contiguous": False}, {"grad": False, "needed": False}],
     ids=["default", "no bias, gelu", "strided", "inference"],
 )
 def test_opcheck_passes_on_the_forward(norm_first, batch_first, options, device):
@@ -38,9 +40,9 @@ def test_opcheck_passes_on_the_forward(norm_first, batch_first, options, device)
 @pytest.mark.parametrize("contiguous", [True, False], ids=["contiguous", "strided"])
 def test_opcheck_passes_on_the_backward(norm_first, contiguous, device):
     x, *rest = arguments(device, norm_first=norm_first, contiguous=contiguous, grad=False)
-    saved = torch.ops.batchformer.encoder_layer(x, *rest)[1:]
+    _, saved = torch.ops.batchformer.encoder_layer(x, *rest)
     grad_y = torch.randn_like(x)
-    opcheck(torch.ops.batchformer.encoder_layer_backward.default, (grad_y, x, *rest[:-1], *saved))
+    opcheck(torch.ops.batchformer.encoder_layer_backward.default, (grad_y, x, *rest[:-1], saved, rest[-1]))
 
 
 def layouts(outputs) -> list[tuple[object, ...]]:
@@ -58,31 +60,51 @@ def test_fake_tensors_have_the_layout_of_the_real_ones(contiguous, norm_first, d
     mode = FakeTensorMode()
     forward, backward = torch.ops.batchformer.encoder_layer, torch.ops.batchformer.encoder_layer_backward
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        outputs = forward(x, *rest)
+        y, saved = forward(x, *rest)
         fake_x, *fake_rest = tree_map_only(torch.Tensor, mode.from_tensor, [x, *rest])
         with mode:
-            fakes = forward(fake_x, *fake_rest)
-    assert layouts(fakes) == layouts(outputs)
+            fake_y, fake_saved = forward(fake_x, *fake_rest)
+    assert layouts([fake_y, *fake_saved]) == layouts([y, *saved])
     if autocast:
         return
-    grads = backward(x, x, *rest[:-1], *outputs[1:])
+    grads = backward(x, x, *rest[:-1], saved, rest[-1])
     with mode:
-        fake_grads = backward(fake_x, fake_x, *fake_rest[:-1], *fakes[1:])
+        fake_grads = backward(fake_x, fake_x, *fake_rest[:-1], fake_saved, rest[-1])
     assert layouts(fake_grads) == layouts(grads)
 
 
 @pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
-@pytest.mark.parametrize(
-    ("n", "l"), [(1, 1), (128, 1), (129, 1), (128, 3), (128, 4), (129, 4), (2, 255), (2, 256), (511, 1)]
-)
-def test_fake_tensors_know_what_the_fused_path_saves(n, l, norm_first):
-    _, *rest = arguments("cpu", norm_first=norm_first, batch_first=norm_first, grad=False)
-    x = torch.randn(l, n, 8) if norm_first else torch.randn(n, l, 8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("n", "l"), [(1, 1), (128, 1), (129, 1), (128, 4), (129, 4), (2, 256), (1, 3)])
+@pytest.mark.parametrize("needed", [(0,), range(13), (12,), (3,), (5, 7), (0, 1), ()], ids=str)
+def test_fake_tensors_know_what_the_forward_leaves(n, l, norm_first, dtype, needed):
+    _, *rest = arguments("cpu", norm_first=norm_first, batch_first=norm_first, grad=False, dtype=dtype)
+    x = torch.randn((l, n, 8) if norm_first else (n, l, 8), dtype=dtype)
+    rest[-1] = [i in needed for i in range(13)]
     mode = FakeTensorMode()
     fake_x, *fake_rest = tree_map_only(torch.Tensor, mode.from_tensor, [x, *rest])
     with mode:
-        fakes = torch.ops.batchformer.encoder_layer(fake_x, *fake_rest)
-    assert layouts(fakes) == layouts(torch.ops.batchformer.encoder_layer(x, *rest))
+        _, fakes = torch.ops.batchformer.encoder_layer(fake_x, *fake_rest)
+    _, saved = torch.ops.batchformer.encoder_layer(x, *rest)
+    assert layouts(fakes) == layouts(saved)
+    assert bool(saved) == bool(needed)
+
+
+@pytest.mark.parametrize("name", ["x", "linear2_bias", "seed"])
+def test_a_tensor_left_on_meta_is_refused_instead_of_read(name):
+    """The dispatcher takes the fake kernel then, and what comes out would be memory that nobody wrote."""
+    names = ("x", *bf.ops.Parameters._fields, "seed")
+    tensors = list(arguments("cpu", grad=False))
+    tensors[names.index(name)] = tensors[names.index(name)].to("meta")
+    found = "in_proj_weight: expected device meta" if name == "x" else f"{name}: expected device cpu"
+    with pytest.raises(ValueError, match=found):
+        torch.ops.batchformer.encoder_layer(*tensors)
+    if name == "x":
+        return
+    x, *rest = arguments("cpu", grad=False)
+    _, saved = torch.ops.batchformer.encoder_layer(x, *rest)
+    with pytest.raises(ValueError, match=found):
+        torch.ops.batchformer.encoder_layer_backward(x, *tensors[:-1], saved, tensors[-1])
 
 
 def test_every_op_of_the_namespace_is_checked_here():

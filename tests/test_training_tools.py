@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import batchformer as bf
 import ddp_worker
-from reference import layers, results
+from reference import ALL, NOTHING, layers, results
 from tolerances import assert_near, relative_error
 
 
@@ -160,8 +160,8 @@ def test_a_forward_that_kept_nothing_is_run_again_by_the_backward():
     x = torch.randn(3, 2, 16, requires_grad=True)
     op, seed = torch.ops.batchformer.encoder_layer, torch.tensor(5)
     grads = []
-    for save in (True, False):
-        y = op(x, *layer._parameters_of_op(), seed, *layer._config(), save)[0]
+    for needs in (ALL, NOTHING):
+        y = op(x, *layer._parameters_of_op(), seed, *layer._config(), needs)[0]
         grads.append(torch.autograd.grad(y.square().sum(), x)[0])
     assert torch.equal(*grads)
 

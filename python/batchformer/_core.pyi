@@ -1,5 +1,6 @@
 """The Rust core. Private: use `batchformer.ops` and the modules."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,26 +10,35 @@ from torch import Tensor
 from batchformer.ops.arguments import Config, Parameters
 
 __all__ = [
+    "config_facts",
     "encoder_layer_backward",
     "encoder_layer_forward",
     "instruction_set",
+    "parameter_facts",
     "path_counts",
     "relations",
+    "saved_facts",
+    "saved_kept",
 ]
 
 def encoder_layer_forward(
-    x: Tensor, parameters: Parameters, seed: Tensor | None, config: Config, save: bool
-) -> list[Tensor]: ...
+    x: Tensor, parameters: Parameters, seed: Tensor | None, config: Config, needs: Sequence[bool]
+) -> tuple[Tensor, list[Tensor]]: ...
 def encoder_layer_backward(
     grad_y: Tensor,
     x: Tensor,
     parameters: Parameters,
     seed: Tensor | None,
-    saved: tuple[Tensor, ...],
     config: Config,
+    saved: Sequence[Tensor],
+    needs: Sequence[bool],
 ) -> list[Tensor]: ...
 def path_counts() -> list[tuple[str, int]]: ...
 def instruction_set() -> str: ...
+def parameter_facts() -> list[tuple[str, list[tuple[int, str]], bool]]: ...
+def config_facts() -> list[tuple[str, str]]: ...
+def saved_facts() -> list[tuple[str, list[tuple[int, str]], str]]: ...
+def saved_kept(config: Config, needs: Sequence[bool], positions: int) -> list[bool]: ...
 def relations(
     x: Tensor, in_proj_weight: Tensor, in_proj_bias: Tensor | None, nhead: int
 ) -> NDArray[np.floating[Any]]: ...

@@ -83,11 +83,9 @@ fn softmax(mut scores: Tensor, logsumexp: &Tensor) -> Result<Tensor> {
 }
 
 fn split_heads(qkv: &Tensor, dims: &Dims) -> Result<HeadTensors> {
-    let [first, second] = dims.token_shape();
-    let order = if dims.batch_first { [2, 0, 3, 1, 4] } else { [2, 1, 3, 0, 4] };
     let heads = qkv
-        .f_view([first, second, 3, dims.heads, dims.head_width()])?
-        .f_permute(order)? // [3, L, H, N, D]
+        .f_view([dims.positions, dims.samples, 3, dims.heads, dims.head_width()])?
+        .f_permute([2, 0, 3, 1, 4])? // [3, L, H, N, D]
         .f_to_kind(accumulating(qkv)?)?
         .f_reshape([3, dims.positions * dims.heads, dims.samples, dims.head_width()])?;
     Ok(HeadTensors {
@@ -99,27 +97,23 @@ fn split_heads(qkv: &Tensor, dims: &Dims) -> Result<HeadTensors> {
 
 /// `[M, C]` to `[L H, N, D]`
 fn split_one(x: &Tensor, dims: &Dims) -> Result<Tensor> {
-    let [first, second] = dims.token_shape();
-    let order = if dims.batch_first { [0, 2, 1, 3] } else { [1, 2, 0, 3] };
-    x.f_view([first, second, dims.heads, dims.head_width()])?
-        .f_permute(order)? // [L, H, N, D]
+    x.f_view([dims.positions, dims.samples, dims.heads, dims.head_width()])?
+        .f_permute([0, 2, 1, 3])? // [L, H, N, D]
         .f_to_kind(accumulating(x)?)?
         .f_reshape([dims.positions * dims.heads, dims.samples, dims.head_width()])
 }
 
 /// `[L H, N, D]` to `[M, C]`
 fn merge_heads(x: &Tensor, dims: &Dims) -> Result<Tensor> {
-    let order = if dims.batch_first { [0, 2, 1, 3] } else { [2, 0, 1, 3] };
     x.f_view([dims.positions, dims.heads, dims.samples, dims.head_width()])?
-        .f_permute(order)? // [N, L, H, D] or [L, N, H, D]
+        .f_permute([0, 2, 1, 3])? // [L, N, H, D]
         .f_reshape([dims.tokens(), dims.channels])
 }
 
 /// `[3, L H, N, D]` to `[M, 3C]`
 fn merge_qkv(x: &Tensor, dims: &Dims) -> Result<Tensor> {
-    let order = if dims.batch_first { [1, 3, 0, 2, 4] } else { [3, 1, 0, 2, 4] };
     x.f_view([3, dims.positions, dims.heads, dims.samples, dims.head_width()])?
-        .f_permute(order)? // [N, L, 3, H, D] or [L, N, 3, H, D]
+        .f_permute([1, 3, 0, 2, 4])? // [L, N, 3, H, D]
         .f_reshape([dims.tokens(), 3 * dims.channels])
 }
 

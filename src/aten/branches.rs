@@ -5,29 +5,30 @@ use tch::{Device, Tensor};
 use super::dropout::TensorMask;
 use super::{activation, attention, linear, Result};
 use crate::call::random::Site;
-use crate::call::{Activation, Config, Dims, Input, Linear, Params};
+use crate::call::{Activation, Config, Dims, Grads, Input, Needs, Params, Piece};
 
 /// What both branches need at hand, forward and backward. Masks are drawn where they are applied, so that no two
 /// are in memory at once.
 pub struct Branches<'a> {
-    params: &'a Params,
+    params: &'a Params<Tensor>,
     config: &'a Config,
+    needs: &'a Needs,
     dims: &'a Dims,
     seed: Option<&'a Tensor>,
     device: Device,
 }
 
-/// What the attention branch keeps: `[M, 3C]`, `[L H, N]`, `[M, C]`.
+/// What the attention branch keeps: `[M, 3C]`, `[L H, N]`, `[M, C]`, of which the last can be made again.
 pub struct AttentionSaved {
     pub qkv: Tensor,
     pub logsumexp: Tensor,
-    pub attended: Tensor,
+    pub attended: Option<Tensor>,
 }
 
 impl<'a> Branches<'a> {
     pub fn new(input: &'a Input, dims: &'a Dims) -> Self {
-        let Input { x, params, seed, config } = input;
-        Self { params, config, dims, seed: seed.as_ref(), device: x.device() }
+        let Input { x, params, seed, config, needs } = input;
+        Self { params, config, needs, dims, seed: seed.as_ref(), device: x.device() }
     }
 
     fn attention_mask(&self) -> Result<TensorMask> {
@@ -60,26 +61,47 @@ impl<'a> Branches<'a> {
         let qkv = linear::forward(x, &self.params.in_proj)?; // [M, 3C]
         let (attended, logsumexp) = attention::forward(&qkv, &self.attention_mask()?, self.dims)?;
         let y = linear::forward(&attended, &self.params.out_proj)?;
+        let attended = Some(attended);
         Ok((self.residual1_mask()?.apply(y)?, AttentionSaved { qkv, logsumexp, attended }))
     }
 
-    /// The gradients of `x` `[M, C]`, of the input and of the output projection.
+    /// The gradient of what in_proj gives, `[M, 3C]`, if one is needed from there on; that of the output projection
+    /// goes to `grads`.
     pub fn attention_backward(
         &self,
         grad_y: &Tensor,
-        x: &Tensor,
         saved: &AttentionSaved,
-    ) -> Result<(Tensor, Linear, Linear)> {
-        let (in_proj, out_proj) = (&self.params.in_proj, &self.params.out_proj);
+        grads: &mut Grads,
+    ) -> Result<Option<Tensor>> {
         let AttentionSaved { qkv, logsumexp, attended } = saved;
+        let out_proj = &self.params.out_proj;
         let grad_y = self.residual1_mask()?.apply(grad_y.shallow_clone())?;
-        let grad_out_proj = linear::backward_params(&grad_y, attended, out_proj)?;
+        let attended = match attended {
+            Some(attended) => attended.shallow_clone(),
+            None => attention::forward(qkv, &self.attention_mask()?, self.dims)?.0,
+        };
+        let needs = self.needs.params.out_proj;
+        grads.params.out_proj = linear::backward_params(&grad_y, &attended, out_proj, needs)?;
+        drop(attended);
+        if !self.needs.pass(Piece::OutProj) {
+            return Ok(None);
+        }
         let grad_attended = linear::backward_x(&grad_y, out_proj)?;
         let mask = self.attention_mask()?;
-        let grad_qkv = attention::backward(&grad_attended, qkv, logsumexp, &mask, self.dims)?;
-        drop(mask);
-        let grad_in_proj = linear::backward_params(&grad_qkv, x, in_proj)?;
-        Ok((linear::backward_x(&grad_qkv, in_proj)?, grad_in_proj, grad_out_proj))
+        attention::backward(&grad_attended, qkv, logsumexp, &mask, self.dims).map(Some)
+    }
+
+    /// The gradient of the input of in_proj, if one is needed from there on, for that of its output.
+    pub fn in_proj_backward(
+        &self,
+        grad_qkv: &Tensor,
+        x: &Tensor,
+        grads: &mut Grads,
+    ) -> Result<Option<Tensor>> {
+        let (in_proj, needs) = (&self.params.in_proj, self.needs.params.in_proj);
+        grads.params.in_proj = linear::backward_params(grad_qkv, x, in_proj, needs)?;
+        let pass = self.needs.pass(Piece::InProj);
+        pass.then(|| linear::backward_x(grad_qkv, in_proj)).transpose()
     }
 
     /// `dropout(linear2(dropout(act(linear1(x)))))`: `[M, C]` to `[M, C]`, and what is kept of the hidden
@@ -91,14 +113,14 @@ impl<'a> Branches<'a> {
         Ok((self.residual2_mask()?.apply(y)?, hidden))
     }
 
-    /// The gradients of `x` `[M, C]`, of linear1 and of linear2.
+    /// The gradient of what linear1 gives, `[M, F]`, if one is needed from there on; that of linear2 goes to `grads`.
     pub fn feedforward_backward(
         &self,
         grad_y: &Tensor,
-        x: &Tensor,
         hidden: &Tensor,
-    ) -> Result<(Tensor, Linear, Linear)> {
-        let (linear1, linear2) = (&self.params.linear1, &self.params.linear2);
+        grads: &mut Grads,
+    ) -> Result<Option<Tensor>> {
+        let linear2 = &self.params.linear2;
         let activation = self.config.activation;
         let mask = match activation {
             Activation::Relu => TensorMask::scale_only(self.config.dropout.hidden),
@@ -106,10 +128,25 @@ impl<'a> Branches<'a> {
         };
         let grad_y = self.residual2_mask()?.apply(grad_y.shallow_clone())?;
         let activated = activation::output(hidden, activation, &mask)?; // [M, F]
-        let grad_linear2 = linear::backward_params(&grad_y, &activated, linear2)?;
+        let needs = self.needs.params.linear2;
+        grads.params.linear2 = linear::backward_params(&grad_y, &activated, linear2, needs)?;
+        if !self.needs.pass(Piece::Linear2) {
+            return Ok(None);
+        }
         let grad_activated = linear::backward_x(&grad_y, linear2)?; // [M, F]
-        let grad_z = activation::backward(grad_activated, hidden, activation, &mask)?;
-        let grad_linear1 = linear::backward_params(&grad_z, x, linear1)?;
-        Ok((linear::backward_x(&grad_z, linear1)?, grad_linear1, grad_linear2))
+        activation::backward(grad_activated, hidden, activation, &mask).map(Some)
+    }
+
+    /// The gradient of the input of linear1, if one is needed from there on, for that of its output.
+    pub fn linear1_backward(
+        &self,
+        grad_z: &Tensor,
+        x: &Tensor,
+        grads: &mut Grads,
+    ) -> Result<Option<Tensor>> {
+        let (linear1, needs) = (&self.params.linear1, self.needs.params.linear1);
+        grads.params.linear1 = linear::backward_params(grad_z, x, linear1, needs)?;
+        let pass = self.needs.pass(Piece::Linear1);
+        pass.then(|| linear::backward_x(grad_z, linear1)).transpose()
     }
 }

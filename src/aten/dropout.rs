@@ -21,7 +21,7 @@ enum KeptElements {
 }
 
 impl TensorMask {
-    /// The mask of a token tensor `[M, width]`.
+    /// The mask of a token tensor `[M, width]`, position after position.
     pub fn of_tokens(
         seed: Option<&Tensor>,
         site: Site,
@@ -31,13 +31,8 @@ impl TensorMask {
         device: Device,
     ) -> Result<Self> {
         let Dims { samples, positions, .. } = *dims;
-        Self::new(seed, site, p, &[samples, positions, width], device)?.map(|kept| {
-            if dims.batch_first {
-                kept.f_transpose(0, 1)?.f_reshape([dims.tokens(), width])
-            } else {
-                kept.f_view([dims.tokens(), width])
-            }
-        })
+        Self::new(seed, site, p, &[samples, positions, width], device)?
+            .map(|kept| kept.f_transpose(0, 1)?.f_reshape([dims.tokens(), width]))
     }
 
     /// The mask of the attention probabilities `[L H, N, N]`.
@@ -125,10 +120,12 @@ mod tests {
     }
 
     #[test]
-    fn an_element_has_the_same_mask_in_either_order_of_the_axes() {
-        let by_position = Dims { batch_first: true, ..DIMS };
-        let reordered = mask(0.5, &by_position).view([5, 3, 7]).transpose(0, 1).reshape([15, 7]);
-        assert_eq!(mask(0.5, &DIMS), reordered);
+    fn an_element_is_counted_sample_after_sample_and_lies_position_after_position() {
+        let (samples, positions, width) = (DIMS.samples, DIMS.positions, DIMS.channels);
+        let by_position = mask(0.5, &DIMS).view([positions, samples, width]);
+        let one_by_one = Dims { samples: samples * positions, positions: 1, ..DIMS };
+        let by_sample = mask(0.5, &one_by_one).view([samples, positions, width]);
+        assert_eq!(by_position, by_sample.transpose(0, 1));
     }
 
     #[test]

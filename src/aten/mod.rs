@@ -10,3 +10,6 @@ mod random;
 pub mod steps;
 
 type Result<T> = std::result::Result<T, tch::TchError>;
+
+/// The gradients of a weight and its bias that are needed.
+type AffineGrads = crate::call::Affine<Option<tch::Tensor>, Option<tch::Tensor>>;

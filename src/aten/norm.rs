@@ -2,8 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::Result;
-use crate::call::{accumulate_kind, Norm};
+use super::{AffineGrads, Result};
+use crate::call::{accumulate_kind, Affine, Norm};
 
 /// Mean and reciprocal standard deviation of each row: `[M, 1]` each, float32 or float64.
 pub struct Statistics {
@@ -26,7 +26,7 @@ pub fn forward(x: &Tensor, norm: &Norm, eps: f64) -> Result<(Tensor, Statistics)
     Ok((y.f_to_kind(x_kind)?, statistics))
 }
 
-/// The gradients of `x` `[M, C]` and of the parameters.
+/// The gradient of `x` `[M, C]`, and those of the parameters where they are needed.
 ///
 /// With x̂ = (x - mean) rstd and y = x̂ w + b, and ⟨·⟩ the mean over the channels:
 ///     `grad_x` = rstd (g - ⟨g⟩ - x̂ ⟨g x̂⟩) where g = `grad_y` w,
@@ -37,20 +37,17 @@ pub fn backward(
     x: &Tensor,
     statistics: &Statistics,
     norm: &Norm,
-) -> Result<(Tensor, Norm)> {
+    needs: Affine<bool, bool>,
+) -> Result<(Tensor, AffineGrads)> {
     let (x_kind, norm_kind) = (x.f_kind()?, norm.weight.f_kind()?);
     let kind = accumulate_kind(x_kind);
     let grad_y = grad_y.f_to_kind(kind)?;
     let mut normalised = x.f_to_kind(kind)?.f_sub(&statistics.mean)?.f_mul_(&statistics.rstd)?;
 
     let mut products = grad_y.f_mul(&normalised)?;
-    let params = Norm {
-        weight: sum_rows(&products, norm_kind)?,
-        bias: match norm.bias {
-            Some(_) => Some(sum_rows(&grad_y, norm_kind)?),
-            None => None,
-        },
-    };
+    let weight = needs.weight.then(|| sum_rows(&products, norm_kind)).transpose()?;
+    let bias = needs.bias.then(|| sum_rows(&grad_y, norm_kind)).transpose()?;
+    let params = Affine { weight, bias };
 
     let weight = norm.weight.f_to_kind(kind)?;
     let mut grad_x = grad_y.f_mul(&weight)?;
@@ -90,9 +87,10 @@ mod tests {
 
         let norm = Norm { weight: weight.detach(), bias: Some(bias.detach()) };
         let (_, statistics) = forward(&x.detach(), &norm, 1e-3).unwrap();
-        let (grad_x, grad_norm) = backward(&grad_y, &x.detach(), &statistics, &norm).unwrap();
+        let needs = Affine { weight: true, bias: true };
+        let (grad_x, grads) = backward(&grad_y, &x.detach(), &statistics, &norm, needs).unwrap();
         assert!(grad_x.allclose(&x.grad(), 1e-12, 1e-12, false));
-        assert!(grad_norm.weight.allclose(&weight.grad(), 1e-12, 1e-12, false));
-        assert!(grad_norm.bias.unwrap().allclose(&bias.grad(), 1e-12, 1e-12, false));
+        assert!(grads.weight.unwrap().allclose(&weight.grad(), 1e-12, 1e-12, false));
+        assert!(grads.bias.unwrap().allclose(&bias.grad(), 1e-12, 1e-12, false));
     }
 }

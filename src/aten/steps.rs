@@ -5,42 +5,46 @@ use tch::Tensor;
 use super::branches::{AttentionSaved, Branches};
 use super::norm::{self, Statistics};
 use super::Result;
-use crate::call::{Dims, Grads, Input, Params, Saved};
+use crate::call::{Dims, Grads, Input, Piece, Saved, SavedTensors};
 
-/// What a forward went through, as rows `[M, ..]`.
+/// What a forward went through, as rows `[M, ..]`, position after position.
 struct Steps {
     attention: AttentionSaved,
     residual1: Tensor,
     hidden: Tensor,
-    /// What the last norm of post-norm is applied to; pre-norm keeps an empty tensor.
+    /// What the last norm of post-norm is applied to; undefined for pre-norm.
     residual2: Tensor,
     statistics1: Statistics,
     statistics2: Statistics,
 }
 
 /// `[N, L, C]` to `[N, L, C]`, or the same with `[L, N, C]`.
-pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, Saved)> {
+pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, SavedTensors)> {
     let branches = Branches::new(input, dims);
-    let x = rows(&input.x, dims)?;
+    let x = to_rows(&input.x, dims)?;
     let (y, steps) = if input.config.norm_first {
         pre_norm(&x, input, &branches)?
     } else {
         post_norm(&x, input, &branches)?
     };
-    Ok((y.f_view(input.x.size().as_slice())?, save(&steps, dims)?))
+    Ok((from_rows(&y, dims)?, save(steps, input, dims)?))
 }
 
 /// The gradients for `grad_y`, of the shape of `x`.
-pub fn backward(grad_y: &Tensor, input: &Input, saved: &Saved, dims: &Dims) -> Result<Grads> {
+pub fn backward(grad_y: &Tensor, input: &Input, saved: SavedTensors, dims: &Dims) -> Result<Grads> {
     let branches = Branches::new(input, dims);
     let steps = restore(saved, dims)?;
-    let (x, grad_y) = (rows(&input.x, dims)?, rows(grad_y, dims)?);
-    let grads = if input.config.norm_first {
-        pre_norm_backward(&grad_y, &x, &steps, input, &branches)?
+    let (x, grad_y) = (to_rows(&input.x, dims)?, to_rows(grad_y, dims)?);
+    let mut grads = Grads::none();
+    let grad_x = if input.config.norm_first {
+        pre_norm_backward(&grad_y, &x, &steps, input, &branches, &mut grads)?
     } else {
-        post_norm_backward(&grad_y, &x, &steps, input, &branches)?
+        post_norm_backward(&grad_y, &x, &steps, input, &branches, &mut grads)?
     };
-    Ok(Grads { x: grads.x.f_view(input.x.size().as_slice())?, ..grads })
+    if let (Some(grad_x), true) = (grad_x, input.needs.x) {
+        grads.x = Some(from_rows(&grad_x, dims)?);
+    }
+    Ok(grads)
 }
 
 /// `norm1(x + attention(x))`, then `norm2(.. + feedforward(..))`.
@@ -56,26 +60,45 @@ fn post_norm(x: &Tensor, input: &Input, branches: &Branches) -> Result<(Tensor, 
     Ok((y, Steps { attention, residual1, hidden, residual2, statistics1, statistics2 }))
 }
 
-/// Each sum hands its gradient to both of its terms; the input of the feed-forward is made again.
+/// Each sum hands its gradient to both of its terms; the input of the feed-forward is made again. None where no
+/// gradient is needed any more.
 fn post_norm_backward(
     grad_y: &Tensor,
     x: &Tensor,
     steps: &Steps,
     input: &Input,
     branches: &Branches,
-) -> Result<Grads> {
-    let (norm1, norm2) = (&input.params.norm1, &input.params.norm2);
+    grads: &mut Grads,
+) -> Result<Option<Tensor>> {
+    let (norm1, norm2, needs) = (&input.params.norm1, &input.params.norm2, &input.needs);
     let Steps { attention, residual1, hidden, residual2, statistics1, statistics2 } = steps;
-    let (grad_residual2, norm2) = norm::backward(grad_y, residual2, statistics2, norm2)?;
+    let (grad_residual2, of_norm2) =
+        norm::backward(grad_y, residual2, statistics2, norm2, needs.params.norm2)?;
+    grads.params.norm2 = of_norm2;
+    if !needs.pass(Piece::Norm2) {
+        return Ok(None);
+    }
+    let Some(grad_z) = branches.feedforward_backward(&grad_residual2, hidden, grads)? else {
+        return Ok(None);
+    };
     let (normed, _) = norm::forward(residual1, norm1, input.config.layer_norm_eps[0])?;
-    let (grad_branch, linear1, linear2) =
-        branches.feedforward_backward(&grad_residual2, &normed, hidden)?;
+    let Some(grad_branch) = branches.linear1_backward(&grad_z, &normed, grads)? else {
+        return Ok(None);
+    };
     let grad_normed = grad_residual2.f_add(&grad_branch)?;
-    let (grad_residual1, norm1) = norm::backward(&grad_normed, residual1, statistics1, norm1)?;
-    let (grad_branch, in_proj, out_proj) =
-        branches.attention_backward(&grad_residual1, x, attention)?;
-    let x = grad_residual1.f_add(&grad_branch)?;
-    Ok(Grads { x, params: Params { in_proj, out_proj, linear1, linear2, norm1, norm2 } })
+    let (grad_residual1, of_norm1) =
+        norm::backward(&grad_normed, residual1, statistics1, norm1, needs.params.norm1)?;
+    grads.params.norm1 = of_norm1;
+    if !needs.pass(Piece::Norm1) {
+        return Ok(None);
+    }
+    let Some(grad_qkv) = branches.attention_backward(&grad_residual1, attention, grads)? else {
+        return Ok(None);
+    };
+    let Some(grad_branch) = branches.in_proj_backward(&grad_qkv, x, grads)? else {
+        return Ok(None);
+    };
+    grad_residual1.f_add(&grad_branch).map(Some)
 }
 
 /// `x + attention(norm1(x))`, then `.. + feedforward(norm2(..))`.
@@ -88,73 +111,112 @@ fn pre_norm(x: &Tensor, input: &Input, branches: &Branches) -> Result<(Tensor, S
     let (normed, statistics2) = norm::forward(&residual1, norm2, eps2)?;
     let (branch, hidden) = branches.feedforward(&normed)?;
     let y = residual1.f_add(&branch)?;
-    let residual2 = Tensor::f_empty([0], (x.f_kind()?, x.device()))?;
+    let residual2 = Tensor::new();
     Ok((y, Steps { attention, residual1, hidden, residual2, statistics1, statistics2 }))
 }
 
-/// Each sum hands its gradient to both of its terms; the inputs of both branches are made again.
+/// Each sum hands its gradient to both of its terms; the inputs of both branches are made again. None where no
+/// gradient is needed any more.
 fn pre_norm_backward(
     grad_y: &Tensor,
     x: &Tensor,
     steps: &Steps,
     input: &Input,
     branches: &Branches,
-) -> Result<Grads> {
-    let (norm1, norm2) = (&input.params.norm1, &input.params.norm2);
+    grads: &mut Grads,
+) -> Result<Option<Tensor>> {
+    let (norm1, norm2, needs) = (&input.params.norm1, &input.params.norm2, &input.needs);
     let [eps1, eps2] = input.config.layer_norm_eps;
     let Steps { attention, residual1, hidden, statistics1, statistics2, .. } = steps;
+    let Some(grad_z) = branches.feedforward_backward(grad_y, hidden, grads)? else {
+        return Ok(None);
+    };
     let (normed, _) = norm::forward(residual1, norm2, eps2)?;
-    let (grad_normed, linear1, linear2) = branches.feedforward_backward(grad_y, &normed, hidden)?;
-    let (grad_branch, norm2) = norm::backward(&grad_normed, residual1, statistics2, norm2)?;
+    let Some(grad_normed) = branches.linear1_backward(&grad_z, &normed, grads)? else {
+        return Ok(None);
+    };
+    let (grad_branch, of_norm2) =
+        norm::backward(&grad_normed, residual1, statistics2, norm2, needs.params.norm2)?;
+    grads.params.norm2 = of_norm2;
+    if !needs.pass(Piece::Norm2) {
+        return Ok(None);
+    }
     let grad_residual1 = grad_y.f_add(&grad_branch)?;
+    let Some(grad_qkv) = branches.attention_backward(&grad_residual1, attention, grads)? else {
+        return Ok(None);
+    };
     let (normed, _) = norm::forward(x, norm1, eps1)?;
-    let (grad_normed, in_proj, out_proj) =
-        branches.attention_backward(&grad_residual1, &normed, attention)?;
-    let (grad_branch, norm1) = norm::backward(&grad_normed, x, statistics1, norm1)?;
-    let x = grad_residual1.f_add(&grad_branch)?;
-    Ok(Grads { x, params: Params { in_proj, out_proj, linear1, linear2, norm1, norm2 } })
+    let Some(grad_normed) = branches.in_proj_backward(&grad_qkv, &normed, grads)? else {
+        return Ok(None);
+    };
+    let (grad_branch, of_norm1) =
+        norm::backward(&grad_normed, x, statistics1, norm1, needs.params.norm1)?;
+    grads.params.norm1 = of_norm1;
+    grad_residual1.f_add(&grad_branch).map(Some)
 }
 
-/// Tokens to rows `[M, C]`, contiguous: what is computed from them takes on their strides, and is output.
-fn rows(tokens: &Tensor, dims: &Dims) -> Result<Tensor> {
-    tokens.f_reshape([dims.tokens(), dims.channels])?.f_contiguous()
+/// `[N, L, C]` or `[L, N, C]` to rows `[M, C]`, contiguous.
+fn to_rows(tokens: &Tensor, dims: &Dims) -> Result<Tensor> {
+    let by_position =
+        if dims.batch_first { tokens.shallow_clone() } else { tokens.f_transpose(0, 1)? };
+    by_position.f_reshape([dims.tokens(), dims.channels])?.f_contiguous()
 }
 
-/// Rows to the leading sizes of `x`.
-fn save(steps: &Steps, dims: &Dims) -> Result<Saved> {
-    let [first, second] = dims.token_shape();
-    let tokens = |rows: &Tensor| rows.f_view([first, second, -1]);
-    let statistic = |rows: &Tensor| rows.f_view([first, second]);
+/// The inverse of [`to_rows`].
+fn from_rows(rows: &Tensor, dims: &Dims) -> Result<Tensor> {
+    let by_position = rows.f_view([dims.positions, dims.samples, dims.channels])?;
+    if dims.batch_first {
+        Ok(by_position)
+    } else {
+        by_position.f_transpose(0, 1)?.f_contiguous()
+    }
+}
+
+/// Rows to the shapes of the table, as far as they are kept.
+fn save(steps: Steps, input: &Input, dims: &Dims) -> Result<SavedTensors> {
     let Steps { attention, residual1, hidden, residual2, statistics1, statistics2 } = steps;
-    let post_norm = residual2.numel() > 0;
-    Ok(Saved {
-        qkv: tokens(&attention.qkv)?,
-        logsumexp: attention.logsumexp.f_view([dims.positions, dims.heads, dims.samples])?,
-        attended: tokens(&attention.attended)?,
-        residual1: tokens(residual1)?,
-        hidden: tokens(hidden)?,
-        residual2: if post_norm { tokens(residual2)? } else { residual2.shallow_clone() },
-        mean1: statistic(&statistics1.mean)?,
-        rstd1: statistic(&statistics1.rstd)?,
-        mean2: statistic(&statistics2.mean)?,
-        rstd2: statistic(&statistics2.rstd)?,
+    let made = Saved {
+        qkv: attention.qkv,
+        logsumexp: heads_last(&attention.logsumexp, dims)?,
+        attended: attention.attended.unwrap_or_else(Tensor::new),
+        residual1,
+        hidden,
+        residual2,
+        mean1: statistics1.mean,
+        rstd1: statistics1.rstd,
+        mean2: statistics2.mean,
+        rstd2: statistics2.rstd,
+    };
+    made.zip(Saved::facts()).try_map(|(tensor, fact)| {
+        let kept = fact.is_kept(&input.config, &input.needs, dims.positions);
+        kept.then(|| tensor.f_view(dims.shape(fact.shape).as_slice())).transpose()
     })
 }
 
-/// The inverse of [`save`].
-fn restore(saved: &Saved, dims: &Dims) -> Result<Steps> {
-    let rows = |tokens: &Tensor, width: i64| tokens.f_reshape([-1, width]);
-    let Dims { channels, feedforward, samples, .. } = *dims;
+/// `[L H, N]` to `[L, N, H]`
+fn heads_last(x: &Tensor, dims: &Dims) -> Result<Tensor> {
+    x.f_view([dims.positions, dims.heads, dims.samples])?.f_transpose(1, 2)?.f_contiguous()
+}
+
+/// The inverse of [`save`]; what was not kept, as nothing needs it, is undefined.
+fn restore(saved: SavedTensors, dims: &Dims) -> Result<Steps> {
+    let rows = |tokens: Tensor| tokens.f_reshape([dims.tokens(), -1]);
+    let logsumexp = saved.logsumexp.map(|logsumexp| {
+        let by_head = logsumexp.f_transpose(1, 2)?; // [L, H, N]
+        by_head.f_reshape([dims.positions * dims.heads, dims.samples])
+    });
+    let attended = saved.attended.map(rows).transpose()?;
+    let rows = |tokens: Option<Tensor>| tokens.map_or_else(|| Ok(Tensor::new()), rows);
     Ok(Steps {
         attention: AttentionSaved {
-            qkv: rows(&saved.qkv, 3 * channels)?,
-            logsumexp: rows(&saved.logsumexp, samples)?,
-            attended: rows(&saved.attended, channels)?,
+            qkv: rows(saved.qkv)?,
+            logsumexp: logsumexp.transpose()?.unwrap_or_else(Tensor::new),
+            attended,
         },
-        residual1: rows(&saved.residual1, channels)?,
-        hidden: rows(&saved.hidden, feedforward)?,
-        residual2: rows(&saved.residual2, channels)?,
-        statistics1: Statistics { mean: rows(&saved.mean1, 1)?, rstd: rows(&saved.rstd1, 1)? },
-        statistics2: Statistics { mean: rows(&saved.mean2, 1)?, rstd: rows(&saved.rstd2, 1)? },
+        residual1: rows(saved.residual1)?,
+        hidden: rows(saved.hidden)?,
+        residual2: rows(saved.residual2)?,
+        statistics1: Statistics { mean: rows(saved.mean1)?, rstd: rows(saved.rstd1)? },
+        statistics2: Statistics { mean: rows(saved.mean2)?, rstd: rows(saved.rstd2)? },
     })
 }

@@ -43,3 +43,25 @@ pub enum Activation {
     /// The exact one, with the error function.
     Gelu,
 }
+
+impl Activation {
+    pub const ALL: [Self; 2] = [Self::Relu, Self::Gelu];
+
+    /// As torch's layer is told.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Relu => "relu",
+            Self::Gelu => "gelu",
+        }
+    }
+}
+
+/// The fields in the order of the op's schema, with their types there.
+pub const CONFIG: [(&str, &str); 6] = [
+    ("nhead", "int"),
+    ("dropout", "float[4]"),
+    ("activation", "str"),
+    ("norm_first", "bool"),
+    ("batch_first", "bool"),
+    ("layer_norm_eps", "float[2]"),
+];

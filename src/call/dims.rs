@@ -24,24 +24,9 @@ impl Dims {
         self.samples * self.positions
     }
 
-    /// The two leading sizes of `x`, in its own order.
-    pub fn token_shape(&self) -> [i64; 2] {
-        if self.batch_first {
-            [self.positions, self.samples]
-        } else {
-            [self.samples, self.positions]
-        }
-    }
-
     /// C / H
     pub fn head_width(&self) -> i64 {
         self.channels / self.heads
-    }
-
-    /// Whether the fused path takes some positions at a time through the whole layer. It is a rule on sizes alone,
-    /// as it decides what is saved; the Python side has it, too.
-    pub fn tiled(&self) -> bool {
-        self.positions > 1 && self.samples <= 128 && self.tokens() >= 512
     }
 
     /// What the scores are multiplied by: 1 / sqrt(C / H).

@@ -1,30 +1,50 @@
-//! What a call of the layer is made of. Nothing here computes on tensors.
+//! What a call of the layer is made of, and the table of the op: what it takes and leaves, under which names, in which
+//! shapes and order. Python makes the schema and the fake tensors from it. Nothing here computes on tensors.
 
 mod config;
 mod dims;
+mod needs;
 mod params;
 pub mod random;
 mod saved;
+mod shape;
 
 use tch::Tensor;
 
-pub use config::{Activation, Config, Dropout};
+pub use config::{Activation, Config, Dropout, CONFIG};
 pub use dims::{accumulate_kind, Dims};
-pub use params::{Linear, Norm, Params};
-pub use saved::Saved;
+pub use needs::{Needs, Piece, NEEDS};
+pub use params::{Affine, Linear, Norm, ParameterFact, Params, PARAMETERS};
+pub use saved::{DtypeOf, Saved, SAVED};
+pub use shape::Shape;
 
 /// What the layer is applied to, forward and backward alike.
 pub struct Input {
     /// `[N, L, C]`, or `[L, N, C]` if `config.batch_first`.
     pub x: Tensor,
-    pub params: Params,
+    pub params: Params<Tensor>,
     /// A 0-d int64 tensor; the dropout masks are a function of it.
     pub seed: Option<Tensor>,
     pub config: Config,
+    pub needs: Needs,
 }
 
-/// The gradients of the input and, under the names of the parameters, of the parameters.
+/// What the forward leaves for the backward: a tensor under the name of each that is kept.
+pub type SavedTensors = Saved<Option<Tensor>>;
+
+/// The gradients that are needed, of the input and, under the names of the parameters, of the parameters.
 pub struct Grads {
-    pub x: Tensor,
-    pub params: Params,
+    pub x: Option<Tensor>,
+    pub params: Params<Option<Tensor>, Option<Tensor>>,
+}
+
+impl Grads {
+    pub fn none() -> Self {
+        Self { x: None, params: Params::from_array([const { None }; PARAMETERS.len()]) }
+    }
+
+    /// Those that are there, in the order of the needs.
+    pub fn into_tensors(self) -> impl Iterator<Item = Tensor> {
+        std::iter::once(self.x).chain(self.params.into_array()).flatten()
+    }
 }

@@ -59,7 +59,7 @@ impl<T: Real> HeadRows<'_, T> {
             key: self.qkv.block(keys.clone(), columns(1)),
             value: self.qkv.block(keys, columns(2)),
             mask: masks.attention,
-            scale: self.layer.attention_scale(),
+            scale: self.layer.attention_scale,
         }
     }
 

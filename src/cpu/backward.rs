@@ -3,7 +3,7 @@
 use tch::kind::Element;
 use tch::{TchError, Tensor};
 
-use super::backward_steps::{self, SavedRows};
+use super::backward_steps::{self, BackwardRows};
 use super::buffers::{split, Buffers};
 use super::kernels::reduce::ColumnSums;
 use super::layer_view::{LayerView, RightFactors};
@@ -11,32 +11,37 @@ use super::linear::{parameter_grads, LinearGrad};
 use super::matrix::{Matrix, MatrixMut};
 use super::packed::PackedFactors;
 use super::plan::Plan;
-use super::saved_rows;
-use super::setup::{contiguous, empty_like, layer, ParamGrads};
+use super::saved_rows::{self, SavedRows};
+use super::setup::{contiguous, empty_grads, layer_view, ParamGrads};
 use super::simd::{run, Real};
-use super::tensors::{empty, readable, tokens, tokens_mut};
+use super::tensors::{readable, tokens, tokens_mut};
 use super::threads::{team, Team};
 use super::workspace::Workspace;
-use crate::call::{Activation, Dims, Grads, Input, Saved};
+use crate::call::{Activation, Dims, Grads, Input, Needs, Params, Piece, SavedTensors};
 
 /// The gradients for `grad_y`, of the shape of `x`.
 pub fn backward<T: Real + Element>(
     grad_y: &Tensor,
     input: &Input,
-    saved: &Saved,
+    saved: &SavedTensors,
     dims: &Dims,
 ) -> Result<Grads, TchError> {
     let (x, grad_y, params) = (readable(&input.x)?, readable(grad_y)?, contiguous(&input.params)?);
-    let layer = layer::<T>(input, &params, dims)?;
+    let saved = saved_rows::contiguous(saved)?;
+    let layer = layer_view::<T>(input, &params, dims)?;
     let plan = Plan::new(dims);
-    let mut grads =
-        Grads { x: empty::<T>(&input.x.size())?, params: empty_like::<T>(&input.params)? };
+    let mut grads = empty_grads::<T>(input, dims)?;
 
-    let kept = saved_rows::rows(saved, tokens(&x, dims), dims);
-    let call = BackwardCall { layer: &layer, plan, grad_y: tokens(&grad_y, dims), kept };
+    let kept = SavedRows::new(&saved, tokens(&x, dims), dims);
+    let grad_y = tokens(&grad_y, dims);
+    let call = BackwardCall { layer: &layer, needs: &input.needs, plan, grad_y, kept };
     let mut params = ParamGrads::new(&mut grads.params);
+    let grad_x = match &mut grads.x {
+        Some(grad_x) => tokens_mut(grad_x, dims),
+        None => MatrixMut::new(&mut [], dims.tokens() as usize, 0),
+    };
     let part = plan.gathered * layer.samples;
-    let parts = tokens_mut(&mut grads.x, dims).split_rows(part).into_iter().enumerate();
+    let parts = grad_x.split_rows(part).into_iter().enumerate();
     let mut workspace = Workspace::default();
     let mut team = team(dims, &mut workspace);
     if plan.tile.is_some() {
@@ -56,6 +61,7 @@ pub fn backward<T: Real + Element>(
 
 struct BackwardCall<'a, T> {
     layer: &'a LayerView<'a, T>,
+    needs: &'a Needs,
     plan: Plan,
     grad_y: Matrix<'a, T>,
     kept: SavedRows<'a, T>,
@@ -75,8 +81,14 @@ impl<T: Real> BackwardCall<'_, T> {
         let tile = self.plan.tile.map_or(rows, |tile| tile * self.layer.samples);
         let sums_of_a_tile = 2 * tile.div_ceil(self.plan.norm_rows);
         let mut gathered = Buffers::new(rows, self.gathered_widths());
-        let mut norm_sums =
-            Buffers::new(sums_of_a_tile * rows.div_ceil(tile), [self.layer.channels(); 2]);
+        let norm_widths = [self.needs.params.norm1, self.needs.params.norm2].map(|norm| {
+            if norm.weight || norm.bias {
+                self.layer.channels()
+            } else {
+                0
+            }
+        });
+        let mut norm_sums = Buffers::new(sums_of_a_tile * rows.div_ceil(tile), norm_widths);
         let gathered_tiles = split(gathered.matrices(), tile);
         let tiles = gathered_tiles
             .zip(split(norm_sums.matrices(), sums_of_a_tile))
@@ -95,31 +107,37 @@ impl<T: Real> BackwardCall<'_, T> {
         self.linear_grads(team, first, rows, &gathered.views(), grads);
         for (sums, (weight, bias)) in norm_sums.views().into_iter().zip(&mut grads.norms) {
             let blocks = sums.rows() / 2;
-            run(ColumnSums { rows: sums.every_other(0, blocks), first: first == 0, sums: weight });
-            if let Some(sums_of_bias) = bias {
-                run(ColumnSums {
-                    rows: sums.every_other(1, blocks),
-                    first: first == 0,
-                    sums: sums_of_bias,
-                });
+            for (start, grad) in [weight, bias].into_iter().enumerate() {
+                if let Some(grad) = grad {
+                    let rows = sums.every_other(start, blocks);
+                    run(ColumnSums { rows, first: first == 0, sums: grad });
+                }
             }
         }
     }
 
     /// Elements of a row of what is gathered for the gradients of the linears, as `backward::GATHERED` lists it.
     fn gathered_widths(&self) -> [usize; backward_steps::GATHERED] {
-        let (channels, feedforward) = (self.layer.channels(), self.layer.feedforward());
+        let Self { layer, needs, .. } = *self;
+        let (channels, feedforward) = (layer.channels(), layer.feedforward());
         let if_needed = |width: usize, needed: bool| if needed { width } else { 0 };
+        let Params { in_proj, linear1, linear2, .. } = needs.params;
         [
-            3 * channels,
-            channels,
-            feedforward,
-            channels,
-            if_needed(channels, self.layer.norm_first),
-            if_needed(channels, self.kept.attended.is_none()),
-            channels,
-            if_needed(feedforward, self.layer.activation == Activation::Gelu),
+            if_needed(3 * channels, needs.reach(Piece::InProj)),
+            if_needed(channels, needs.reach(Piece::OutProj)),
+            if_needed(feedforward, needs.reach(Piece::Linear1)),
+            if_needed(channels, needs.reach(Piece::Linear2)),
+            if_needed(channels, layer.norm_first && in_proj.weight),
+            if_needed(channels, self.attended_again()),
+            if_needed(channels, linear1.weight),
+            if_needed(feedforward, layer.activation == Activation::Gelu && linear2.weight),
         ]
+    }
+
+    /// Whether the attention's output is needed and was not kept.
+    fn attended_again(&self) -> bool {
+        let needed = self.needs.params.out_proj.weight || self.needs.reach(Piece::InProj);
+        needed && self.kept.saved.attended.columns() == 0
     }
 
     /// Everything but the gradients of the parameters.
@@ -134,10 +152,14 @@ impl<T: Real> BackwardCall<'_, T> {
     ) {
         let rows = first..first + grad_x.rows();
         let channels = self.layer.channels();
-        let mut scratch = Buffers::new(rows.len(), [channels, channels, self.layer.heads]);
-        let [grad_sum, grad_branch, logsumexp] = scratch.matrices();
+        let of_input = self.needs.pass(Piece::InProj) && grad_x.columns() == 0;
+        let again = if self.attended_again() { self.layer.heads } else { 0 };
+        let widths = [channels, channels, again, if of_input { channels } else { 0 }];
+        let mut scratch = Buffers::new(rows.len(), widths);
+        let [grad_sum, grad_branch, logsumexp, grad_input] = scratch.matrices();
+        let grad_x = if of_input { grad_input } else { grad_x };
         let grad_y = self.grad_y.row_block(rows.clone());
-        let rows_of_grads = backward_steps::BackwardRows {
+        let rows_of_grads = BackwardRows {
             grad_y,
             grad_x,
             gathered,
@@ -147,7 +169,8 @@ impl<T: Real> BackwardCall<'_, T> {
             norm1_sums,
             norm2_sums,
         };
-        backward_steps::backward(team, self.layer, factors, &self.kept.rows(rows), rows_of_grads);
+        let kept = self.kept.rows(&rows);
+        backward_steps::backward(team, self.layer, self.needs, factors, &kept, rows_of_grads);
     }
 
     /// Each linear's parameters, from its input and the gradient of its output.
@@ -159,20 +182,22 @@ impl<T: Real> BackwardCall<'_, T> {
         gathered: &[Matrix<T>; backward_steps::GATHERED],
         grads: &mut ParamGrads<T>,
     ) {
-        let kept = self.kept.rows(first..first + rows);
+        let kept = self.kept.rows(&(first..first + rows));
         let [grad_qkv, grad_projected, grad_hidden, grad_output, inputs @ ..] = *gathered;
         let [attention_input, attended, feedforward_input, activated] = inputs;
         let x = if self.layer.norm_first { attention_input } else { kept.x };
-        let attended = kept.attended.unwrap_or(attended);
-        let hidden =
-            if self.layer.activation == Activation::Gelu { activated } else { kept.hidden };
+        let attended = if self.attended_again() { attended } else { kept.saved.attended };
+        let hidden = match self.layer.activation {
+            Activation::Relu => kept.saved.hidden,
+            Activation::Gelu => activated,
+        };
         let inputs = [x, attended, feedforward_input, hidden];
         let grad_outputs = [grad_qkv, grad_projected, grad_hidden, grad_output];
         let linears = inputs.into_iter().zip(grad_outputs).zip(&mut grads.linears);
         let linears = linears.map(|((x, grad_y), (weight, bias))| LinearGrad {
             x,
             grad_y,
-            weight: weight.reborrow(),
+            weight: weight.as_mut().map(MatrixMut::reborrow),
             bias: bias.as_mut().map(MatrixMut::reborrow),
         });
         parameter_grads(team, linears.collect(), first == 0);

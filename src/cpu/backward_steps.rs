@@ -1,8 +1,6 @@
 //! The backward of the layer on some rows, step by step; the parameters' gradients of the linears come after it.
 
-use std::ops::Range;
-
-use super::attention;
+use super::attention::{self, AttentionBackward};
 use super::forward_steps::gelu;
 use super::kernels::activation::{GeluBackward, ReluBackward};
 use super::kernels::dropout::{Drop, Mask};
@@ -13,43 +11,10 @@ use super::layer_view::{LayerView, Masks, RightFactors};
 use super::linear::multiply;
 use super::matrix::{Matrix, MatrixMut};
 use super::rows::{TokenRows, ROWS};
+use super::saved_rows::SavedRows;
 use super::simd::{run, Real};
 use super::threads::Team;
-use crate::call::Activation;
-
-/// What the forward kept of some rows, of whole positions; see `forward_steps::ForwardRows`.
-#[derive(Clone, Copy)]
-pub struct SavedRows<'a, T> {
-    pub tokens: TokenRows,
-    pub x: Matrix<'a, T>,
-    pub qkv: Matrix<'a, T>,
-    pub logsumexp: Matrix<'a, T>,
-    /// Without it, it is computed again.
-    pub attended: Option<Matrix<'a, T>>,
-    pub residual1: Matrix<'a, T>,
-    pub hidden: Matrix<'a, T>,
-    pub residual2: Matrix<'a, T>,
-    pub statistics1: [Matrix<'a, T>; 2],
-    pub statistics2: [Matrix<'a, T>; 2],
-}
-
-impl<T> SavedRows<'_, T> {
-    /// Some of the rows.
-    pub fn rows(&self, rows: Range<usize>) -> Self {
-        Self {
-            tokens: self.tokens.skip(rows.start),
-            x: self.x.row_block(rows.clone()),
-            qkv: self.qkv.row_block(rows.clone()),
-            logsumexp: self.logsumexp.row_block(rows.clone()),
-            attended: self.attended.map(|attended| attended.row_block(rows.clone())),
-            residual1: self.residual1.row_block(rows.clone()),
-            hidden: self.hidden.row_block(rows.clone()),
-            residual2: self.residual2.row_block(rows.clone()),
-            statistics1: self.statistics1.map(|statistic| statistic.row_block(rows.clone())),
-            statistics2: self.statistics2.map(|statistic| statistic.row_block(rows.clone())),
-        }
-    }
-}
+use crate::call::{Activation, Needs, Piece, Saved};
 
 /// Where the gradients of some rows go.
 pub struct BackwardRows<'a, T> {
@@ -71,134 +36,141 @@ pub struct BackwardRows<'a, T> {
 /// pre-norm, the attention's output where it was not kept, the feed-forward's input, and what GELU gives `[rows, F]`.
 pub const GATHERED: usize = 8;
 
-/// Each sum hands its gradient to both of its terms; a norm's input gets its gradient in the place of the output's.
+/// Each sum hands its gradient to both of its terms; a norm's input gets its gradient in the place of the output's. The
+/// backward ends where nothing needs a gradient any more.
 pub fn backward<T: Real>(
     team: &mut Team<T>,
     layer: &LayerView<T>,
+    needs: &Needs,
     factors: &RightFactors<T>,
     kept: &SavedRows<T>,
     rows: BackwardRows<T>,
 ) {
-    let SavedRows { tokens, x, residual1, residual2, statistics1, statistics2, .. } = *kept;
+    let SavedRows { tokens, x, saved } = *kept;
+    let Saved { residual1, residual2, mean1, rstd1, mean2, rstd2, .. } = saved;
     let BackwardRows { grad_y, mut grad_x, mut grad_sum, mut grad_branch, gathered, .. } = rows;
-    let [grad_qkv, grad_projected, grad_hidden, grad_output, inputs @ ..] = gathered;
+    let [mut grad_qkv, grad_projected, mut grad_hidden, grad_output, inputs @ ..] = gathered;
     let [attention_input, attended, feedforward_input, activated] = inputs;
-    let step = BackwardSteps { layer, factors, kept };
+    let step = BackwardSteps { layer, needs, factors, kept };
     let Masks { residual1: mask1, residual2: mask2, .. } = layer.masks;
-    let norm2 = NormStep { params: layer.norm2, statistics: statistics2, sums: rows.norm2_sums };
-    let norm1 = NormStep { params: layer.norm1, statistics: statistics1, sums: rows.norm1_sums };
-    let branch2 = (grad_output, grad_hidden);
-    let branch1 = (attended, rows.logsumexp, grad_projected, grad_qkv);
+    let norm2 = NormStep { params: layer.norm2, statistics: [mean2, rstd2], sums: rows.norm2_sums };
+    let norm1 = NormStep { params: layer.norm1, statistics: [mean1, rstd1], sums: rows.norm1_sums };
+    let branch2 = (grad_output, grad_hidden.reborrow(), activated);
+    let branch1 = (attended, rows.logsumexp, grad_projected, grad_qkv.reborrow());
     if layer.norm_first {
         norm2.again(team, residual1, feedforward_input);
-        step.feedforward(team, (grad_y, mask2), branch2, activated, grad_branch.reborrow());
+        step.feedforward(team, (grad_y, mask2), branch2);
+        if !needs.pass(Piece::Linear1) {
+            return;
+        }
+        multiply(team, grad_hidden.view(), factors.linear1, Start::Zero, grad_branch.reborrow());
         norm2.backward(team, residual1, grad_branch.reborrow());
+        if !needs.pass(Piece::Norm2) {
+            return;
+        }
         add(team, grad_y, grad_branch.reborrow());
         norm1.again(team, x, attention_input);
-        step.attention(team, (grad_branch.view(), mask1), branch1, grad_sum, grad_x.reborrow());
+        step.attention(team, (grad_branch.view(), mask1), branch1, grad_sum);
+        if !needs.pass(Piece::InProj) {
+            return;
+        }
+        multiply(team, grad_qkv.view(), factors.in_proj, Start::Zero, grad_x.reborrow());
         norm1.backward(team, x, grad_x.reborrow());
     } else {
         norm1.again(team, residual1, feedforward_input);
         drop_rows(team, grad_y, Mask::off(), tokens, grad_sum.reborrow());
         norm2.backward(team, residual2, grad_sum.reborrow());
-        step.feedforward(
-            team,
-            (grad_sum.view(), mask2),
-            branch2,
-            activated,
-            grad_branch.reborrow(),
-        );
+        if !needs.pass(Piece::Norm2) {
+            return;
+        }
+        step.feedforward(team, (grad_sum.view(), mask2), branch2);
+        if !needs.pass(Piece::Linear1) {
+            return;
+        }
+        multiply(team, grad_hidden.view(), factors.linear1, Start::Zero, grad_branch.reborrow());
         add(team, grad_sum.view(), grad_branch.reborrow());
         norm1.backward(team, residual1, grad_branch.reborrow());
-        step.attention(team, (grad_branch.view(), mask1), branch1, grad_sum, grad_x.reborrow());
+        if !needs.pass(Piece::Norm1) {
+            return;
+        }
+        step.attention(team, (grad_branch.view(), mask1), branch1, grad_sum);
+        if !needs.pass(Piece::InProj) {
+            return;
+        }
+        multiply(team, grad_qkv.view(), factors.in_proj, Start::Zero, grad_x.reborrow());
     }
-    add(team, grad_branch.view(), grad_x);
+    if needs.x {
+        add(team, grad_branch.view(), grad_x);
+    }
 }
 
 struct BackwardSteps<'a, T> {
     layer: &'a LayerView<'a, T>,
+    needs: &'a Needs,
     factors: &'a RightFactors<'a, T>,
     kept: &'a SavedRows<'a, T>,
 }
 
 impl<T: Real> BackwardSteps<'_, T> {
-    /// From the gradient behind the branch's last dropout to that of its input.
+    /// From the gradient behind the branch's last dropout to that of what linear1 gives.
     fn feedforward(
         &self,
         team: &mut Team<T>,
         (grad, mask): (Matrix<T>, Mask<T>),
-        (mut grad_output, mut grad_hidden): (MatrixMut<T>, MatrixMut<T>),
-        activated: MatrixMut<T>,
-        grad_x: MatrixMut<T>,
+        (mut grad_output, mut grad_hidden, activated): (MatrixMut<T>, MatrixMut<T>, MatrixMut<T>),
     ) {
-        let SavedRows { tokens, hidden, .. } = *self.kept;
+        let SavedRows { tokens, saved: Saved { hidden, .. }, .. } = *self.kept;
         let Masks { hidden: mask_hidden, .. } = self.layer.masks;
         drop_rows(team, grad, mask, tokens, grad_output.reborrow());
-        multiply(
-            team,
-            grad_output.view(),
-            self.factors.linear2,
-            Start::Zero,
-            grad_hidden.reborrow(),
-        );
-        let parts = grad_hidden.reborrow().split_rows(ROWS).into_iter().enumerate();
+        if activated.columns() > 0 {
+            gelu(team, mask_hidden, tokens, hidden, activated);
+        }
+        if !self.needs.pass(Piece::Linear2) {
+            return;
+        }
+        let right = self.factors.linear2;
+        multiply(team, grad_output.view(), right, Start::Zero, grad_hidden.reborrow());
+        let parts = grad_hidden.split_rows(ROWS).into_iter().enumerate();
         match self.layer.activation {
             Activation::Relu => team.for_each(parts, |(number, grad), _| {
                 let hidden = hidden.row_block(number * ROWS..number * ROWS + grad.rows());
                 run(ReluBackward { hidden, scale: mask_hidden.scale, grad });
             }),
-            Activation::Gelu => {
-                team.for_each(parts, |(number, grad), _| {
-                    let z = hidden.row_block(number * ROWS..number * ROWS + grad.rows());
-                    run(GeluBackward {
-                        mask: mask_hidden,
-                        tokens: tokens.skip(number * ROWS),
-                        z,
-                        grad,
-                    });
-                });
-                gelu(team, mask_hidden, tokens, hidden, activated);
-            }
+            Activation::Gelu => team.for_each(parts, |(number, grad), _| {
+                let z = hidden.row_block(number * ROWS..number * ROWS + grad.rows());
+                let tokens = tokens.skip(number * ROWS);
+                run(GeluBackward { mask: mask_hidden, tokens, z, grad });
+            }),
         }
-        multiply(team, grad_hidden.view(), self.factors.linear1, Start::Zero, grad_x);
     }
 
-    /// From the gradient behind the branch's dropout to that of its input.
+    /// From the gradient behind the branch's dropout to that of what `in_proj` gives.
     fn attention(
         &self,
         team: &mut Team<T>,
         (grad, mask): (Matrix<T>, Mask<T>),
-        (mut again, logsumexp, mut grad_projected, mut grad_qkv): (
+        (mut again, logsumexp_again, mut grad_projected, grad_qkv): (
             MatrixMut<T>,
             MatrixMut<T>,
             MatrixMut<T>,
             MatrixMut<T>,
         ),
         mut grad_attended: MatrixMut<T>,
-        grad_x: MatrixMut<T>,
     ) {
-        let SavedRows { tokens, qkv, attended, logsumexp: kept_logsumexp, .. } = *self.kept;
+        let SavedRows { tokens, saved: Saved { qkv, attended, logsumexp, .. }, .. } = *self.kept;
         drop_rows(team, grad, mask, tokens, grad_projected.reborrow());
-        multiply(
-            team,
-            grad_projected.view(),
-            self.factors.out_proj,
-            Start::Zero,
-            grad_attended.reborrow(),
-        );
-        if attended.is_none() {
-            attention::forward(team, self.layer, tokens, qkv, again.reborrow(), logsumexp);
+        if again.columns() > 0 {
+            attention::forward(team, self.layer, tokens, qkv, again.reborrow(), logsumexp_again);
         }
-        let attended = attended.unwrap_or(again.view());
-        let backward = attention::AttentionBackward {
-            qkv,
-            attended,
-            logsumexp: kept_logsumexp,
-            grad_attended: grad_attended.view(),
-            grad_qkv: grad_qkv.reborrow(),
-        };
+        if !self.needs.pass(Piece::OutProj) {
+            return;
+        }
+        let right = self.factors.out_proj;
+        multiply(team, grad_projected.view(), right, Start::Zero, grad_attended.reborrow());
+        let attended = if again.columns() > 0 { again.view() } else { attended };
+        let grad_attended = grad_attended.view();
+        let backward = AttentionBackward { qkv, attended, logsumexp, grad_attended, grad_qkv };
         attention::backward(team, self.layer, tokens, backward);
-        multiply(team, grad_qkv.view(), self.factors.in_proj, Start::Zero, grad_x);
     }
 }
 
@@ -209,8 +181,11 @@ struct NormStep<'a, T> {
 }
 
 impl<T: Real> NormStep<'_, T> {
-    /// `y = norm(x)` from the statistics.
+    /// `y = norm(x)` from the statistics, if there is room for it.
     fn again(&self, team: &mut Team<T>, x: Matrix<T>, y: MatrixMut<T>) {
+        if y.columns() == 0 {
+            return;
+        }
         let (params, statistics) = (self.params, self.statistics);
         team.for_each(y.split_rows(ROWS).into_iter().enumerate(), |(number, y), _| {
             let rows = number * ROWS..number * ROWS + y.rows();

@@ -4,41 +4,36 @@ use tch::kind::Element;
 use tch::{TchError, Tensor};
 
 use super::buffers::{split, Buffers};
-use super::forward_steps;
+use super::forward_steps::{self, ForwardRows};
 use super::layer_view::{LayerView, RightFactors};
 use super::matrix::{Matrix, MatrixMut};
 use super::packed::PackedFactors;
 use super::plan::Plan;
 use super::rows::TokenRows;
-use super::saved_rows::{self, SavedBuffers};
-use super::setup::{contiguous, layer};
+use super::saved_rows::{self, written, SavedBuffers, SavedWidths};
+use super::setup::{contiguous, layer_view};
 use super::simd::Real;
 use super::tensors::{empty, readable, tokens, tokens_mut};
 use super::threads::{team, Team};
 use super::workspace::Workspace;
-use crate::call::{Activation, Dims, Input, Saved};
+use crate::call::{Activation, Dims, Input, SavedTensors, SAVED};
 
-/// `[N, L, C]` to `[N, L, C]`, or the same with `[L, N, C]`, and what the backward needs if `save`.
+/// `[N, L, C]` to `[N, L, C]`, or the same with `[L, N, C]`, and what the backward needs.
 pub fn forward<T: Real + Element>(
     input: &Input,
     dims: &Dims,
-    save: bool,
-) -> Result<(Tensor, Option<Saved>), TchError> {
+) -> Result<(Tensor, SavedTensors), TchError> {
     let (x, params) = (readable(&input.x)?, contiguous(&input.params)?);
-    let layer = layer::<T>(input, &params, dims)?;
+    let layer = layer_view::<T>(input, &params, dims)?;
     let plan = Plan::new(dims);
-    let widths = saved_rows::widths(dims, layer.norm_first);
+    let widths = SavedWidths::new(input, dims);
     let mut y = empty::<T>(&input.x.size())?;
-    let mut kept = save.then(|| SavedBuffers::new(dims.tokens() as usize, widths));
+    let mut kept = SavedBuffers::new(dims.tokens() as usize, widths.kept);
 
     let call = ForwardCall { layer: &layer, x: tokens(&x, dims), widths };
     let part = plan.tile.unwrap_or(plan.gathered) * layer.samples;
     let ys = tokens_mut(&mut y, dims).split_rows(part);
-    let kepts: Vec<_> = match &mut kept {
-        Some(kept) => split(kept.matrices(), part).map(Some).collect(),
-        None => ys.iter().map(|_| None).collect(),
-    };
-    let parts = ys.into_iter().zip(kepts).enumerate();
+    let parts = ys.into_iter().zip(split(kept.matrices(), part)).enumerate();
     let mut workspace = Workspace::default();
     let mut team = team(dims, &mut workspace);
     if plan.tile.is_some() {
@@ -52,52 +47,39 @@ pub fn forward<T: Real + Element>(
             call.part(&mut team, &layer.forward_factors(), number * part, y, kept);
         }
     }
-    let saved =
-        kept.map(|kept| saved_rows::into_saved(kept, dims, layer.norm_first)).transpose()?;
-    Ok((y, saved))
+    Ok((y, saved_rows::into_tensors(kept, &widths, dims)?))
 }
 
 struct ForwardCall<'a, T> {
     layer: &'a LayerView<'a, T>,
     x: Matrix<'a, T>,
-    /// Of what the backward needs.
-    widths: [usize; Saved::COUNT],
+    widths: SavedWidths,
 }
 
 impl<T: Real> ForwardCall<'_, T> {
-    /// The rows from `first` on; what the backward needs goes to `kept` or is forgotten.
+    /// The rows from `first` on.
     fn part(
         &self,
         team: &mut Team<T>,
         factors: &RightFactors<T>,
         first: usize,
         y: MatrixMut<T>,
-        kept: Option<[MatrixMut<T>; Saved::COUNT]>,
+        kept: [MatrixMut<T>; SAVED.len()],
     ) {
         let LayerView { samples, positions, activation, .. } = *self.layer;
         let rows = y.rows();
-        let mut forgotten = SavedBuffers::new(if kept.is_none() { rows } else { 0 }, self.widths);
-        let kept = kept.unwrap_or_else(|| forgotten.matrices());
-        let [qkv, logsumexp, attended, residual1, hidden, residual2, mean1, rstd1, mean2, rstd2] =
-            kept;
-        let channels = self.x.columns();
-        let attended_again = if attended.columns() == 0 { channels } else { 0 };
-        let activated = if activation == Activation::Gelu { hidden.columns() } else { 0 };
-        let mut scratch = Buffers::new(rows, [attended_again, channels, activated]);
-        let [attended_scratch, normed, activated] = scratch.matrices();
-        let attended = if attended_again > 0 { attended_scratch } else { attended };
-        let rows = forward_steps::ForwardRows {
+        let mut forgotten = SavedBuffers::new(rows, self.widths.forgotten);
+        let activated = match activation {
+            Activation::Relu => 0, // in the place of what is activated
+            Activation::Gelu => self.layer.feedforward(),
+        };
+        let mut scratch = Buffers::new(rows, [self.layer.channels(), activated]);
+        let [normed, activated] = scratch.matrices();
+        let rows = ForwardRows {
             tokens: TokenRows { first, samples, positions },
             x: self.x.row_block(first..first + rows),
             y,
-            qkv,
-            logsumexp,
-            attended,
-            residual1,
-            hidden,
-            residual2,
-            statistics1: [mean1, rstd1],
-            statistics2: [mean2, rstd2],
+            saved: written(kept, forgotten.matrices()),
             normed,
             activated,
         };

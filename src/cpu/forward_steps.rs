@@ -11,27 +11,14 @@ use super::matrix::{Matrix, MatrixMut};
 use super::rows::{TokenRows, ROWS};
 use super::simd::{run, Real};
 use super::threads::Team;
-use crate::call::Activation;
+use crate::call::{Activation, Saved};
 
-/// Where the results of some rows go, of whole positions; those that the backward needs are kept.
+/// Where the results of some rows go, of whole positions.
 pub struct ForwardRows<'a, T> {
     pub tokens: TokenRows,
     pub x: Matrix<'a, T>,
     pub y: MatrixMut<'a, T>,
-    /// `[rows, 3C]`
-    pub qkv: MatrixMut<'a, T>,
-    /// `[rows, H]`
-    pub logsumexp: MatrixMut<'a, T>,
-    /// `[rows, C]`
-    pub attended: MatrixMut<'a, T>,
-    pub residual1: MatrixMut<'a, T>,
-    /// `[rows, F]`
-    pub hidden: MatrixMut<'a, T>,
-    /// `[rows, C]`; pre-norm does not use it.
-    pub residual2: MatrixMut<'a, T>,
-    /// `[rows, 1]` each: mean and reciprocal standard deviation of what norm1 and norm2 normalise.
-    pub statistics1: [MatrixMut<'a, T>; 2],
-    pub statistics2: [MatrixMut<'a, T>; 2],
+    pub saved: Saved<MatrixMut<'a, T>>,
     /// `[rows, C]`: scratch for what a norm gives.
     pub normed: MatrixMut<'a, T>,
     /// `[rows, F]`: scratch for what GELU gives.
@@ -46,26 +33,28 @@ pub fn forward<T: Real>(
     factors: &RightFactors<T>,
     rows: ForwardRows<T>,
 ) {
-    let ForwardRows { tokens, x, mut y, mut residual1, mut residual2, mut normed, .. } = rows;
+    let ForwardRows { tokens, x, mut y, saved, mut normed, activated } = rows;
+    let Saved { qkv, logsumexp, attended, hidden, mean1, rstd1, mean2, rstd2, .. } = saved;
+    let Saved { mut residual1, mut residual2, .. } = saved;
+    let (statistics1, statistics2) = ([mean1, rstd1], [mean2, rstd2]);
     let step = ForwardSteps { layer, factors, tokens };
     let (norm1, norm2) = ((layer.norm1, layer.eps[0]), (layer.norm2, layer.eps[1]));
-    let branch1 = (rows.qkv, rows.logsumexp, rows.attended);
-    let branch2 = (rows.hidden, rows.activated);
+    let (branch1, branch2) = ((qkv, logsumexp, attended), (hidden, activated));
     let Masks { residual1: mask1, residual2: mask2, .. } = layer.masks;
     if layer.norm_first {
-        norm(team, norm1, x, rows.statistics1, normed.reborrow());
+        norm(team, norm1, x, statistics1, normed.reborrow());
         step.attention(team, normed.view(), branch1, residual1.reborrow());
         step.residual(team, mask1, x, residual1.reborrow());
-        norm(team, norm2, residual1.view(), rows.statistics2, normed.reborrow());
+        norm(team, norm2, residual1.view(), statistics2, normed.reborrow());
         step.feedforward(team, normed.view(), branch2, y.reborrow());
         step.residual(team, mask2, residual1.view(), y);
     } else {
         step.attention(team, x, branch1, residual1.reborrow());
         step.residual(team, mask1, x, residual1.reborrow());
-        norm(team, norm1, residual1.view(), rows.statistics1, normed.reborrow());
+        norm(team, norm1, residual1.view(), statistics1, normed.reborrow());
         step.feedforward(team, normed.view(), branch2, residual2.reborrow());
         step.residual(team, mask2, normed.view(), residual2.reborrow());
-        norm(team, norm2, residual2.view(), rows.statistics2, y);
+        norm(team, norm2, residual2.view(), statistics2, y);
     }
 }
 

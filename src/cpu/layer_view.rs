@@ -54,6 +54,8 @@ pub struct LayerView<'a, T> {
     pub activation: Activation,
     pub norm_first: bool,
     pub heads: usize,
+    /// What the scores are multiplied by.
+    pub attention_scale: T,
     /// N
     pub samples: usize,
     /// L
@@ -68,11 +70,6 @@ impl<'a, T: Real> LayerView<'a, T> {
 
     pub fn feedforward(&self) -> usize {
         self.linear1.weight.rows()
-    }
-
-    /// What the scores are multiplied by: 1 / sqrt(C / H).
-    pub fn attention_scale(&self) -> T {
-        T::ONE / T::from_usize(self.channels() / self.heads).sqrt()
     }
 
     /// `x weightᵀ`

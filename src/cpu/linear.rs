@@ -5,13 +5,14 @@ use super::kernels::product::{Product, Start, Transposed};
 use super::kernels::reduce::ColumnSums;
 use super::kernels::right::Right;
 use super::matrix::{Matrix, MatrixMut};
-use super::simd::{run, Real};
+use super::simd::{divide_all, run, Real, PANEL_WIDTHS};
 use super::threads::Team;
 
 /// Rows and columns of the result that are one thread's at a time; the columns are whole panels of every
 /// instruction set.
 const ROWS: usize = 512;
 const COLUMNS: usize = 64;
+const _: () = assert!(divide_all(&PANEL_WIDTHS, COLUMNS));
 /// Rows of a weight's gradient that are one thread's at a time: tall tiles of six, and few enough to stay in cache.
 const GRAD_ROWS: usize = 96;
 
@@ -51,9 +52,9 @@ pub struct LinearGrad<'a, T: Real> {
     pub x: Matrix<'a, T>,
     /// `[rows, out]`
     pub grad_y: Matrix<'a, T>,
-    /// `[out, in]`
-    pub weight: MatrixMut<'a, T>,
-    /// `[1, out]`
+    /// `[out, in]`, if it is needed.
+    pub weight: Option<MatrixMut<'a, T>>,
+    /// `[1, out]`, if it is needed.
     pub bias: Option<MatrixMut<'a, T>>,
 }
 
@@ -63,24 +64,27 @@ pub struct LinearGrad<'a, T: Real> {
 pub fn parameter_grads<T: Real>(team: &mut Team<T>, linears: Vec<LinearGrad<T>>, first: bool) {
     let mut parts = Vec::new();
     for LinearGrad { x, grad_y, weight, bias } in linears {
-        let biases = bias.map(|bias| bias.split(1, GRAD_ROWS)).into_iter().flatten().map(Some);
-        let biases = biases.chain(std::iter::repeat_with(|| None));
-        let weights = weight.split_rows(GRAD_ROWS).into_iter();
-        for (number, (weight, bias)) in weights.zip(biases).enumerate() {
-            let first_row = number * GRAD_ROWS;
-            let grad_y = grad_y.column_block(first_row..first_row + weight.rows());
-            parts.push(LinearGrad { x, grad_y, weight, bias });
+        let mut weights = weight.map(|weight| weight.split_rows(GRAD_ROWS)).into_iter().flatten();
+        let mut biases = bias.map(|bias| bias.split(1, GRAD_ROWS)).into_iter().flatten();
+        for first in (0..grad_y.columns()).step_by(GRAD_ROWS) {
+            let (weight, bias) = (weights.next(), biases.next());
+            if weight.is_some() || bias.is_some() {
+                let grad_y = grad_y.column_block(first..(first + GRAD_ROWS).min(grad_y.columns()));
+                parts.push(LinearGrad { x, grad_y, weight, bias });
+            }
         }
     }
     team.for_each(parts, |LinearGrad { x, grad_y, weight, bias }, workspace| {
-        run(Product {
-            left: Transposed(grad_y),
-            right: Right::Plain(x),
-            columns: 0..weight.columns(),
-            start: if first { Start::Zero } else { Start::Out },
-            out: weight,
-            panel: &mut workspace.panel,
-        });
+        if let Some(weight) = weight {
+            run(Product {
+                left: Transposed(grad_y),
+                right: Right::Plain(x),
+                columns: 0..weight.columns(),
+                start: if first { Start::Zero } else { Start::Out },
+                out: weight,
+                panel: &mut workspace.panel,
+            });
+        }
         if let Some(mut sums) = bias {
             run(ColumnSums { rows: grad_y, first, sums: sums.row(0) });
         }

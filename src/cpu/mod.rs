@@ -33,17 +33,13 @@ mod workspace;
 
 use tch::{Kind, TchError, Tensor};
 
-use crate::call::{Dims, Grads, Input, Saved};
+use crate::call::{Dims, Grads, Input, SavedTensors};
 
 /// See [`forward::forward`]; in the dtype of x, float64 or float32.
-pub fn forward(
-    input: &Input,
-    dims: &Dims,
-    save: bool,
-) -> Result<(Tensor, Option<Saved>), TchError> {
+pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, SavedTensors), TchError> {
     match input.x.f_kind()? {
-        Kind::Double => forward::forward::<f64>(input, dims, save),
-        _ => forward::forward::<f32>(input, dims, save),
+        Kind::Double => forward::forward::<f64>(input, dims),
+        _ => forward::forward::<f32>(input, dims),
     }
 }
 
@@ -51,7 +47,7 @@ pub fn forward(
 pub fn backward(
     grad_y: &Tensor,
     input: &Input,
-    saved: &Saved,
+    saved: &SavedTensors,
     dims: &Dims,
 ) -> Result<Grads, TchError> {
     match input.x.f_kind()? {

@@ -5,6 +5,10 @@ use crate::call::Dims;
 
 /// Rows that go through the whole layer while they stay in a core's cache. Tried: 96, 128 and 192 are alike.
 const TILE_ROWS: usize = 128;
+/// Calls with several positions go by tiles if a tile holds at least one position and there is a tile for each of a few
+/// threads.
+const TILED_SAMPLES: usize = TILE_ROWS;
+const TILED_ROWS: usize = 512;
 /// Tiles are made in eights, for two, four or eight threads.
 const TILES: usize = 8;
 /// Rows whose gradients are gathered before the weights' gradients are computed from them: so many that the
@@ -27,7 +31,7 @@ impl Plan {
     pub fn new(dims: &Dims) -> Self {
         let (samples, positions) = (dims.samples as usize, dims.positions as usize);
         let rows = samples * positions;
-        if dims.tiled() {
+        if positions > 1 && samples <= TILED_SAMPLES && rows >= TILED_ROWS {
             let tiles = TILES * rows.div_ceil(TILES * TILE_ROWS);
             let tile = positions.div_ceil(tiles);
             let gathered = tile * TILES * (GATHERED_ROWS / (TILES * tile * samples)).max(1);

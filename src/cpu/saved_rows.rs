@@ -1,81 +1,100 @@
-//! What the forward keeps for the backward: memory of the pool, then tensors, then rows again.
+//! What the forward makes for the backward: memory of the pool or scratch, then tensors, then rows again.
+
+use std::ops::Range;
 
 use tch::kind::Element;
 use tch::{TchError, Tensor};
 
-use super::backward_steps::SavedRows;
 use super::buffers::Buffers;
-use super::matrix::Matrix;
-use super::pool::Block;
+use super::matrix::{Matrix, MatrixMut};
 use super::rows::TokenRows;
 use super::simd::Real;
 use super::tensors::elements;
-use crate::call::{Dims, Saved};
+use crate::call::{Dims, Input, Saved, SavedTensors, SAVED};
 
-/// One buffer for each tensor of [`Saved`], in its order.
-pub type SavedBuffers<T> = Buffers<T, { Saved::COUNT }>;
+/// One buffer for each tensor of [`Saved`].
+pub type SavedBuffers<T> = Buffers<T, { SAVED.len() }>;
 
-/// Elements of a token in each tensor of [`Saved`]: 0 for what the call does not need.
-pub fn widths(dims: &Dims, norm_first: bool) -> [usize; Saved::COUNT] {
-    let (channels, heads, feedforward) =
-        (dims.channels as usize, dims.heads as usize, dims.feedforward as usize);
-    let attended = if dims.tiled() { 0 } else { channels };
-    let residual2 = if norm_first { 0 } else { channels };
-    [3 * channels, heads, attended, channels, feedforward, residual2, 1, 1, 1, 1]
+/// Elements of a token in each tensor: of those that are kept, and of those that are made and forgotten.
+#[derive(Clone, Copy)]
+pub struct SavedWidths {
+    pub kept: [usize; SAVED.len()],
+    pub forgotten: [usize; SAVED.len()],
 }
 
-/// Tensors `[L, N, width]`, statistics `[L, N]`, and empty ones for what is not kept.
-pub fn into_saved<T: Real + Element>(
+impl SavedWidths {
+    pub fn new(input: &Input, dims: &Dims) -> Self {
+        let widths = |chosen: fn(bool, bool) -> bool| {
+            SAVED.each_ref().map(|fact| {
+                let made = fact.is_made(&input.config);
+                let kept = fact.is_kept(&input.config, &input.needs, dims.positions);
+                if chosen(made, kept) {
+                    dims.token_width(fact.shape)
+                } else {
+                    0
+                }
+            })
+        };
+        Self { kept: widths(|_, kept| kept), forgotten: widths(|made, kept| made && !kept) }
+    }
+}
+
+/// Where the forward writes: of each tensor, the kept rows or, without columns, the forgotten ones.
+pub fn written<'a, T: Real>(
+    kept: [MatrixMut<'a, T>; SAVED.len()],
+    forgotten: [MatrixMut<'a, T>; SAVED.len()],
+) -> Saved<MatrixMut<'a, T>> {
+    let pairs = Saved::from_array(kept).zip(Saved::from_array(forgotten));
+    pairs.map(|(kept, forgotten)| if kept.columns() > 0 { kept } else { forgotten })
+}
+
+/// The kept buffers as tensors.
+pub fn into_tensors<T: Real + Element>(
     buffers: SavedBuffers<T>,
+    widths: &SavedWidths,
     dims: &Dims,
-    norm_first: bool,
-) -> Result<Saved, TchError> {
-    let [positions, samples] = [dims.positions, dims.samples].map(|size| size as usize);
-    let mut widths = widths(dims, norm_first).into_iter();
-    let [qkv, logsumexp, attended, residual1, hidden, residual2, statistics @ ..] =
-        buffers.into_blocks().map(|block| (block, widths.next().unwrap_or(0)));
-    let tokens = |(block, width): (Block<T>, usize)| match width {
-        0 => block.into_tensor(&[0]),
-        _ => block.into_tensor(&[positions, samples, width]),
-    };
-    let statistic = |(block, _): (Block<T>, usize)| block.into_tensor(&[positions, samples]);
-    let [mean1, rstd1, mean2, rstd2] = statistics.map(statistic);
-    Ok(Saved {
-        qkv: tokens(qkv)?,
-        logsumexp: tokens(logsumexp)?,
-        attended: tokens(attended)?,
-        residual1: tokens(residual1)?,
-        hidden: tokens(hidden)?,
-        residual2: tokens(residual2)?,
-        mean1: mean1?,
-        rstd1: rstd1?,
-        mean2: mean2?,
-        rstd2: rstd2?,
+) -> Result<SavedTensors, TchError> {
+    let blocks = Saved::from_array(buffers.into_blocks()).zip(Saved::from_array(widths.kept));
+    blocks.zip(Saved::facts()).try_map(|((block, width), fact)| {
+        let shape = || dims.shape(fact.shape).into_iter().map(|size| size as usize);
+        (width > 0).then(|| block.into_tensor(&shape().collect::<Vec<_>>())).transpose()
     })
 }
 
-/// The rows of all tokens.
-pub fn rows<'a, T: Real + Element>(
-    saved: &'a Saved,
-    x: Matrix<'a, T>,
-    dims: &Dims,
-) -> SavedRows<'a, T> {
-    let tokens = dims.tokens() as usize;
-    let rows = |tensor: &'a Tensor| Matrix::new(elements(tensor), tokens, tensor.numel() / tokens);
-    SavedRows {
-        tokens: TokenRows {
-            first: 0,
-            samples: dims.samples as usize,
-            positions: dims.positions as usize,
-        },
-        x,
-        qkv: rows(&saved.qkv),
-        logsumexp: rows(&saved.logsumexp),
-        attended: (saved.attended.numel() > 0).then(|| rows(&saved.attended)),
-        residual1: rows(&saved.residual1),
-        hidden: rows(&saved.hidden),
-        residual2: rows(&saved.residual2),
-        statistics1: [rows(&saved.mean1), rows(&saved.rstd1)],
-        statistics2: [rows(&saved.mean2), rows(&saved.rstd2)],
+/// The same tensors without gaps; a user's hooks may have given them other strides.
+pub fn contiguous(saved: &SavedTensors) -> Result<SavedTensors, TchError> {
+    saved.as_ref().try_map(|tensor| tensor.as_ref().map(Tensor::f_contiguous).transpose())
+}
+
+/// What the backward reads of some rows, of whole positions; what is not kept has no columns.
+#[derive(Clone, Copy)]
+pub struct SavedRows<'a, T> {
+    pub tokens: TokenRows,
+    pub x: Matrix<'a, T>,
+    pub saved: Saved<Matrix<'a, T>>,
+}
+
+impl<'a, T: Real + Element> SavedRows<'a, T> {
+    /// All rows of contiguous tensors.
+    pub fn new(saved: &'a SavedTensors, x: Matrix<'a, T>, dims: &Dims) -> Self {
+        let tokens = dims.tokens() as usize;
+        let rows = |tensor: &'a Option<Tensor>| match tensor {
+            Some(tensor) => Matrix::new(elements(tensor), tokens, tensor.numel() / tokens),
+            None => Matrix::new(&[], tokens, 0),
+        };
+        let (samples, positions) = (dims.samples as usize, dims.positions as usize);
+        let tokens = TokenRows { first: 0, samples, positions };
+        Self { tokens, x, saved: saved.as_ref().map(rows) }
+    }
+}
+
+impl<T> SavedRows<'_, T> {
+    /// Some of the rows.
+    pub fn rows(&self, rows: &Range<usize>) -> Self {
+        Self {
+            tokens: self.tokens.skip(rows.start),
+            x: self.x.row_block(rows.clone()),
+            saved: self.saved.as_ref().map(|each| each.row_block(rows.clone())),
+        }
     }
 }

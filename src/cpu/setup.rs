@@ -10,22 +10,34 @@ use super::matrix::{Matrix, MatrixMut};
 use super::simd::Real;
 use super::tensors::{elements, elements_mut, empty};
 use crate::call::random::Site;
-use crate::call::{self, Dims, Input, Params};
+use crate::call::{self, Affine, Dims, Grads, Input, Params, PARAMETERS};
 
 /// The same parameters without gaps.
-pub fn contiguous(params: &Params) -> Result<Params, TchError> {
+pub fn contiguous(params: &Params<Tensor>) -> Result<Params<Tensor>, TchError> {
     params.map(Tensor::f_contiguous)
 }
 
-/// Uninitialised parameters of the same shapes.
-pub fn empty_like<T: Real + Element>(params: &Params) -> Result<Params, TchError> {
-    params.map(|tensor| empty::<T>(&tensor.size()))
+/// Uninitialised gradients of x and the parameters, those that are needed.
+pub fn empty_grads<T: Real + Element>(input: &Input, dims: &Dims) -> Result<Grads, TchError> {
+    let mut grads = Grads::none();
+    if input.needs.x {
+        grads.x = Some(empty::<T>(&input.x.size())?);
+    }
+    let needs = input.needs.params.into_array();
+    let mut params = [const { None }; PARAMETERS.len()];
+    for ((grad, fact), needed) in params.iter_mut().zip(&PARAMETERS).zip(needs) {
+        if needed {
+            *grad = Some(empty::<T>(&dims.shape(fact.shape))?);
+        }
+    }
+    grads.params = Params::from_array(params);
+    Ok(grads)
 }
 
 /// The layer over contiguous parameters.
-pub fn layer<'a, T: Real + Element>(
+pub fn layer_view<'a, T: Real + Element>(
     input: &Input,
-    params: &'a Params,
+    params: &'a Params<Tensor>,
     dims: &Dims,
 ) -> Result<LayerView<'a, T>, TchError> {
     let config = &input.config;
@@ -51,15 +63,16 @@ pub fn layer<'a, T: Real + Element>(
         activation: config.activation,
         norm_first: config.norm_first,
         heads: dims.heads as usize,
+        attention_scale: T::from_f64(dims.attention_scale()),
         samples: dims.samples as usize,
         positions: dims.positions as usize,
     })
 }
 
 fn linear<T: Real + Element>(linear: &call::Linear) -> LinearView<'_, T> {
-    let (rows, columns) = shape(&linear.weight);
+    let size = linear.weight.size();
     LinearView {
-        weight: Matrix::new(elements(&linear.weight), rows, columns),
+        weight: Matrix::new(elements(&linear.weight), size[0] as usize, size[1] as usize),
         bias: linear.bias.as_ref().map(elements),
     }
 }
@@ -68,30 +81,31 @@ fn norm<T: Real + Element>(norm: &call::Norm) -> NormView<'_, T> {
     NormView { weight: elements(&norm.weight), bias: norm.bias.as_ref().map(elements) }
 }
 
-/// Rows and columns of a weight.
-fn shape(weight: &Tensor) -> (usize, usize) {
-    let size = weight.size();
-    (size[0] as usize, size[1] as usize)
-}
+/// Where the gradients of a weight and its bias go, if they are needed.
+type AffineGrads<W> = (Option<W>, Option<W>);
 
 /// Where the gradients of the parameters go.
 pub struct ParamGrads<'a, T> {
     /// `in_proj`, `out_proj`, linear1, linear2: `[out, in]` and `[1, out]`
-    pub linears: [(MatrixMut<'a, T>, Option<MatrixMut<'a, T>>); 4],
+    pub linears: [AffineGrads<MatrixMut<'a, T>>; 4],
     /// norm1, norm2: `[C]` each
-    pub norms: [(&'a mut [T], Option<&'a mut [T]>); 2],
+    pub norms: [AffineGrads<&'a mut [T]>; 2],
 }
 
 impl<'a, T: Real + Element> ParamGrads<'a, T> {
-    pub fn new(grads: &'a mut Params) -> Self {
+    pub fn new(grads: &'a mut Params<Option<Tensor>, Option<Tensor>>) -> Self {
         let Params { in_proj, out_proj, linear1, linear2, norm1, norm2 } = grads;
-        let linear = |linear: &'a mut call::Linear| {
-            let (rows, columns) = shape(&linear.weight);
-            let weight = MatrixMut::new(elements_mut(&mut linear.weight), rows, columns);
-            (weight, linear.bias.as_mut().map(|bias| MatrixMut::new(elements_mut(bias), 1, rows)))
+        let matrix = |grad: &'a mut Tensor| {
+            let size = grad.size();
+            let columns = size.last().map_or(0, |&size| size as usize);
+            let rows = grad.numel() / columns.max(1); // a bias is one row
+            MatrixMut::new(elements_mut(grad), rows, columns)
         };
-        let norm = |norm: &'a mut call::Norm| {
-            (elements_mut(&mut norm.weight), norm.bias.as_mut().map(elements_mut))
+        let linear = |linear: &'a mut Affine<Option<Tensor>, Option<Tensor>>| {
+            (linear.weight.as_mut().map(matrix), linear.bias.as_mut().map(matrix))
+        };
+        let norm = |norm: &'a mut Affine<Option<Tensor>, Option<Tensor>>| {
+            (norm.weight.as_mut().map(elements_mut), norm.bias.as_mut().map(elements_mut))
         };
         Self {
             linears: [in_proj, out_proj, linear1, linear2].map(linear),

@@ -3,11 +3,14 @@
 use tch::{Kind, Tensor};
 
 use super::LayerError;
-use crate::call::{Config, Dims, Input, Linear, Params};
+use crate::call::{
+    accumulate_kind, Activation, Config, Dims, DtypeOf, Input, Linear, Needs, ParameterFact,
+    Params, Saved, SavedTensors, PARAMETERS, SAVED,
+};
 
 /// The sizes of the call, if `input` is one that the kernels can run.
 pub fn input(input: &Input) -> Result<Dims, LayerError> {
-    let Input { x, params, seed, config } = input;
+    let Input { x, params, seed, config, needs } = input;
     check_floating("x", x)?;
     let channels = last_size(&params.out_proj.weight);
     let (first, second) = token_shape(x, channels, config)?;
@@ -15,22 +18,68 @@ pub fn input(input: &Input) -> Result<Dims, LayerError> {
     check_heads(config.nhead, channels)?;
     check_dropout(config, seed.as_ref())?;
     let feedforward = params.linear1.weight.size().first().copied().unwrap_or(0);
-    check_shapes(params, channels, feedforward)?;
-    check_dtypes(x, params)?;
-    check_devices(x, params)?;
-    Ok(Dims {
+    let dims = Dims {
         samples,
         positions,
         channels,
         heads: config.nhead,
         feedforward,
         batch_first: config.batch_first,
-    })
+    };
+    for (fact, tensor) in params.present() {
+        check_shape(fact.name, tensor, &dims.shape(fact.shape))?;
+    }
+    check_dtypes(x, params)?;
+    check_devices(x, params, seed.as_ref())?;
+    check_needs(params, needs)?;
+    Ok(dims)
 }
 
-/// The gradient of the output has the output's shape, which is that of `x`.
+/// The parameters from the list that the op passes on, where only a bias may be missing.
+pub fn params(tensors: [Option<Tensor>; PARAMETERS.len()]) -> Result<Params<Tensor>, LayerError> {
+    Params::from_options(tensors).map_err(|argument| LayerError::Absent { argument })
+}
+
+pub fn activation(name: &str) -> Result<Activation, LayerError> {
+    Activation::ALL
+        .into_iter()
+        .find(|activation| activation.name() == name)
+        .ok_or_else(|| LayerError::Activation { got: name.to_owned() })
+}
+
+/// The gradient of the output is like the output, which is like `x`.
 pub fn grad_y(grad_y: &Tensor, x: &Tensor) -> Result<(), LayerError> {
-    check_shape("grad_y", grad_y, &x.size())
+    check_shape("grad_y", grad_y, &x.size())?;
+    check_dtype("grad_y", grad_y, "x", x.f_kind()?)?;
+    check_device("grad_y", grad_y, x)
+}
+
+/// What a forward of this input would have kept, from the list that the op passes on.
+pub fn saved(tensors: Vec<Tensor>, input: &Input, dims: &Dims) -> Result<SavedTensors, LayerError> {
+    let kept =
+        SAVED.each_ref().map(|fact| fact.is_kept(&input.config, &input.needs, dims.positions));
+    let (expected, got) = (kept.into_iter().filter(|&kept| kept).count(), tensors.len());
+    if expected != got {
+        return Err(LayerError::SavedCount { expected, got });
+    }
+    let mut rest = tensors.into_iter();
+    let saved = Saved::from_array(kept.map(|kept| if kept { rest.next() } else { None }));
+    for (fact, tensor) in SAVED.iter().zip(saved.as_ref().into_array()) {
+        let Some(tensor) = tensor else { continue };
+        check_shape(fact.name, tensor, &dims.shape(fact.shape))?;
+        check_dtype(fact.name, tensor, "the forward", saved_kind(fact.dtype, input)?)?;
+        check_device(fact.name, tensor, &input.x)?;
+    }
+    Ok(saved)
+}
+
+fn saved_kind(dtype: DtypeOf, input: &Input) -> Result<Kind, LayerError> {
+    let x_kind = input.x.f_kind()?;
+    Ok(match dtype {
+        DtypeOf::X => x_kind,
+        DtypeOf::Linears => input.params.in_proj.weight.f_kind()?,
+        DtypeOf::Sums => accumulate_kind(x_kind),
+    })
 }
 
 /// The sizes of `relations`: `x` `[N, C]`, one position.
@@ -96,25 +145,9 @@ fn check_dropout(config: &Config, seed: Option<&Tensor>) -> Result<(), LayerErro
     }
 }
 
-fn check_shapes(params: &Params, channels: i64, feedforward: i64) -> Result<(), LayerError> {
-    for (name, tensor) in params.named() {
-        let shape: &[i64] = match name {
-            "in_proj_weight" => &[3 * channels, channels],
-            "in_proj_bias" => &[3 * channels],
-            "out_proj_weight" => &[channels, channels],
-            "linear1_weight" => &[feedforward, channels],
-            "linear1_bias" => &[feedforward],
-            "linear2_weight" => &[channels, feedforward],
-            _ => &[channels],
-        };
-        check_shape(name, tensor, shape)?;
-    }
-    Ok(())
-}
-
 /// One dtype everywhere, or what autocast makes of it: the linears in half precision, the norms in float32,
 /// `x` in either.
-fn check_dtypes(x: &Tensor, params: &Params) -> Result<(), LayerError> {
+fn check_dtypes(x: &Tensor, params: &Params<Tensor>) -> Result<(), LayerError> {
     let x_kind = x.f_kind()?;
     let linear_kind = params.in_proj.weight.f_kind()?;
     check_floating("in_proj_weight", &params.in_proj.weight)?;
@@ -124,18 +157,35 @@ fn check_dtypes(x: &Tensor, params: &Params) -> Result<(), LayerError> {
     if !autocast {
         check_dtype("x", x, "in_proj_weight", linear_kind)?;
     }
-    for (name, tensor) in params.named() {
-        if autocast && name.starts_with("norm") {
-            check_dtype(name, tensor, "norm1_weight", Kind::Float)?;
+    for (fact, tensor) in params.present() {
+        if autocast && fact.of_norm {
+            check_dtype(fact.name, tensor, "norm1_weight", Kind::Float)?;
         } else {
-            check_dtype(name, tensor, "in_proj_weight", linear_kind)?;
+            check_dtype(fact.name, tensor, "in_proj_weight", linear_kind)?;
         }
     }
     Ok(())
 }
 
-fn check_devices(x: &Tensor, params: &Params) -> Result<(), LayerError> {
-    params.named().into_iter().try_for_each(|(name, tensor)| check_device(name, tensor, x))
+fn check_devices(
+    x: &Tensor,
+    params: &Params<Tensor>,
+    seed: Option<&Tensor>,
+) -> Result<(), LayerError> {
+    let tensors = params.present().map(|(fact, tensor)| (fact.name, tensor));
+    tensors
+        .chain(seed.map(|seed| ("seed", seed)))
+        .try_for_each(|(name, t)| check_device(name, t, x))
+}
+
+/// A bias that is not there has no gradient.
+fn check_needs(params: &Params<Tensor>, needs: &Needs) -> Result<(), LayerError> {
+    let present = |fact: &ParameterFact| params.present().any(|(each, _)| each.name == fact.name);
+    let mut needed = PARAMETERS.iter().zip(needs.params.into_array());
+    match needed.find(|(fact, needed)| *needed && !present(fact)) {
+        Some((fact, _)) => Err(LayerError::NeedsAbsent { argument: fact.name }),
+        None => Ok(()),
+    }
 }
 
 fn check_floating(argument: &'static str, tensor: &Tensor) -> Result<(), LayerError> {

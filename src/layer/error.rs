@@ -1,5 +1,6 @@
 //! What can be wrong with a call: each variant carries the facts, Display writes the sentence.
 
+use std::any::Any;
 use std::fmt;
 
 use tch::{Device, Kind, TchError};
@@ -43,7 +44,32 @@ pub enum LayerError {
         got: Kind,
         shape: Vec<i64>,
     },
+    /// A gradient is asked for of a parameter that is None.
+    NeedsAbsent {
+        argument: &'static str,
+    },
+    SavedCount {
+        expected: usize,
+        got: usize,
+    },
+    /// A parameter that every layer has is None.
+    Absent {
+        argument: &'static str,
+    },
     Torch(TchError),
+    /// A fault of this package.
+    Panic {
+        message: String,
+    },
+}
+
+impl LayerError {
+    /// What a caught panic was about.
+    pub fn from_panic(panic: &(dyn Any + Send)) -> Self {
+        let message = panic.downcast_ref::<&str>().map(|message| (*message).to_owned());
+        let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
+        LayerError::Panic { message: message.unwrap_or_else(|| "a panic without words".to_owned()) }
+    }
 }
 
 impl fmt::Display for LayerError {
@@ -87,6 +113,20 @@ impl fmt::Display for LayerError {
                 f,
                 "seed: expected a 0-d int64 tensor, got dtype {} and shape {shape:?}",
                 dtype(*got)
+            ),
+            LayerError::NeedsAbsent { argument } => {
+                write!(f, "needs: expected False for {argument}, which is None, got True")
+            }
+            LayerError::SavedCount { expected, got } => write!(
+                f,
+                "saved: expected the {expected} tensors that a forward with these needs leaves, got {got}"
+            ),
+            LayerError::Absent { argument } => {
+                write!(f, "{argument}: expected a tensor, got None")
+            }
+            LayerError::Panic { message } => write!(
+                f,
+                "a fault of batchformer itself: please report it with the call that led here ({message})"
             ),
             LayerError::Torch(TchError::Torch(message)) => f.write_str(first_lines(message)),
             LayerError::Torch(error) => error.fmt(f),

@@ -9,8 +9,10 @@ impl From<LayerError> for PyErr {
     fn from(error: LayerError) -> Self {
         let sentence = error.to_string();
         match error {
-            LayerError::NotFloating { .. } => PyTypeError::new_err(sentence),
-            LayerError::Torch(_) => PyRuntimeError::new_err(sentence),
+            LayerError::NotFloating { .. } | LayerError::Absent { .. } => {
+                PyTypeError::new_err(sentence)
+            }
+            LayerError::Torch(_) | LayerError::Panic { .. } => PyRuntimeError::new_err(sentence),
             LayerError::Shape { .. }
             | LayerError::Dtype { .. }
             | LayerError::Device { .. }
@@ -18,6 +20,8 @@ impl From<LayerError> for PyErr {
             | LayerError::Probability { .. }
             | LayerError::Activation { .. }
             | LayerError::NoSeed
+            | LayerError::NeedsAbsent { .. }
+            | LayerError::SavedCount { .. }
             | LayerError::Seed { .. } => PyValueError::new_err(sentence),
         }
     }

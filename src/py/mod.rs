@@ -1,9 +1,10 @@
 //! The extension module `batchformer._core`.
 
+mod arguments;
 mod exceptions;
-mod input;
 mod ops;
 mod relations;
+mod table;
 
 use pyo3::prelude::*;
 
@@ -13,5 +14,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(ops::encoder_layer_backward, module)?)?;
     module.add_function(wrap_pyfunction!(ops::path_counts, module)?)?;
     module.add_function(wrap_pyfunction!(ops::instruction_set, module)?)?;
-    module.add_function(wrap_pyfunction!(relations::relations, module)?)
+    module.add_function(wrap_pyfunction!(relations::relations, module)?)?;
+    module.add_function(wrap_pyfunction!(table::parameter_facts, module)?)?;
+    module.add_function(wrap_pyfunction!(table::config_facts, module)?)?;
+    module.add_function(wrap_pyfunction!(table::saved_facts, module)?)?;
+    module.add_function(wrap_pyfunction!(table::saved_kept, module)?)
 }

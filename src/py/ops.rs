@@ -1,13 +1,21 @@
-//! The encoder layer's two ops and the question which path ran them. The GIL is released here.
+//! The layer's two ops and the question which path ran them. The GIL is released here.
 
 use pyo3::prelude::*;
 use pyo3_tch::PyTensor;
 
-use super::input::{input, PyConfig, PyParameters};
-use crate::call::Saved;
-use crate::layer;
+use super::arguments::{input, PyConfig, PyParameters};
+use crate::call::NEEDS;
+use crate::layer::{self, LayerError};
 
-/// `(y, *saved)`; without `save`, `(y,)`.
+/// Runs `work` without the GIL; a panic of it, or memory that cannot be had, is an error like others.
+pub fn outside_gil<R: Send>(
+    py: Python<'_>,
+    work: impl FnOnce() -> Result<R, LayerError> + Send,
+) -> PyResult<R> {
+    Ok(py.allow_threads(|| layer::caught(work))?)
+}
+
+/// y, and the tensors that the backward takes.
 #[pyfunction]
 pub fn encoder_layer_forward(
     py: Python<'_>,
@@ -15,30 +23,30 @@ pub fn encoder_layer_forward(
     parameters: PyParameters,
     seed: Option<PyTensor>,
     config: PyConfig,
-    save: bool,
-) -> PyResult<Vec<PyTensor>> {
-    let input = input(x, parameters, seed, config)?;
-    let (y, saved) = py.allow_threads(move || layer::forward(&input, save))?;
-    let saved = saved.into_iter().flat_map(Saved::into_tensors);
-    Ok(std::iter::once(y).chain(saved).map(PyTensor).collect())
+    needs: [bool; NEEDS],
+) -> PyResult<(PyTensor, Vec<PyTensor>)> {
+    let input = input(x, parameters, seed, config, needs)?;
+    let (y, saved) = outside_gil(py, move || layer::forward(&input))?;
+    Ok((PyTensor(y), saved.into_array().into_iter().flatten().map(PyTensor).collect()))
 }
 
-/// `(grad_x, *grad_parameters)`, without the biases that are not there.
+/// The gradients that are needed, in the order of the needs.
 #[pyfunction]
+#[allow(clippy::too_many_arguments)] // those of the op
 pub fn encoder_layer_backward(
     py: Python<'_>,
     grad_y: PyTensor,
     x: PyTensor,
     parameters: PyParameters,
     seed: Option<PyTensor>,
-    saved: [PyTensor; Saved::COUNT],
     config: PyConfig,
+    saved: Vec<PyTensor>,
+    needs: [bool; NEEDS],
 ) -> PyResult<Vec<PyTensor>> {
-    let input = input(x, parameters, seed, config)?;
-    let saved = Saved::from_tensors(saved.map(|tensor| tensor.0));
-    let grads = py.allow_threads(move || layer::backward(&grad_y.0, &input, &saved))?;
-    let params = grads.params.into_tensors();
-    Ok(std::iter::once(grads.x).chain(params).map(PyTensor).collect())
+    let input = input(x, parameters, seed, config, needs)?;
+    let saved = saved.into_iter().map(|tensor| tensor.0).collect();
+    let grads = outside_gil(py, move || layer::backward(&grad_y.0, &input, saved))?;
+    Ok(grads.into_tensors().map(PyTensor).collect())
 }
 
 /// How often each path has run a forward or a backward in this process, by its name.

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3_tch::PyTensor;
 use tch::kind::Element;
 
+use super::ops::outside_gil;
 use crate::call::Linear;
 use crate::layer::{self, LayerError};
 
@@ -19,7 +20,7 @@ pub fn relations(
     nhead: i64,
 ) -> PyResult<Bound<'_, PyAny>> {
     let in_proj = Linear { weight: in_proj_weight.0, bias: in_proj_bias.map(|bias| bias.0) };
-    let relations = py.allow_threads(move || layer::relations(&x.0, &in_proj, nhead))?;
+    let relations = outside_gil(py, move || layer::relations(&x.0, &in_proj, nhead))?;
     Ok(match relations.f_kind().map_err(LayerError::from)? {
         tch::Kind::Double => into_array::<f64>(&relations)?.into_pyarray(py).into_any(),
         _ => into_array::<f32>(&relations)?.into_pyarray(py).into_any(),

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from batchformer._extension import core
+
 
 class Parameters(NamedTuple):
     """The layer's tensors, named like their keys in the state_dict; a bias that is not there is None."""
@@ -38,27 +40,34 @@ class Config(NamedTuple):
     """Of norm1 and of norm2."""
 
 
-PARAMETERS = """
-    Tensor in_proj_weight, Tensor? in_proj_bias, Tensor out_proj_weight, Tensor? out_proj_bias,
-    Tensor linear1_weight, Tensor? linear1_bias, Tensor linear2_weight, Tensor? linear2_bias,
-    Tensor norm1_weight, Tensor? norm1_bias, Tensor norm2_weight, Tensor? norm2_bias
-"""
-CONFIG = """
-    int nhead, float[4] dropout, str activation, bool norm_first, bool batch_first, float[2] layer_norm_eps
-"""
-SAVED = """
-    Tensor qkv, Tensor logsumexp, Tensor attended, Tensor residual1, Tensor hidden, Tensor residual2,
-    Tensor mean1, Tensor rstd1, Tensor mean2, Tensor rstd2
-"""
+# The classes are for readers and type checkers; the core's table is what holds.
+_FIELDS = (tuple(core.parameter_facts()), tuple(core.config_facts()))
+for _class, _facts in zip((Parameters, Config), _FIELDS, strict=True):
+    if [fact[0] for fact in _facts] != list(_class._fields):
+        raise ImportError(f"{_class.__name__} is not what the core's table says: {_facts}")
 
 PARAMETER_COUNT = len(Parameters._fields)
 CONFIG_COUNT = len(Config._fields)
-SAVED_COUNT = SAVED.count("Tensor")
+NEEDS_COUNT = 1 + PARAMETER_COUNT
+"""Flags of which gradients are needed: of x, then of each parameter."""
 
 
-def parameters_and_config(arguments: Sequence[Any]) -> tuple[Parameters, Tensor | None, Config]:
-    """The parameters, the seed and the config, from (*parameters, seed, *config, ..)."""
-    parameters = Parameters(*arguments[:PARAMETER_COUNT])
-    seed = arguments[PARAMETER_COUNT]
-    config = Config(*arguments[PARAMETER_COUNT + 1 :][:CONFIG_COUNT])
-    return parameters, seed, config
+class Arguments(NamedTuple):
+    """What both ops take behind their leading tensors."""
+
+    parameters: Parameters
+    seed: Tensor | None
+    config: Config
+    rest: tuple[Any, ...]
+    """The forward: needs; the backward: saved, needs."""
+
+
+def unpack(arguments: Sequence[Any]) -> Arguments:
+    """The arguments by what they are, from (*parameters, seed, *config, ..)."""
+    behind_config = PARAMETER_COUNT + 1 + CONFIG_COUNT
+    return Arguments(
+        Parameters(*arguments[:PARAMETER_COUNT]),
+        arguments[PARAMETER_COUNT],
+        Config(*arguments[PARAMETER_COUNT + 1 : behind_config]),
+        tuple(arguments[behind_config:]),
+    )

@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchformer.ops.arguments import Parameters
-from batchformer.ops.arguments import parameters_and_config as unpack
-from batchformer.ops.op import library
+from batchformer.ops.arguments import Parameters, unpack
+from batchformer.ops.op import Outputs, library
 
 
-def _kernel(device_type: str, dispatch_key: torch._C.DispatchKey) -> Callable[..., tuple[Tensor, ...]]:
+def _kernel(device_type: str, dispatch_key: torch._C.DispatchKey) -> Callable[..., Outputs]:
     autocast_keys = torch._C.DispatchKeySet(dispatch_key)
 
-    def autocast(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        parameters, seed, config = unpack(arguments)
+    def autocast(x: Tensor, *arguments: Any) -> Outputs:
+        parameters, seed, config, (needs,) = unpack(arguments)
         dtype = torch.get_autocast_dtype(device_type)
         norms_in_float32 = device_type == "cuda"
         if x.dtype != torch.float64:
@@ -30,8 +29,8 @@ def _kernel(device_type: str, dispatch_key: torch._C.DispatchKey) -> Callable[..
             if norms_in_float32 and not config.norm_first:
                 x = x.to(torch.float32)
         with torch._C._ExcludeDispatchKeyGuard(autocast_keys):
-            outputs: tuple[Tensor, ...] = torch.ops.batchformer.encoder_layer.default(
-                x, *parameters, seed, *config, arguments[-1]
+            outputs: Outputs = torch.ops.batchformer.encoder_layer.default(
+                x, *parameters, seed, *config, needs
             )
         return outputs
 

@@ -1,26 +1,23 @@
-"""`batchformer::encoder_layer` and its backward: schema, kernel, fake, autograd."""
+"""`batchformer::encoder_layer` and its backward: kernel, fake, autograd. Their schemas are in `table`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from batchformer._extension import core
-from batchformer.ops.arguments import (
-    CONFIG,
-    PARAMETER_COUNT,
-    PARAMETERS,
-    SAVED,
-    SAVED_COUNT,
-    Config,
-    Parameters,
-)
-from batchformer.ops.arguments import parameters_and_config as unpack
+from batchformer.ops.arguments import NEEDS_COUNT, PARAMETER_COUNT, Config, Parameters, unpack
+from batchformer.ops.table import BACKWARD_SCHEMA, FORWARD_SCHEMA, check_devices, empty_saved, needed
 
 library = torch.library.Library("batchformer", "DEF")
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LARGEST_SEED = 2**63 - 1
+_NOTHING = (False,) * NEEDS_COUNT
+
+Outputs = tuple[Tensor, list[Tensor]]
+"""y, and the tensors that the backward takes."""
 
 
 def encoder_layer(x: Tensor, parameters: Parameters, config: Config, *, recompute: bool = False) -> Tensor:
@@ -41,11 +38,10 @@ def encoder_layer(x: Tensor, parameters: Parameters, config: Config, *, recomput
     seed = None
     if any(p > 0 for p in config.dropout):
         seed = torch.randint(_LARGEST_SEED, (), dtype=torch.int64, device=x.device)
-    differentiable = (x, *(parameter for parameter in parameters if parameter is not None))
-    save = (
-        not recompute and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
-    )
-    y: Tensor = torch.ops.batchformer.encoder_layer.default(x, *parameters, seed, *config, save)[0]
+    needs: Sequence[bool] = _NOTHING
+    if torch.is_grad_enabled() and not recompute:
+        needs = [tensor is not None and tensor.requires_grad for tensor in (x, *parameters)]
+    y: Tensor = torch.ops.batchformer.encoder_layer.default(x, *parameters, seed, *config, needs)[0]
     return y
 
 
@@ -63,81 +59,36 @@ def instruction_set() -> str:
     return core.instruction_set()
 
 
-library.define(
-    f"encoder_layer(Tensor x, {PARAMETERS}, Tensor? seed, {CONFIG}, bool save) -> (Tensor y, {SAVED})",
-    tags=_TAGS,
-)
+library.define(FORWARD_SCHEMA, tags=_TAGS)
 
 
-def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    parameters, seed, config = unpack(arguments)
-    outputs = core.encoder_layer_forward(x, parameters, seed, config, arguments[-1])
-    return *outputs, *(x.new_empty(0) for _ in range(1 + SAVED_COUNT - len(outputs)))
+def _forward(x: Tensor, *arguments: Any) -> Outputs:
+    parameters, seed, config, (needs,) = unpack(arguments)
+    return core.encoder_layer_forward(x, parameters, seed, config, needs)
 
 
-def _forward_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    parameters, _, config = unpack(arguments)
-    y = x.new_empty(x.shape)
-    if not arguments[-1]:
-        return y, *(x.new_empty(0) for _ in range(SAVED_COUNT))
-    first, second, channels = x.shape
-    samples, positions = (second, first) if config.batch_first else (first, second)
-    linear = parameters.linear1_weight
-    feedforward = linear.shape[0]
-    if _is_fused(x, parameters):
-        tokens = (positions, samples)
-        tiled = positions > 1 and samples <= 128 and samples * positions >= 512  # Dims::tiled of the core
-        return (
-            y,
-            x.new_empty(*tokens, 3 * channels),
-            x.new_empty(*tokens, config.nhead),
-            x.new_empty(0 if tiled else (*tokens, channels)),
-            x.new_empty(*tokens, channels),
-            x.new_empty(*tokens, feedforward),
-            x.new_empty(0 if config.norm_first else (*tokens, channels)),
-            *(x.new_empty(tokens) for _ in range(4)),
-        )
-    sums = torch.float64 if x.dtype == torch.float64 else torch.float32
-    statistics = [x.new_empty(first, second, dtype=sums) for _ in range(4)]
-    return (
-        y,
-        linear.new_empty(first, second, 3 * channels),
-        x.new_empty(positions, config.nhead, samples, dtype=sums),
-        linear.new_empty(first, second, channels),
-        x.new_empty(x.shape),
-        linear.new_empty(first, second, feedforward),
-        x.new_empty(0 if config.norm_first else x.shape),
-        *statistics,
-    )
-
-
-def _is_fused(x: Tensor, parameters: Parameters) -> bool:
-    """Whether the core's fused path runs: `path::choose` there, which knows no fake tensors."""
-    fused = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return fused and parameters.in_proj_weight.dtype == x.dtype
+def _forward_fake(x: Tensor, *arguments: Any) -> Outputs:
+    parameters, seed, config, (needs,) = unpack(arguments)
+    check_devices(x, parameters, seed)
+    return x.new_empty(x.shape), empty_saved(x, parameters, config, needs)
 
 
 library.impl("encoder_layer", _forward, "CompositeExplicitAutograd")
 torch.library.register_fake("batchformer::encoder_layer", _forward_fake, lib=library)
 
 
-library.define(
-    "encoder_layer_backward("
-    f"Tensor grad_y, Tensor x, {PARAMETERS}, Tensor? seed, {CONFIG}, {SAVED}) -> Tensor[]",
-    tags=_TAGS,
-)
+library.define(BACKWARD_SCHEMA, tags=_TAGS)
 
 
 def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
-    parameters, seed, config = unpack(arguments)
-    saved = arguments[-SAVED_COUNT:]
-    return core.encoder_layer_backward(grad_y, x, parameters, seed, saved, config)
+    parameters, seed, config, (saved, needs) = unpack(arguments)
+    return core.encoder_layer_backward(grad_y, x, parameters, seed, config, saved, needs)
 
 
-def _backward_fake(_grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
-    parameters, _, _ = unpack(arguments)
-    present = (parameter for parameter in parameters if parameter is not None)
-    return [x.new_empty(x.shape), *(parameter.new_empty(parameter.shape) for parameter in present)]
+def _backward_fake(grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
+    parameters, seed, _, (saved, needs) = unpack(arguments)
+    check_devices(x, parameters, seed, grad_y=grad_y, **{f"saved[{i}]": each for i, each in enumerate(saved)})
+    return [tensor.new_empty(tensor.shape) for tensor in needed((x, *parameters), needs)]
 
 
 library.impl("encoder_layer_backward", _backward, "CompositeExplicitAutograd")
@@ -145,55 +96,54 @@ torch.library.register_fake("batchformer::encoder_layer_backward", _backward_fak
 
 
 class _EncoderLayer(torch.autograd.Function):
-    """The op with its derivative. A forward that saved nothing is run again by the backward.
+    """The op with its derivative. A forward that left too little is run again by the backward.
 
-    `torch.library.register_autograd` would make the same, but reads the schema's 24 arguments one by one at
-    every call: 90 µs, more than a small layer takes.
+    `torch.library.register_autograd` would make the same, but reads the schema's arguments one by one at every
+    call: 90 µs, more than a small layer takes.
     """
 
     @staticmethod
-    def forward(ctx: Any, keyset: torch._C.DispatchKeySet, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        outputs = _below_autograd(keyset, x, *arguments)
-        parameters, seed, config = unpack(arguments)
-        ctx.config = config
-        ctx.set_materialize_grads(False)  # else a zero tensor is filled for every saved output
-        saved = outputs[1:] if arguments[-1] else ()
-        ctx.mark_non_differentiable(*outputs[1:])
+    def forward(
+        ctx: Any, keyset: torch._C.DispatchKeySet, left: list[Tensor], x: Tensor, *arguments: Any
+    ) -> Tensor:
+        """`left` takes what the op leaves; as an output of this function each of it would become a node."""
+        y, saved = _below_autograd(keyset, x, *arguments)
+        parameters, seed, ctx.config, (ctx.needs,) = unpack(arguments)
         ctx.save_for_backward(x, *parameters, seed, *saved)
-        return outputs
+        left.extend(saved)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         parameters, seed = tensors[:PARAMETER_COUNT], tensors[PARAMETER_COUNT]
-        saved, config = tensors[PARAMETER_COUNT + 1 :], ctx.config
-        not_tensors = (None,) * (1 + len(config) + 1)  # seed, config, save
-        if grad_y is None:
-            return None, None, *(None for _ in parameters), *not_tensors
-        if not saved:
-            saved = torch.ops.batchformer.encoder_layer.default(x, *parameters, seed, *config, True)[1:]
+        saved, needs = tensors[PARAMETER_COUNT + 1 :], ctx.needs
+        wanted = ctx.needs_input_grad[2 : 2 + NEEDS_COUNT]
+        if any(want and not need for want, need in zip(wanted, needs, strict=True)):
+            needs = wanted
+            _, saved = torch.ops.batchformer.encoder_layer.default(x, *parameters, seed, *ctx.config, needs)
         grads = iter(
             torch.ops.batchformer.encoder_layer_backward.default(
-                grad_y, x, *parameters, seed, *config, *saved
+                grad_y, x, *parameters, seed, *ctx.config, saved, needs
             )
         )
-        of_x = next(grads)
-        of_parameters = (None if parameter is None else next(grads) for parameter in parameters)
-        return None, of_x, *of_parameters, *not_tensors
+        of_tensors = [next(grads) if need else None for need in needs]
+        return None, None, *of_tensors, *(None,) * (1 + len(ctx.config) + 1)  # seed, config, needs
 
 
-def _below_autograd(keyset: torch._C.DispatchKeySet, *arguments: Any) -> tuple[Tensor, ...]:
+def _below_autograd(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Outputs:
     with torch._C._AutoDispatchBelowAutograd():
-        outputs: tuple[Tensor, ...] = torch.ops.batchformer.encoder_layer.default.redispatch(
+        outputs: Outputs = torch.ops.batchformer.encoder_layer.default.redispatch(
             keyset & torch._C._after_autograd_keyset, *arguments
         )
     return outputs
 
 
-def _with_autograd(keyset: torch._C.DispatchKeySet, *arguments: Any) -> tuple[Tensor, ...]:
+def _with_autograd(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Outputs:
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-        outputs: tuple[Tensor, ...] = _EncoderLayer.apply(keyset, *arguments)  # type: ignore[no-untyped-call]
-        return outputs
+        saved: list[Tensor] = []
+        y: Tensor = _EncoderLayer.apply(keyset, saved, *arguments)  # type: ignore[no-untyped-call]
+        return y, saved
     return _below_autograd(keyset, *arguments)
 
 

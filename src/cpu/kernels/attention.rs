@@ -7,7 +7,7 @@ use super::reduce::sum;
 use super::right::{Pack, Packed, Right};
 use super::softmax::{Running, Softmax, SoftmaxBackward, LANES};
 use crate::cpu::matrix::{Matrix, MatrixMut};
-use crate::cpu::simd::{run, Real};
+use crate::cpu::simd::{run, Real, MOST_LANES};
 use crate::cpu::workspace::{Buffer, Workspace};
 
 pub use super::softmax::Pairs;
@@ -17,7 +17,8 @@ pub const QUERIES: usize = LANES;
 /// Keys of a block.
 const KEYS: usize = 128;
 /// Lanes come in so many, for every instruction set.
-pub const LANE_STEP: usize = 16;
+pub const LANE_STEP: usize = MOST_LANES;
+const _: () = assert!(QUERIES % LANE_STEP == 0);
 
 /// What forward and backward take alike, for one head.
 #[derive(Clone, Copy)]

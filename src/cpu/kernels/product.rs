@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use super::right::{Right, DEPTH};
 use crate::cpu::matrix::{Matrix, MatrixMut};
-use crate::cpu::simd::{panel_width, Kernel, Real, Simd, Vector};
+use crate::cpu::simd::{panel_width, Kernel, Real, Simd, Vector, WIDEST_PANEL};
 use crate::cpu::workspace::Buffer;
 
 /// What the product is added to.
@@ -191,7 +191,7 @@ impl<T: Real, L: Left<T>> PanelProduct<'_, T, L> {
                     }
                 }
             } else {
-                let mut row = [T::ZERO; WIDEST];
+                let mut row = [T::ZERO; WIDEST_PANEL];
                 for (v, sum) in sums.into_iter().enumerate() {
                     sum.store(&mut row[v * lanes..]);
                 }
@@ -200,9 +200,6 @@ impl<T: Real, L: Left<T>> PanelProduct<'_, T, L> {
         }
     }
 }
-
-/// Elements of the widest panel.
-const WIDEST: usize = 64;
 
 /// A row whose last lanes lie beyond the columns.
 #[inline(always)]

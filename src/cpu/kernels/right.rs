@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::cpu::matrix::Matrix;
-use crate::cpu::simd::{panel_width, Kernel, Real, Simd, Vector};
+use crate::cpu::simd::{panel_width, Kernel, Real, Simd, Vector, MOST_LANES};
 use crate::cpu::workspace::Buffer;
 
 /// Rows of a right factor that are multiplied at a time: a panel of so many stays in the second cache, and the result
@@ -94,9 +94,6 @@ impl<'a, T: Real> Packed<'a, T> {
         Self { panels, depth, columns }
     }
 }
-
-/// Of all instruction sets.
-const MOST_LANES: usize = 16;
 
 /// Writes the panels of a right factor.
 pub struct Pack<'a, T: Real> {

@@ -90,6 +90,48 @@ pub const fn panel_width<S: Simd, T>() -> usize {
     S::PANEL_BYTES / size_of::<T>()
 }
 
+/// Elements of a panel's row, for each instruction set and each format.
+pub const PANEL_WIDTHS: [usize; 6] = [
+    panel_width::<Baseline, f32>(),
+    panel_width::<Baseline, f64>(),
+    panel_width::<Avx2, f32>(),
+    panel_width::<Avx2, f64>(),
+    panel_width::<Avx512, f32>(),
+    panel_width::<Avx512, f64>(),
+];
+/// The widest of them.
+pub const WIDEST_PANEL: usize = largest(&PANEL_WIDTHS);
+/// The most lanes of any instruction set; those of the others divide it.
+pub const MOST_LANES: usize = largest(&LANES);
+
+const LANES: [usize; 3] = [lanes::<Baseline>(), lanes::<Avx2>(), lanes::<Avx512>()];
+const _: () = assert!(divide_all(&LANES, MOST_LANES));
+
+const fn lanes<S: Simd>() -> usize {
+    <S::Lanes<f32> as Vector<f32>>::LANES
+}
+
+const fn largest(sizes: &[usize]) -> usize {
+    let (mut largest, mut i) = (0, 0);
+    while i < sizes.len() {
+        largest = if sizes[i] > largest { sizes[i] } else { largest };
+        i += 1;
+    }
+    largest
+}
+
+/// Whether each of the sizes divides `multiple`.
+pub const fn divide_all(sizes: &[usize], multiple: usize) -> bool {
+    let mut i = 0;
+    while i < sizes.len() {
+        if multiple % sizes[i] != 0 {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
+
 pub struct Baseline;
 pub struct Avx2;
 pub struct Avx512;

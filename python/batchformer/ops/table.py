@@ -1,0 +1,62 @@
+"""The schemas of the ops and the shapes of what they give, made from the core's table."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from batchformer._extension import core
+from batchformer.ops.arguments import NEEDS_COUNT, Config, Parameters
+
+_PARAMETERS = ", ".join(
+    f"Tensor{'?' if optional else ''} {name}" for name, _, optional in core.parameter_facts()
+)
+_CONFIG = ", ".join(f"{kind} {name}" for name, kind in core.config_facts())
+_NEEDS = f"bool[{NEEDS_COUNT}] needs"
+_SAVED = core.saved_facts()
+
+FORWARD_SCHEMA = (
+    f"encoder_layer(Tensor x, {_PARAMETERS}, Tensor? seed, {_CONFIG}, {_NEEDS}) -> (Tensor y, Tensor[] saved)"
+)
+BACKWARD_SCHEMA = (
+    f"encoder_layer_backward(Tensor grad_y, Tensor x, {_PARAMETERS}, Tensor? seed, {_CONFIG}, "
+    f"Tensor[] saved, {_NEEDS}) -> Tensor[]"
+)
+
+
+def empty_saved(x: Tensor, parameters: Parameters, config: Config, needs: Sequence[bool]) -> list[Tensor]:
+    """What a forward with these needs leaves for the backward, of the right shapes and dtypes, without values."""
+    first, second, channels = x.shape
+    samples, positions = (second, first) if config.batch_first else (first, second)
+    sizes = {
+        "N": samples,
+        "L": positions,
+        "C": channels,
+        "F": parameters.linear1_weight.shape[0],
+        "H": config.nhead,
+    }
+    dtypes = {
+        "x": x.dtype,
+        "linears": parameters.in_proj_weight.dtype,
+        "sums": torch.float64 if x.dtype == torch.float64 else torch.float32,
+    }
+    # The only size that decides what is kept is L = 1, or graphs would not serve every other.
+    kept = core.saved_kept(config, needs, 1 if positions == 1 else 2)
+    return [
+        x.new_empty([times * sizes[letter] for times, letter in shape], dtype=dtypes[dtype])
+        for (_, shape, dtype), is_kept in zip(_SAVED, kept, strict=True)
+        if is_kept
+    ]
+
+
+def check_devices(x: Tensor, parameters: Parameters, seed: Tensor | None, **others: Tensor) -> None:
+    """Raise ValueError unless all tensors are on the device of x, as the core does for tensors that are there."""
+    tensors = parameters._asdict() | {"seed": seed} | others
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name}: expected device {x.device} as x has, got {tensor.device}")
+
+
+def needed(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> Iterator[Tensor]:
+    """Those of (x, *parameters) whose gradient is needed."""
+    return (tensor for tensor, need in zip(tensors, needs, strict=True) if need and tensor is not None)

@@ -1,0 +1,42 @@
+//! From Python's tuples to the layer's structs.
+
+use pyo3_tch::PyTensor;
+
+use crate::call::{Config, Dropout, Input, Needs, NEEDS, PARAMETERS};
+use crate::layer::{self, LayerError};
+
+/// `batchformer.ops.Parameters`, in its order.
+pub type PyParameters = [Option<PyTensor>; PARAMETERS.len()];
+/// `batchformer.ops.Config`, in its order.
+pub type PyConfig = (i64, [f64; 4], String, bool, bool, [f64; 2]);
+
+pub fn config(config: PyConfig) -> Result<Config, LayerError> {
+    let (nhead, dropout, activation, norm_first, batch_first, layer_norm_eps) = config;
+    let [attention, hidden, residual1, residual2] = dropout;
+    Ok(Config {
+        nhead,
+        dropout: Dropout { attention, hidden, residual1, residual2 },
+        activation: layer::activation(&activation)?,
+        norm_first,
+        batch_first,
+        layer_norm_eps,
+    })
+}
+
+/// The arguments that forward and backward share.
+pub fn input(
+    x: PyTensor,
+    parameters: PyParameters,
+    seed: Option<PyTensor>,
+    config: PyConfig,
+    needs: [bool; NEEDS],
+) -> Result<Input, LayerError> {
+    let config = self::config(config)?;
+    Ok(Input {
+        x: x.0,
+        params: layer::params(parameters.map(|parameter| Some(parameter?.0)))?,
+        seed: seed.map(|seed| seed.0),
+        needs: Needs::new(needs, config.norm_first),
+        config,
+    })
+}

@@ -1,0 +1,43 @@
+//! The table of the op as data: what Python makes the schema and the fake tensors from.
+
+use pyo3::prelude::*;
+
+use super::arguments::{config as from_python, PyConfig};
+use crate::call::{Needs, Shape, CONFIG, NEEDS, PARAMETERS, SAVED};
+
+/// `(times, letter)` for each axis: 3C is (3, "C").
+type PyShape = Vec<(i64, &'static str)>;
+
+fn shape(shape: Shape) -> PyShape {
+    shape.iter().map(|&(times, axis)| (times, axis.letter())).collect()
+}
+
+/// `(name, shape, optional)` of each parameter.
+#[pyfunction]
+pub fn parameter_facts() -> Vec<(&'static str, PyShape, bool)> {
+    PARAMETERS.iter().map(|fact| (fact.name, shape(fact.shape), fact.optional)).collect()
+}
+
+/// `(name, type)` of each field of the config.
+#[pyfunction]
+pub fn config_facts() -> [(&'static str, &'static str); CONFIG.len()] {
+    CONFIG
+}
+
+/// `(name, shape, whose dtype: "x", "linears" or "sums")` of each tensor that the forward may leave.
+#[pyfunction]
+pub fn saved_facts() -> Vec<(&'static str, PyShape, &'static str)> {
+    SAVED.iter().map(|fact| (fact.name, shape(fact.shape), fact.dtype.name())).collect()
+}
+
+/// Which of them it leaves.
+#[pyfunction]
+pub fn saved_kept(
+    config: PyConfig,
+    needs: [bool; NEEDS],
+    positions: i64,
+) -> PyResult<[bool; SAVED.len()]> {
+    let config = from_python(config)?;
+    let needs = Needs::new(needs, config.norm_first);
+    Ok(SAVED.each_ref().map(|fact| fact.is_kept(&config, &needs, positions)))
+}
