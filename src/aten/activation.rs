@@ -6,36 +6,47 @@ use super::dropout::TensorMask;
 use super::Result;
 use crate::call::Activation;
 
-/// `dropout(act(z))`, and the one tensor to keep: for ReLU the result, from which the backward can tell
-/// what passed, for GELU `z`.
-pub fn forward(z: Tensor, activation: Activation, mask: &TensorMask) -> Result<(Tensor, Tensor)> {
-    match activation {
-        Activation::Relu => {
-            let y = mask.apply(z.f_relu()?)?;
-            Ok((y.shallow_clone(), y))
+/// What is known of the hidden layer: for ReLU the result, from which the backward can tell what passed, for GELU
+/// what it was applied to. The other may be undefined.
+pub struct Hidden {
+    pub preactivation: Tensor,
+    pub activated: Tensor,
+}
+
+/// `activated = dropout(act(preactivation))`
+pub fn forward(preactivation: Tensor, activation: Activation, mask: &TensorMask) -> Result<Hidden> {
+    let activated = match activation {
+        Activation::Relu => preactivation.f_relu()?,
+        Activation::Gelu => preactivation.f_gelu("none")?,
+    };
+    Ok(Hidden { preactivation, activated: mask.apply(activated)? })
+}
+
+impl Hidden {
+    /// The result of [`forward`], made again where it was not kept.
+    pub fn activated(&self, activation: Activation, mask: &TensorMask) -> Result<Tensor> {
+        match activation {
+            Activation::Relu => Ok(self.activated.shallow_clone()),
+            Activation::Gelu => mask.apply(self.preactivation.f_gelu("none")?),
         }
-        Activation::Gelu => Ok((mask.apply(z.f_gelu("none")?)?, z)),
     }
-}
 
-/// The result of [`forward`] again, from what was kept.
-pub fn output(hidden: &Tensor, activation: Activation, mask: &TensorMask) -> Result<Tensor> {
-    match activation {
-        Activation::Relu => Ok(hidden.shallow_clone()),
-        Activation::Gelu => mask.apply(hidden.f_gelu("none")?),
-    }
-}
-
-/// The gradient of `z`. A dropped element of the ReLU is 0 in `hidden` like one that did not pass, so its
-/// mask is not needed, only its scale.
-pub fn backward(
-    grad_y: Tensor,
-    hidden: &Tensor,
-    activation: Activation,
-    mask: &TensorMask,
-) -> Result<Tensor> {
-    match activation {
-        Activation::Relu => hidden.f_threshold_backward(&grad_y.f_mul_scalar(mask.scale())?, 0.0),
-        Activation::Gelu => hidden.f_gelu_backward(&mask.apply(grad_y)?, "none"),
+    /// The gradient of the preactivation. A dropped element of the ReLU is 0 like one that did not pass, so its
+    /// mask is not needed, only its scale.
+    pub fn backward(
+        &self,
+        grad_activated: Tensor,
+        activation: Activation,
+        mask: &TensorMask,
+    ) -> Result<Tensor> {
+        match activation {
+            Activation::Relu => {
+                let grad = grad_activated.f_mul_scalar(mask.scale())?;
+                self.activated.f_threshold_backward(&grad, 0.0)
+            }
+            Activation::Gelu => {
+                self.preactivation.f_gelu_backward(&mask.apply(grad_activated)?, "none")
+            }
+        }
     }
 }

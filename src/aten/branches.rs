@@ -2,8 +2,9 @@
 
 use tch::{Device, Tensor};
 
+use super::activation::{self, Hidden};
 use super::dropout::TensorMask;
-use super::{activation, attention, linear, Result};
+use super::{attention, linear, Result};
 use crate::call::random::Site;
 use crate::call::{Activation, Config, Dims, Grads, Input, Needs, Params, Piece};
 
@@ -104,12 +105,11 @@ impl<'a> Branches<'a> {
         pass.then(|| linear::backward_x(grad_qkv, in_proj)).transpose()
     }
 
-    /// `dropout(linear2(dropout(act(linear1(x)))))`: `[M, C]` to `[M, C]`, and what is kept of the hidden
-    /// layer, `[M, F]`.
-    pub fn feedforward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// `dropout(linear2(dropout(act(linear1(x)))))`: `[M, C]` to `[M, C]`, and the hidden layer, `[M, F]`.
+    pub fn feedforward(&self, x: &Tensor) -> Result<(Tensor, Hidden)> {
         let z = linear::forward(x, &self.params.linear1)?; // [M, F]
-        let (y, hidden) = activation::forward(z, self.config.activation, &self.hidden_mask()?)?;
-        let y = linear::forward(&y, &self.params.linear2)?; // [M, C]
+        let hidden = activation::forward(z, self.config.activation, &self.hidden_mask()?)?;
+        let y = linear::forward(&hidden.activated, &self.params.linear2)?; // [M, C]
         Ok((self.residual2_mask()?.apply(y)?, hidden))
     }
 
@@ -117,7 +117,7 @@ impl<'a> Branches<'a> {
     pub fn feedforward_backward(
         &self,
         grad_y: &Tensor,
-        hidden: &Tensor,
+        hidden: &Hidden,
         grads: &mut Grads,
     ) -> Result<Option<Tensor>> {
         let linear2 = &self.params.linear2;
@@ -127,14 +127,14 @@ impl<'a> Branches<'a> {
             Activation::Gelu => self.hidden_mask()?,
         };
         let grad_y = self.residual2_mask()?.apply(grad_y.shallow_clone())?;
-        let activated = activation::output(hidden, activation, &mask)?; // [M, F]
+        let activated = hidden.activated(activation, &mask)?; // [M, F]
         let needs = self.needs.params.linear2;
         grads.params.linear2 = linear::backward_params(&grad_y, &activated, linear2, needs)?;
         if !self.needs.pass(Piece::Linear2) {
             return Ok(None);
         }
         let grad_activated = linear::backward_x(&grad_y, linear2)?; // [M, F]
-        activation::backward(grad_activated, hidden, activation, &mask).map(Some)
+        hidden.backward(grad_activated, activation, &mask).map(Some)
     }
 
     /// The gradient of the input of linear1, if one is needed from there on, for that of its output.

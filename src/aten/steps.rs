@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use super::activation::Hidden;
 use super::branches::{AttentionSaved, Branches};
 use super::norm::{self, Statistics};
 use super::Result;
@@ -11,7 +12,7 @@ use crate::call::{Dims, Grads, Input, Piece, Saved, SavedTensors};
 struct Steps {
     attention: AttentionSaved,
     residual1: Tensor,
-    hidden: Tensor,
+    hidden: Hidden,
     /// What the last norm of post-norm is applied to; undefined for pre-norm.
     residual2: Tensor,
     statistics1: Statistics,
@@ -180,7 +181,8 @@ fn save(steps: Steps, input: &Input, dims: &Dims) -> Result<SavedTensors> {
         logsumexp: heads_last(&attention.logsumexp, dims)?,
         attended: attention.attended.unwrap_or_else(Tensor::new),
         residual1,
-        hidden,
+        activated: hidden.activated,
+        preactivation: hidden.preactivation,
         residual2,
         mean1: statistics1.mean,
         rstd1: statistics1.rstd,
@@ -214,7 +216,10 @@ fn restore(saved: SavedTensors, dims: &Dims) -> Result<Steps> {
             attended,
         },
         residual1: rows(saved.residual1)?,
-        hidden: rows(saved.hidden)?,
+        hidden: Hidden {
+            preactivation: rows(saved.preactivation)?,
+            activated: rows(saved.activated)?,
+        },
         residual2: rows(saved.residual2)?,
         statistics1: Statistics { mean: rows(saved.mean1)?, rstd: rows(saved.rstd1)? },
         statistics2: Statistics { mean: rows(saved.mean2)?, rstd: rows(saved.rstd2)? },

@@ -1,7 +1,7 @@
 //! What the forward leaves for the backward: activations and row statistics, no dropout mask and no attention
 //! probability. Every path leaves the same, position after position.
 
-use super::config::Config;
+use super::config::{Activation, Config};
 use super::needs::{Needs, Piece};
 use super::shape::{Axis, Shape};
 
@@ -30,6 +30,8 @@ impl DtypeOf {
 enum When {
     Always,
     PostNorm,
+    Relu,
+    Gelu,
     /// Several positions make it again in the backward, some at a time, while it stays in a core's cache.
     OnePosition,
 }
@@ -100,8 +102,10 @@ saved! {
     attended: [(1, L), (1, N), (1, C)], Linears, OnePosition, [OutProj, OutProj];
     /// x plus the attention branch.
     residual1: [(1, L), (1, N), (1, C)], X, Always, [Linear1, Linear1];
-    /// ReLU: its output after dropout, GELU: its input.
-    hidden: [(1, L), (1, N), (1, F)], Linears, Always, [Linear2, Linear2];
+    /// What ReLU gives, after dropout.
+    activated: [(1, L), (1, N), (1, F)], Linears, Relu, [Linear2, Linear2];
+    /// What GELU takes; what it gives is made again.
+    preactivation: [(1, L), (1, N), (1, F)], Linears, Gelu, [Linear2, Linear2];
     /// What the last norm of the post-norm layer normalises.
     residual2: [(1, L), (1, N), (1, C)], X, PostNorm, [Norm2, Norm2];
     /// Mean and reciprocal standard deviation of the input of norm1 and of norm2.
@@ -127,8 +131,9 @@ impl SavedFact {
     /// Whether the forward makes it, to be kept or not.
     pub fn is_made(&self, config: &Config) -> bool {
         match self.when {
-            When::Always | When::OnePosition => true,
+            When::Always | When::OnePosition | When::Relu => true,
             When::PostNorm => !config.norm_first,
+            When::Gelu => config.activation == Activation::Gelu,
         }
     }
 
@@ -136,6 +141,7 @@ impl SavedFact {
     pub fn is_kept(&self, config: &Config, needs: &Needs, positions: i64) -> bool {
         let here = match self.when {
             When::OnePosition => positions == 1,
+            When::Relu => config.activation == Activation::Relu,
             _ => self.is_made(config),
         };
         let [post_norm, pre_norm] = self.used_at;
@@ -147,7 +153,7 @@ impl SavedFact {
 mod tests {
     use super::*;
     use crate::call::needs::NEEDS;
-    use crate::call::{Activation, Dropout};
+    use crate::call::Dropout;
 
     fn kept(flags: [bool; NEEDS], norm_first: bool, positions: i64) -> Vec<&'static str> {
         let config = Config {
@@ -169,14 +175,15 @@ mod tests {
         norm2_alone[NEEDS - 1] = true;
         assert!(kept([false; NEEDS], false, 1).is_empty());
         assert_eq!(kept(norm2_alone, false, 1), ["residual2", "mean2", "rstd2"]);
-        assert_eq!(kept(norm2_alone, true, 1), ["residual1", "hidden", "mean2", "rstd2"]);
+        assert_eq!(kept(norm2_alone, true, 1), ["residual1", "activated", "mean2", "rstd2"]);
     }
 
     #[test]
-    fn the_order_and_the_number_of_positions_decide_what_is_kept() {
-        let without = |name| SAVED.iter().map(|fact| fact.name).filter(move |&each| each != name);
-        let without = |name| without(name).collect::<Vec<_>>();
-        assert_eq!(kept([true; NEEDS], true, 1), without("residual2"));
-        assert_eq!(kept([true; NEEDS], false, 2), without("attended"));
+    fn the_call_decides_what_is_kept() {
+        let without = |names: [&str; 2]| -> Vec<_> {
+            SAVED.iter().map(|fact| fact.name).filter(|name| !names.contains(name)).collect()
+        };
+        assert_eq!(kept([true; NEEDS], true, 1), without(["residual2", "preactivation"]));
+        assert_eq!(kept([true; NEEDS], false, 2), without(["attended", "preactivation"]));
     }
 }

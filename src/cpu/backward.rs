@@ -188,7 +188,7 @@ impl<T: Real> BackwardCall<'_, T> {
         let x = if self.layer.norm_first { attention_input } else { kept.x };
         let attended = if self.attended_again() { attended } else { kept.saved.attended };
         let hidden = match self.layer.activation {
-            Activation::Relu => kept.saved.hidden,
+            Activation::Relu => kept.saved.activated,
             Activation::Gelu => activated,
         };
         let inputs = [x, attended, feedforward_input, hidden];

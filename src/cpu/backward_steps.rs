@@ -117,13 +117,13 @@ impl<T: Real> BackwardSteps<'_, T> {
         &self,
         team: &mut Team<T>,
         (grad, mask): (Matrix<T>, Mask<T>),
-        (mut grad_output, mut grad_hidden, activated): (MatrixMut<T>, MatrixMut<T>, MatrixMut<T>),
+        (mut grad_output, mut grad_hidden, again): (MatrixMut<T>, MatrixMut<T>, MatrixMut<T>),
     ) {
-        let SavedRows { tokens, saved: Saved { hidden, .. }, .. } = *self.kept;
+        let SavedRows { tokens, saved: Saved { preactivation, activated, .. }, .. } = *self.kept;
         let Masks { hidden: mask_hidden, .. } = self.layer.masks;
         drop_rows(team, grad, mask, tokens, grad_output.reborrow());
-        if activated.columns() > 0 {
-            gelu(team, mask_hidden, tokens, hidden, activated);
+        if again.columns() > 0 {
+            gelu(team, mask_hidden, tokens, preactivation, again);
         }
         if !self.needs.pass(Piece::Linear2) {
             return;
@@ -133,11 +133,11 @@ impl<T: Real> BackwardSteps<'_, T> {
         let parts = grad_hidden.split_rows(ROWS).into_iter().enumerate();
         match self.layer.activation {
             Activation::Relu => team.for_each(parts, |(number, grad), _| {
-                let hidden = hidden.row_block(number * ROWS..number * ROWS + grad.rows());
+                let hidden = activated.row_block(number * ROWS..number * ROWS + grad.rows());
                 run(ReluBackward { hidden, scale: mask_hidden.scale, grad });
             }),
             Activation::Gelu => team.for_each(parts, |(number, grad), _| {
-                let z = hidden.row_block(number * ROWS..number * ROWS + grad.rows());
+                let z = preactivation.row_block(number * ROWS..number * ROWS + grad.rows());
                 let tokens = tokens.skip(number * ROWS);
                 run(GeluBackward { mask: mask_hidden, tokens, z, grad });
             }),

@@ -16,7 +16,7 @@ use super::simd::Real;
 use super::tensors::{empty, readable, tokens, tokens_mut};
 use super::threads::{team, Team};
 use super::workspace::Workspace;
-use crate::call::{Activation, Dims, Input, SavedTensors, SAVED};
+use crate::call::{Dims, Input, SavedTensors, SAVED};
 
 /// `[N, L, C]` to `[N, L, C]`, or the same with `[L, N, C]`, and what the backward needs.
 pub fn forward<T: Real + Element>(
@@ -66,22 +66,17 @@ impl<T: Real> ForwardCall<'_, T> {
         y: MatrixMut<T>,
         kept: [MatrixMut<T>; SAVED.len()],
     ) {
-        let LayerView { samples, positions, activation, .. } = *self.layer;
+        let LayerView { samples, positions, .. } = *self.layer;
         let rows = y.rows();
         let mut forgotten = SavedBuffers::new(rows, self.widths.forgotten);
-        let activated = match activation {
-            Activation::Relu => 0, // in the place of what is activated
-            Activation::Gelu => self.layer.feedforward(),
-        };
-        let mut scratch = Buffers::new(rows, [self.layer.channels(), activated]);
-        let [normed, activated] = scratch.matrices();
+        let mut scratch = Buffers::new(rows, [self.layer.channels()]);
+        let [normed] = scratch.matrices();
         let rows = ForwardRows {
             tokens: TokenRows { first, samples, positions },
             x: self.x.row_block(first..first + rows),
             y,
             saved: written(kept, forgotten.matrices()),
             normed,
-            activated,
         };
         forward_steps::forward(team, self.layer, factors, rows);
     }

@@ -21,8 +21,6 @@ pub struct ForwardRows<'a, T> {
     pub saved: Saved<MatrixMut<'a, T>>,
     /// `[rows, C]`: scratch for what a norm gives.
     pub normed: MatrixMut<'a, T>,
-    /// `[rows, F]`: scratch for what GELU gives.
-    pub activated: MatrixMut<'a, T>,
 }
 
 /// `norm2(n + feedforward(n))` with `n = norm1(x + attention(x))`; pre-norm: `r + feedforward(norm2(r))` with
@@ -33,13 +31,13 @@ pub fn forward<T: Real>(
     factors: &RightFactors<T>,
     rows: ForwardRows<T>,
 ) {
-    let ForwardRows { tokens, x, mut y, saved, mut normed, activated } = rows;
-    let Saved { qkv, logsumexp, attended, hidden, mean1, rstd1, mean2, rstd2, .. } = saved;
-    let Saved { mut residual1, mut residual2, .. } = saved;
+    let ForwardRows { tokens, x, mut y, saved, mut normed } = rows;
+    let Saved { qkv, logsumexp, attended, preactivation, activated, .. } = saved;
+    let Saved { mut residual1, mut residual2, mean1, rstd1, mean2, rstd2, .. } = saved;
     let (statistics1, statistics2) = ([mean1, rstd1], [mean2, rstd2]);
     let step = ForwardSteps { layer, factors, tokens };
     let (norm1, norm2) = ((layer.norm1, layer.eps[0]), (layer.norm2, layer.eps[1]));
-    let (branch1, branch2) = ((qkv, logsumexp, attended), (hidden, activated));
+    let (branch1, branch2) = ((qkv, logsumexp, attended), (preactivation, activated));
     let Masks { residual1: mask1, residual2: mask2, .. } = layer.masks;
     if layer.norm_first {
         norm(team, norm1, x, statistics1, normed.reborrow());
@@ -91,28 +89,27 @@ impl<T: Real> ForwardSteps<'_, T> {
         &self,
         team: &mut Team<T>,
         x: Matrix<T>,
-        (mut hidden, mut activated): (MatrixMut<T>, MatrixMut<T>),
+        (mut preactivation, mut activated): (MatrixMut<T>, MatrixMut<T>),
         y: MatrixMut<T>,
     ) {
         let LayerView { linear1, linear2, activation, masks, .. } = self.layer;
-        multiply(team, x, self.factors.linear1, linear1.start(), hidden.reborrow());
+        let (right, start) = (self.factors.linear1, linear1.start());
         match activation {
             Activation::Relu => {
-                let parts = hidden.reborrow().split_rows(ROWS).into_iter().enumerate();
+                multiply(team, x, right, start, activated.reborrow());
+                let parts = activated.reborrow().split_rows(ROWS).into_iter().enumerate();
                 team.for_each(parts, |(number, hidden), _| {
-                    run(Relu {
-                        mask: masks.hidden,
-                        tokens: self.tokens.skip(number * ROWS),
-                        hidden,
-                    });
+                    let tokens = self.tokens.skip(number * ROWS);
+                    run(Relu { mask: masks.hidden, tokens, hidden });
                 });
-                multiply(team, hidden.view(), self.factors.linear2, linear2.start(), y);
             }
             Activation::Gelu => {
-                gelu(team, masks.hidden, self.tokens, hidden.view(), activated.reborrow());
-                multiply(team, activated.view(), self.factors.linear2, linear2.start(), y);
+                multiply(team, x, right, start, preactivation.reborrow());
+                let z = preactivation.view();
+                gelu(team, masks.hidden, self.tokens, z, activated.reborrow());
             }
         }
+        multiply(team, activated.view(), self.factors.linear2, linear2.start(), y);
     }
 
     /// `x + dropout(branch)` in the place of the branch.
