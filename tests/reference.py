@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 import batchformer as bf
 
-ALL, NOTHING = (True,) * 13, (False,) * 13  # which gradients an op is asked for: of x and of twelve parameters
+ALL, NOTHING = (
+    (True,) * 13,
+    (False,) * 13,
+)  # which gradients an op is asked for: of x and of twelve parameters
 SITES = {"attention": 1, "hidden": 2, "residual1": 3, "residual2": 4}
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 

@@ -41,10 +41,9 @@ class Config(NamedTuple):
 
 
 # The classes are for readers and type checkers; the core's table is what holds.
-_FIELDS = (tuple(core.parameter_facts()), tuple(core.config_facts()))
-for _class, _facts in zip((Parameters, Config), _FIELDS, strict=True):
-    if [fact[0] for fact in _facts] != list(_class._fields):
-        raise ImportError(f"{_class.__name__} is not what the core's table says: {_facts}")
+for _fields, _facts in ((Parameters._fields, core.parameter_facts()), (Config._fields, core.config_facts())):
+    if list(_fields) != [fact[0] for fact in _facts]:
+        raise ImportError(f"the fields {_fields} are not what the core's table says: {_facts}")
 
 PARAMETER_COUNT = len(Parameters._fields)
 CONFIG_COUNT = len(Config._fields)

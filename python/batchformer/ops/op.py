@@ -1,6 +1,6 @@
 """`batchformer::encoder_layer` and its backward: kernel, fake, autograd. Their schemas are in `table`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from batchformer._extension import core
 from batchformer.ops.arguments import NEEDS_COUNT, PARAMETER_COUNT, Config, Parameters, unpack
+from batchformer.ops.direct import nobody_watches
 from batchformer.ops.table import BACKWARD_SCHEMA, FORWARD_SCHEMA, check_devices, empty_saved, needed
 
 library = torch.library.Library("batchformer", "DEF")
@@ -41,6 +42,8 @@ def encoder_layer(x: Tensor, parameters: Parameters, config: Config, *, recomput
     needs: Sequence[bool] = _NOTHING
     if torch.is_grad_enabled() and not recompute:
         needs = [tensor is not None and tensor.requires_grad for tensor in (x, *parameters)]
+    if nobody_watches((x, *parameters)):
+        return _differentiable(core.encoder_layer_forward, x, parameters, seed, config, needs)[0]
     y: Tensor = torch.ops.batchformer.encoder_layer.default(x, *parameters, seed, *config, needs)[0]
     return y
 
@@ -98,17 +101,24 @@ torch.library.register_fake("batchformer::encoder_layer_backward", _backward_fak
 class _EncoderLayer(torch.autograd.Function):
     """The op with its derivative. A forward that left too little is run again by the backward.
 
-    `torch.library.register_autograd` would make the same, but reads the schema's arguments one by one at every
-    call: 90 µs, more than a small layer takes.
+    `torch.library.register_autograd` would make the same, but reads the schema's arguments one by one at
+    every call: 90 µs, more than a small layer takes.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, keyset: torch._C.DispatchKeySet, left: list[Tensor], x: Tensor, *arguments: Any
+        ctx: Any,
+        forward: Callable[..., Outputs],
+        left: list[Tensor],
+        seed: Tensor | None,
+        config: Config,
+        needs: Sequence[bool],
+        x: Tensor,
+        *parameters: Tensor | None,
     ) -> Tensor:
         """`left` takes what the op leaves; as an output of this function each of it would become a node."""
-        y, saved = _below_autograd(keyset, x, *arguments)
-        parameters, seed, ctx.config, (ctx.needs,) = unpack(arguments)
+        y, saved = forward(x, parameters, seed, config, needs)
+        ctx.config, ctx.needs = config, needs
         ctx.save_for_backward(x, *parameters, seed, *saved)
         left.extend(saved)
         return y
@@ -117,34 +127,72 @@ class _EncoderLayer(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         parameters, seed = tensors[:PARAMETER_COUNT], tensors[PARAMETER_COUNT]
-        saved, needs = tensors[PARAMETER_COUNT + 1 :], ctx.needs
-        wanted = ctx.needs_input_grad[2 : 2 + NEEDS_COUNT]
+        saved, needs, config = tensors[PARAMETER_COUNT + 1 :], ctx.needs, ctx.config
+        wanted = ctx.needs_input_grad[-NEEDS_COUNT:]
+        # A second derivative is refused by the op.
+        direct = not torch.is_grad_enabled() and nobody_watches((grad_y, *ctx.saved_tensors))
+        forward, backward = _CORE if direct else _OPS
         if any(want and not need for want, need in zip(wanted, needs, strict=True)):
             needs = wanted
-            _, saved = torch.ops.batchformer.encoder_layer.default(x, *parameters, seed, *ctx.config, needs)
-        grads = iter(
-            torch.ops.batchformer.encoder_layer_backward.default(
-                grad_y, x, *parameters, seed, *ctx.config, saved, needs
-            )
-        )
-        of_tensors = [next(grads) if need else None for need in needs]
-        return None, None, *of_tensors, *(None,) * (1 + len(ctx.config) + 1)  # seed, config, needs
+            _, saved = forward(x, parameters, seed, config, needs)
+        grads = iter(backward(grad_y, x, parameters, seed, config, saved, needs))
+        return *(None,) * 5, *(next(grads) if need else None for need in needs)
 
 
-def _below_autograd(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Outputs:
-    with torch._C._AutoDispatchBelowAutograd():
-        outputs: Outputs = torch.ops.batchformer.encoder_layer.default.redispatch(
-            keyset & torch._C._after_autograd_keyset, *arguments
-        )
+def _forward_op(
+    x: Tensor, parameters: Parameters, seed: Tensor | None, config: Config, needs: Sequence[bool]
+) -> Outputs:
+    outputs: Outputs = torch.ops.batchformer.encoder_layer.default(x, *parameters, seed, *config, needs)
     return outputs
 
 
-def _with_autograd(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Outputs:
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-        saved: list[Tensor] = []
-        y: Tensor = _EncoderLayer.apply(keyset, saved, *arguments)  # type: ignore[no-untyped-call]
-        return y, saved
-    return _below_autograd(keyset, *arguments)
+def _backward_op(
+    grad_y: Tensor,
+    x: Tensor,
+    parameters: Parameters,
+    seed: Tensor | None,
+    config: Config,
+    saved: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    grads: list[Tensor] = torch.ops.batchformer.encoder_layer_backward.default(
+        grad_y, x, *parameters, seed, *config, saved, needs
+    )
+    return grads
+
+
+_CORE = core.encoder_layer_forward, core.encoder_layer_backward
+_OPS = _forward_op, _backward_op
+
+
+def _differentiable(
+    forward: Callable[..., Outputs],
+    x: Tensor,
+    parameters: Parameters,
+    seed: Tensor | None,
+    config: Config,
+    needs: Sequence[bool],
+) -> Outputs:
+    """What `forward` gives, as a node of autograd's graph if a gradient can be asked for."""
+    if not (torch.is_grad_enabled() and torch._C._any_requires_grad(x, *parameters)):
+        return forward(x, parameters, seed, config, needs)
+    saved: list[Tensor] = []
+    y: Tensor = _EncoderLayer.apply(forward, saved, seed, config, needs, x, *parameters)  # type: ignore[no-untyped-call]
+    return y, saved
+
+
+def _with_autograd(keyset: torch._C.DispatchKeySet, x: Tensor, *arguments: Any) -> Outputs:
+    def below_autograd(
+        x: Tensor, parameters: Parameters, seed: Tensor | None, config: Config, needs: Sequence[bool]
+    ) -> Outputs:
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs: Outputs = torch.ops.batchformer.encoder_layer.default.redispatch(
+                keyset & torch._C._after_autograd_keyset, x, *parameters, seed, *config, needs
+            )
+        return outputs
+
+    parameters, seed, config, (needs,) = unpack(arguments)
+    return _differentiable(below_autograd, x, parameters, seed, config, needs)
 
 
 def _no_second_derivative(*_: Any) -> None:

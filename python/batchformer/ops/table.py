@@ -25,7 +25,7 @@ BACKWARD_SCHEMA = (
 
 
 def empty_saved(x: Tensor, parameters: Parameters, config: Config, needs: Sequence[bool]) -> list[Tensor]:
-    """What a forward with these needs leaves for the backward, of the right shapes and dtypes, without values."""
+    """What a forward with these needs leaves for the backward: shapes and dtypes, without values."""
     first, second, channels = x.shape
     samples, positions = (second, first) if config.batch_first else (first, second)
     sizes = {
@@ -50,7 +50,7 @@ def empty_saved(x: Tensor, parameters: Parameters, config: Config, needs: Sequen
 
 
 def check_devices(x: Tensor, parameters: Parameters, seed: Tensor | None, **others: Tensor) -> None:
-    """Raise ValueError unless all tensors are on the device of x, as the core does for tensors that are there."""
+    """Raise ValueError unless all tensors are on the device of x; the core says the same of real ones."""
     tensors = parameters._asdict() | {"seed": seed} | others
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != x.device:

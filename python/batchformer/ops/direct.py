@@ -1,0 +1,29 @@
+"""Past the dispatcher: whether a call may go from Python to the core, for the sake of small layers.
+
+The dispatcher is for what has to see the op: modes of torch and of users, the profiler, autocast, tracers and
+compilers, transforms, subclasses of tensors. Where none of those is there, its way from one kernel to the next
+decides nothing, and takes as long as a layer of two samples and eight channels.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+_KINDS = (Tensor, nn.Parameter)
+
+
+def nobody_watches(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call with these tensors, on the CPU, comes to the same without the dispatcher."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._autograd._profiler_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch.is_inference_mode_enabled()
+        or forward_ad._current_level >= 0
+    ) and all(tensor is None or (type(tensor) in _KINDS and tensor.is_cpu) for tensor in tensors)
