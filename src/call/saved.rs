@@ -104,8 +104,6 @@ saved! {
     residual1: [(1, L), (1, N), (1, C)], X, Always, [Linear1, Linear1];
     /// What ReLU gives, after dropout.
     activated: [(1, L), (1, N), (1, F)], Linears, Relu, [Linear2, Linear2];
-    /// What GELU takes; what it gives is made again.
-    preactivation: [(1, L), (1, N), (1, F)], Linears, Gelu, [Linear2, Linear2];
     /// What the last norm of the post-norm layer normalises.
     residual2: [(1, L), (1, N), (1, C)], X, PostNorm, [Norm2, Norm2];
     /// Mean and reciprocal standard deviation of the input of norm1 and of norm2.
@@ -113,6 +111,9 @@ saved! {
     rstd1: [(1, L), (1, N)], Sums, Always, [Linear1, InProj];
     mean2: [(1, L), (1, N)], Sums, Always, [Norm2, Linear1];
     rstd2: [(1, L), (1, N)], Sums, Always, [Norm2, Linear1];
+    /// What GELU takes; what it gives is made again. Behind all others, so that what a forward with ReLU left is not
+    /// taken for it, whatever the sizes are.
+    preactivation: [(1, L), (1, N), (1, F)], Linears, Gelu, [Linear2, Linear2];
 }
 
 impl<T> Saved<T> {

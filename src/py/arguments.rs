@@ -10,6 +10,9 @@ pub type PyParameters = [Option<PyTensor>; PARAMETERS.len()];
 /// `batchformer.ops.Config`, in its order.
 pub type PyConfig = (i64, [f64; 4], String, bool, bool, [f64; 2]);
 
+/// Flags of x and of each parameter; torch's tracer takes lists of numbers, but none of bools.
+pub type PyNeeds = [i64; NEEDS];
+
 pub fn config(config: PyConfig) -> Result<Config, LayerError> {
     let (nhead, dropout, activation, norm_first, batch_first, layer_norm_eps) = config;
     let [attention, hidden, residual1, residual2] = dropout;
@@ -29,14 +32,14 @@ pub fn input(
     parameters: PyParameters,
     seed: Option<PyTensor>,
     config: PyConfig,
-    needs: [bool; NEEDS],
+    needs: PyNeeds,
 ) -> Result<Input, LayerError> {
     let config = self::config(config)?;
     Ok(Input {
         x: x.0,
         params: layer::params(parameters.map(|parameter| Some(parameter?.0)))?,
         seed: seed.map(|seed| seed.0),
-        needs: Needs::new(needs, config.norm_first),
+        needs: Needs::new(needs.map(|need| need != 0), config.norm_first),
         config,
     })
 }

@@ -3,8 +3,7 @@
 use pyo3::prelude::*;
 use pyo3_tch::PyTensor;
 
-use super::arguments::{input, PyConfig, PyParameters};
-use crate::call::NEEDS;
+use super::arguments::{input, PyConfig, PyNeeds, PyParameters};
 use crate::layer::{self, LayerError};
 
 /// Runs `work` without the GIL; a panic of it, or memory that cannot be had, is an error like others.
@@ -23,7 +22,7 @@ pub fn encoder_layer_forward(
     parameters: PyParameters,
     seed: Option<PyTensor>,
     config: PyConfig,
-    needs: [bool; NEEDS],
+    needs: PyNeeds,
 ) -> PyResult<(PyTensor, Vec<PyTensor>)> {
     let input = input(x, parameters, seed, config, needs)?;
     let (y, saved) = outside_gil(py, move || layer::forward(&input))?;
@@ -41,7 +40,7 @@ pub fn encoder_layer_backward(
     seed: Option<PyTensor>,
     config: PyConfig,
     saved: Vec<PyTensor>,
-    needs: [bool; NEEDS],
+    needs: PyNeeds,
 ) -> PyResult<Vec<PyTensor>> {
     let input = input(x, parameters, seed, config, needs)?;
     let saved = saved.into_iter().map(|tensor| tensor.0).collect();

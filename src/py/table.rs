@@ -2,8 +2,8 @@
 
 use pyo3::prelude::*;
 
-use super::arguments::{config as from_python, PyConfig};
-use crate::call::{Needs, Shape, CONFIG, NEEDS, PARAMETERS, SAVED};
+use super::arguments::{config as from_python, PyConfig, PyNeeds};
+use crate::call::{Needs, Shape, CONFIG, PARAMETERS, SAVED};
 
 /// `(times, letter)` for each axis: 3C is (3, "C").
 type PyShape = Vec<(i64, &'static str)>;
@@ -34,10 +34,10 @@ pub fn saved_facts() -> Vec<(&'static str, PyShape, &'static str)> {
 #[pyfunction]
 pub fn saved_kept(
     config: PyConfig,
-    needs: [bool; NEEDS],
+    needs: PyNeeds,
     positions: i64,
 ) -> PyResult<[bool; SAVED.len()]> {
     let config = from_python(config)?;
-    let needs = Needs::new(needs, config.norm_first);
+    let needs = Needs::new(needs.map(|need| need != 0), config.norm_first);
     Ok(SAVED.each_ref().map(|fact| fact.is_kept(&config, &needs, positions)))
 }

@@ -1,7 +1,7 @@
 """Past the dispatcher: whether a call may go from Python to the core, for the sake of small layers.
 
 The dispatcher is for what has to see the op: modes of torch and of users, the profiler, autocast, tracers and
-compilers, transforms, subclasses of tensors. Where none of those is there, its way from one kernel to the next
+compilers, transforms, subclasses of tensors. Where none of those is there, its way from kernel to kernel
 decides nothing, and takes as long as a layer of two samples and eight channels.
 """
 

@@ -12,7 +12,7 @@ _PARAMETERS = ", ".join(
     f"Tensor{'?' if optional else ''} {name}" for name, _, optional in core.parameter_facts()
 )
 _CONFIG = ", ".join(f"{kind} {name}" for name, kind in core.config_facts())
-_NEEDS = f"bool[{NEEDS_COUNT}] needs"
+_NEEDS = f"int[{NEEDS_COUNT}] needs"  # flags; torch's tracer takes no lists of bools
 _SAVED = core.saved_facts()
 
 FORWARD_SCHEMA = (
