@@ -16,6 +16,7 @@ from batchformer.ops.arguments import (
     Parameters,
 )
 from batchformer.ops.arguments import parameters_and_config as unpack
+from batchformer.ops.forward_mode import refuse_tangents
 
 library = torch.library.Library("batchformer", "DEF")
 
@@ -129,6 +130,7 @@ library.define(
 
 
 def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
+    refuse_tangents((grad_y, x, *arguments))
     parameters, seed, config = unpack(arguments)
     saved = arguments[-SAVED_COUNT:]
     return core.encoder_layer_backward(grad_y, x, parameters, seed, saved, config)
@@ -191,6 +193,7 @@ def _below_autograd(keyset: torch._C.DispatchKeySet, *arguments: Any) -> tuple[T
 
 
 def _with_autograd(keyset: torch._C.DispatchKeySet, *arguments: Any) -> tuple[Tensor, ...]:
+    refuse_tangents(arguments)
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
         outputs: tuple[Tensor, ...] = _EncoderLayer.apply(keyset, *arguments)  # type: ignore[no-untyped-call]
         return outputs
