@@ -92,6 +92,17 @@ def test_flags_dtype_and_hooks_stay():
     assert calls == ["forward", "forward", "pre"]
 
 
+def test_forwards_that_were_replaced_before_the_swap_stay():
+    model = Model()
+    layer = model.several[0]
+    layer.linear2.forward = lambda x, forward=layer.linear2.forward: 3 * forward(x)
+    x = torch.randn(7, 5, 16)
+    expected = layer(x)
+    bf.accelerate(model)
+    assert "forward" in layer.declined(x)
+    assert torch.equal(layer(x), expected)
+
+
 def test_an_optimizer_built_before_keeps_training_the_model():
     torch.manual_seed(1)
     models = [Model().double()]

@@ -1,12 +1,21 @@
 """What the op does not cover runs torch's own implementation, with its result, and can be asked for."""
 
+import re
+import types
+
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
+from torch.nn.utils.prune import l1_unstructured
+from torch.overrides import TorchFunctionMode
+from torch.testing._internal.two_tensor import TwoTensor
 
 import batchformer as bf
-from batchformer.modules import encoder_layer
-from reference import layers
+from batchformer.modules import _declined, _encoder
+from reference import layers, results
+from tolerances import assert_near
 
 
 def causal(n: int) -> torch.Tensor:
@@ -52,7 +61,70 @@ def parametrize(layer):
         nn.utils.parametrizations.weight_norm(layer.linear1)
 
 
+def replace_forward(layer):
+    layer.linear2.forward = lambda x, forward=layer.linear2.forward: 3 * forward(x)
+
+
+def replace_forward_of_attention(layer):
+    forward = layer.self_attn.forward
+    layer.self_attn.forward = lambda *tensors, **options: (2 * forward(*tensors, **options)[0], None)
+
+
+def replace_call_of_attention(layer):
+    layer.self_attn._call_impl = lambda *tensors, **options: (2 * tensors[0], None)
+
+
+def replace_forward_of_a_dropout(layer):
+    layer.dropout.forward = lambda x: x + 1
+
+
+def replace_forward_of_a_norm(layer):
+    layer.norm1.forward = lambda x: x + 1
+
+
+def replace_block(layer):
+    layer._ff_block = types.MethodType(lambda self, x: 2 * self.linear1(x), layer)
+
+
+def replace_attention_block(layer):
+    layer._sa_block = lambda x, *_, **__: 2 * x
+
+
+def replace_forward_of_the_activation(layer):
+    layer.activation = nn.ReLU()
+    layer.activation.forward = torch.tanh
+
+
+def add_hook_to_the_activation(layer):
+    layer.activation = nn.ReLU()
+    layer.activation.register_forward_hook(lambda *inputs: inputs[2] * 2)
+
+
+def prune(layer):
+    l1_unstructured(layer.linear1, "weight", amount=0.5)
+
+
+def spectral(layer):
+    nn.utils.parametrizations.spectral_norm(layer.linear1)
+
+
+def derive_linear(layer):
+    layer.linear2.__class__ = type("Tripled", (nn.Linear,), {"forward": lambda self, x: 3 * x})
+
+
 CHANGES = {
+    replace_forward: "the forward of a module inside the layer was replaced",
+    replace_forward_of_attention: "the forward of a module inside the layer was replaced",
+    replace_call_of_attention: "the forward of a module inside the layer was replaced",
+    replace_forward_of_a_dropout: "the forward of a module inside the layer was replaced",
+    replace_forward_of_a_norm: "the forward of a module inside the layer was replaced",
+    replace_forward_of_the_activation: "the forward of a module inside the layer was replaced",
+    replace_block: "a block of the layer was replaced",
+    replace_attention_block: "a block of the layer was replaced",
+    add_hook_to_the_activation: "has a hook",
+    prune: "has a hook",
+    spectral: "is not the one that torch puts there",
+    derive_linear: "is not the one that torch puts there",
     change_activation: "the activation",
     change_gelu: "the activation",
     change_linear: "is not the one that torch puts there",
@@ -66,9 +138,185 @@ def test_a_layer_that_was_changed_inside_runs_torchs_implementation(change):
     theirs, ours = layers(16, 4, 16, 0.0)
     for layer in (theirs, ours):
         change(layer)
+    ours.load_state_dict(theirs.state_dict())  # buffers drawn by the change
     x = torch.randn(7, 5, 16)
     assert CHANGES[change] in ours.declined(x)
     assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    _declined._CALLED,
+    ids=[f"{owner.__name__}.{name}" for owner, name in _declined._CALLED],
+)
+def test_what_was_replaced_for_all_layers_is_called(owner, name, monkeypatch):
+    layer = bf.TransformerEncoderLayer(16, 4, 16, 0.0, nn.ReLU())
+    x = torch.randn(7, 5, 16)
+    of_torch = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *inputs, **options: of_torch(*inputs, **options))
+    assert f"{owner.__name__}.{name} was replaced" == layer.declined(x)
+    monkeypatch.undo()
+    assert layer.declined(x) is None
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        torch_module.register_module_forward_hook,
+        torch_module.register_module_forward_pre_hook,
+        torch_module.register_module_full_backward_hook,
+        torch_module.register_module_full_backward_pre_hook,
+    ],
+    ids=lambda register: register.__name__,
+)
+def test_a_hook_on_all_modules_sees_all_that_it_sees_in_torchs_layer(register):
+    seen = []
+    for layer in layers(16, 4, 16, 0.0):
+        calls = []
+        handle = register(lambda module, *_, calls=calls: calls.append(type(module).__name__))
+        try:
+            layer(torch.randn(7, 5, 16, requires_grad=True)).sum().backward()
+        finally:
+            handle.remove()
+        seen.append(["a layer" if "EncoderLayer" in name else name for name in calls])
+    assert seen[0] == seen[1]
+    assert "Linear" in seen[0]
+
+
+class Functions(TorchFunctionMode):
+    """Which functions ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, function, _types, inputs=(), options=None):
+        self.names.append(getattr(function, "__name__", ""))
+        return function(*inputs, **(options or {}))
+
+
+def test_a_function_mode_sees_torchs_functions():
+    theirs, ours = layers(16, 4, 16, 0.0)
+    x = torch.randn(7, 5, 16)
+    with Functions() as expected:
+        y = theirs(x)
+    with Functions() as actual:
+        same = ours(x)
+    assert torch.equal(same, y)
+    assert actual.names[-20:] == expected.names[-20:]
+    assert actual.names.count("linear") == 2  # the rest is inside multi_head_attention_forward
+    with Functions():
+        assert ours.declined(x) == "the torch function mode Functions is active"
+
+
+def test_a_default_device_does_not_keep_the_layer_from_the_op():
+    layer = bf.TransformerEncoderLayer(16, 4)
+    with torch.device("cpu"):
+        assert layer.declined(torch.randn(7, 5, 16)) is None
+
+
+class Marked(torch.Tensor):
+    """A subclass that functions keep."""
+
+
+SUBCLASSES = {
+    "with torch functions": lambda x: x.as_subclass(Marked),
+    "a wrapper": lambda x: TwoTensor(x, 2 * x),
+}
+
+
+@pytest.mark.parametrize("kind", SUBCLASSES)
+@pytest.mark.parametrize("place", ["src", "self_attn.in_proj_bias", "linear2.weight", "norm2.bias"])
+def test_a_tensor_subclass_anywhere_gives_what_it_gives_in_torchs_layer(kind, place):
+    x = torch.randn(7, 5, 16)
+    outputs = []
+    for layer in layers(16, 4, 16, 0.0):
+        layer.requires_grad_(False)
+        if place == "src":
+            outputs.append(layer(SUBCLASSES[kind](x)))
+        else:
+            path, _, name = place.rpartition(".")
+            owner = layer.get_submodule(path)
+            value = SUBCLASSES[kind](getattr(owner, name).detach())
+            delattr(owner, name)
+            setattr(owner, name, value)
+            outputs.append(layer(x))
+    assert type(outputs[0]) is type(outputs[1]) is not torch.Tensor
+    theirs, ours = (y.b if isinstance(y, TwoTensor) else y.as_subclass(torch.Tensor) for y in outputs)
+    assert theirs.shape == ours.shape
+    reason = layer.declined(SUBCLASSES[kind](x))
+    assert reason == f"src or a parameter is of the tensor subclass {type(outputs[1]).__name__}"
+
+
+def test_a_tangent_is_never_lost():
+    theirs, ours = layers(16, 4, 16, 0.0)
+    x = torch.randn(7, 5, 16)
+    tangents = []
+    for layer in (theirs.requires_grad_(False), ours.requires_grad_(False)):
+        weights = dict(layer.named_parameters())
+        with forward_ad.dual_level():
+            weight = weights["linear1.weight"]
+            weights["linear1.weight"] = forward_ad.make_dual(weight, torch.ones_like(weight))
+            y = torch.func.functional_call(layer, weights, (x,))
+            tangents.append(forward_ad.unpack_dual(y).tangent)
+    assert torch.equal(*tangents)
+    with forward_ad.dual_level():
+        assert "has a tangent" in ours.declined(forward_ad.make_dual(x, x))
+        assert ours.declined(x) is None
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_ops_refuse_a_tangent(grad):
+    layer = bf.TransformerEncoderLayer(16, 4, 16, 0.0).requires_grad_(grad)
+    x = torch.randn(7, 5, 16)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode AD"):
+        bf.ops.encoder_layer(forward_ad.make_dual(x, x), layer._parameters_of_op(), layer._config())
+    y = layer(x.requires_grad_())
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode AD"):
+        y.backward(forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y)))
+
+
+LAYOUTS = {
+    "layout torch.sparse_coo": torch.Tensor.to_sparse,
+    "layout torch.sparse_csr": torch.Tensor.to_sparse_csr,
+    "layout torch._mkldnn": torch.Tensor.to_mkldnn,
+    "names ('a', None, None)": lambda x: x.rename("a", None, None),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Named tensors", "ignore:Sparse CSR")
+@pytest.mark.parametrize("fact", LAYOUTS)
+def test_what_torchs_layer_fails_on_is_refused_with_a_sentence(fact):
+    for batch_first in (False, True):
+        theirs, ours = layers(16, 4, 16, 0.0, batch_first=batch_first)
+        x = LAYOUTS[fact](torch.randn(7, 5, 16))
+        for training in (True, False):
+            with torch.no_grad():
+                with pytest.raises(RuntimeError):
+                    theirs.train(training)(x)
+                with pytest.raises(TypeError, match=rf"^src: expected a .*, got {re.escape(fact)}$"):
+                    ours.train(training)(x)
+    with pytest.raises(TypeError, match=rf"^x: expected a .*, got {re.escape(fact)}$"):
+        bf.BatchFormerV2(16)(x)
+
+
+def test_a_sparse_weight_runs_torchs_implementation():
+    theirs, ours = layers(16, 4, 16, 0.0)
+    for layer in (theirs, ours):
+        layer.linear2.weight = nn.Parameter(layer.linear2.weight.detach().to_sparse())
+    x = torch.randn(7, 5, 16)
+    assert ours.declined(x) == "a parameter has the layout torch.sparse_coo"
+    assert torch.equal(ours(x), theirs(x))
+
+
+def test_parameters_swapped_for_a_call_are_the_ones_used():
+    theirs, ours = layers(16, 4, 16, 0.0)
+    x = torch.randn(7, 5, 16)
+    swapped = {name: 2 * parameter.detach() for name, parameter in theirs.named_parameters()}
+    calls = bf.ops.path_counts()["cpu"]
+    actual = torch.func.functional_call(ours, swapped, (x,))
+    assert bf.ops.path_counts()["cpu"] == calls + 1
+    torch.testing.assert_close(actual, torch.func.functional_call(theirs, swapped, (x,)))
 
 
 def test_a_class_that_overrides_a_block_gets_its_block():
@@ -98,9 +346,61 @@ def test_a_nested_input_runs_torchs_implementation():
 def test_a_device_that_the_op_does_not_know_runs_torchs_implementation(monkeypatch):
     theirs, ours = layers(16, 4, 16, 0.0)
     x = torch.randn(7, 5, 16)
-    monkeypatch.setattr(encoder_layer, "_DEVICES", ("cuda",))
+    monkeypatch.setattr(_declined, "OP_DEVICES", ("cuda",))
     assert ours.declined(x) == "src is on cpu, which is none of cuda"
     assert torch.equal(ours(x), theirs(x))
+    functions = [
+        str(node.target) for node in torch.export.export(ours, (x,)).graph.nodes if node.op == "call_function"
+    ]
+    assert "aten.scaled_dot_product_attention.default" in functions
+    assert not [name for name in functions if "batchformer" in name]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_recompute_there_keeps_the_input_alone_and_draws_the_same_masks(compiled, monkeypatch):
+    monkeypatch.setattr(_declined, "OP_DEVICES", ())
+    theirs, ours = layers(16, 4, 64, 0.5)
+    ours.recompute = True
+    x, grad_y = torch.randn(7, 5, 16), torch.randn(7, 5, 16)
+    call = torch.compile(ours, fullgraph=True, backend="aot_eager") if compiled else ours
+    outcomes, kept = [], []
+
+    def keep(tensor):
+        kept[-1].add(tensor.shape[-1])
+        return tensor
+
+    for layer, module in ((theirs, theirs), (call, ours)):
+        torch.manual_seed(3)
+        kept.append(set())
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outcomes.append(results(layer, module, x, grad_y))
+    assert_near(outcomes[1], outcomes[0], torch.float32)
+    if not compiled:  # the compiler keeps what it finds best
+        assert 64 in kept[0]
+        assert 64 not in kept[1]
+
+
+@pytest.mark.parametrize("attend", ["batch", "self"])
+@pytest.mark.parametrize("layout", ["NLC", "LNC"])
+def test_many_positions_go_to_torchs_attention_in_parts(attend, layout, monkeypatch):
+    module = bf.BatchFormerV2(16, dropout=0.0, layout=layout, attend=attend, dtype=torch.float64)
+    x = torch.randn(6, 5, 16, dtype=torch.float64)
+    expected = module(x)
+    sizes = []
+    module.encoder.self_attn.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape))
+    monkeypatch.setattr(_encoder, "_MOST_POSITIONS", 4)
+    module(x)
+    assert len(sizes) == 1  # the CPU has no such bound
+    monkeypatch.setattr(_declined, "OP_DEVICES", ())
+    sizes.clear()
+    torch.testing.assert_close(module(x), expected)
+    axis = 0 if layout == "LNC" else 1
+    assert [shape[axis] for shape in sizes] == {
+        ("batch", "NLC"): [4, 1],
+        ("batch", "LNC"): [4, 2],
+        ("self", "NLC"): [4] * 7 + [2],
+        ("self", "LNC"): [4] * 7 + [2],
+    }[attend, layout]
 
 
 def test_an_empty_input_gives_what_torch_gives():

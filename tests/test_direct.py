@@ -127,3 +127,21 @@ def test_a_second_derivative_is_refused_past_the_dispatcher_too():
     (grad,) = torch.autograd.grad(LAYER(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivative is not supported"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("view", ["negative", "meta", "sparse", "inference"])
+def test_a_tensor_that_is_not_numbers_in_memory_is_not_plain(view):
+    with torch.inference_mode(view == "inference"):
+        x = {
+            "negative": lambda: torch._neg_view(torch.randn(5, 3, 16)),
+            "meta": lambda: torch.randn(5, 3, 16, device="meta"),
+            "sparse": lambda: torch.randn(5, 3, 16).to_sparse(),
+            "inference": lambda: torch.randn(5, 3, 16),
+        }[view]()
+    assert not nobody_watches((x, *LAYER._parameters_of_op()))
+
+
+def test_a_negative_view_is_read_with_its_sign():
+    layer = bf.TransformerEncoderLayer(16, 4, 16, 0.0)
+    x = torch.randn(5, 3, 16)
+    assert torch.equal(layer(torch._neg_view(x)), layer(-x))

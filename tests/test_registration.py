@@ -1,12 +1,15 @@
-"""The ops as torch sees them: opcheck, torch.compile, torch.export."""
+"""The ops as torch sees them: opcheck, torch.compile, torch.export, batched gradients, counters."""
 
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.export import Dim
 from torch.library import opcheck
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 
 import batchformer as bf
+from reference import layers
 from tolerances import assert_near
 
 
@@ -207,6 +210,123 @@ def test_an_exported_encoder_layer_is_one_op():
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert "batchformer.encoder_layer.default" in targets
     assert not [target for target in targets if "linear" in target or "softmax" in target]
+
+
+EXPORTS = {
+    "TransformerEncoderLayer": (
+        lambda: bf.TransformerEncoderLayer(16, 4, 24, 0.0),
+        lambda n, l: (torch.randn(n, l, 16),),
+        {"src": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}},
+    ),
+    "BatchFormer": (
+        lambda: bf.BatchFormer(16, dropout=0.0),
+        lambda n, l: (torch.randn(n, 16), torch.arange(n)),
+        {"x": {0: Dim.DYNAMIC}, "y": {0: Dim.DYNAMIC}},
+    ),
+    "BatchFormer of a stack, self": (
+        lambda: bf.BatchFormer(16, dropout=0.0, num_layers=2, attend="self"),
+        lambda n, l: (torch.randn(n, 16), torch.arange(n)),
+        {"x": {0: Dim.DYNAMIC}, "y": {0: Dim.DYNAMIC}},
+    ),
+    "BatchFormerV2 NLC": (
+        lambda: bf.BatchFormerV2(16, dropout=0.0),
+        lambda n, l: (torch.randn(n, l, 16),),
+        {"x": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}},
+    ),
+    "BatchFormerV2 LNC": (
+        lambda: bf.BatchFormerV2(16, dropout=0.0, layout="LNC"),
+        lambda n, l: (torch.randn(l, n, 16),),
+        {"x": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}},
+    ),
+    "BatchFormerV2 NCHW": (
+        lambda: bf.BatchFormerV2(16, dropout=0.0, layout="NCHW"),
+        lambda n, l: (torch.randn(n, 16, l, 3),),
+        {"x": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_an_exported_program_serves_every_batch_size_and_number_of_positions(name, training):
+    make, inputs_for, shapes = EXPORTS[name]
+    module = make().train(training)
+    program = torch.export.export(module, inputs_for(6, 5), dynamic_shapes=shapes).module()
+    for n, l in ((6, 5), (3, 7), (200, 4)):  # below and above the bound of tiles
+        inputs = inputs_for(n, l)
+        torch.testing.assert_close(program(*inputs), module(*inputs))
+
+
+@pytest.mark.parametrize("options", [{}, {"norm_first": True, "bias": False}, {"batch_first": True}], ids=str)
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_batched_gradients_are_those_of_torchs_layer(options, recompute):
+    theirs, ours = layers(8, 2, 12, 0.0, dtype=torch.float64, **options)
+    ours.recompute = recompute
+    x = torch.randn(3, 2, 8, dtype=torch.float64)
+    rows = torch.eye(x.numel(), dtype=torch.float64).view(-1, *x.shape)
+    gradients = []
+    for layer in (theirs, ours):
+        source = x.clone().requires_grad_()
+        inputs = (source, *layer.parameters())
+        gradients.append(torch.autograd.grad(layer(source), inputs, rows, is_grads_batched=True))
+    torch.testing.assert_close(gradients[1], gradients[0])
+    jacobian = torch.autograd.functional.jacobian(ours, x, vectorize=True)
+    torch.testing.assert_close(jacobian.flatten(3).sum(-1), gradients[1][0].view(*x.shape, -1).sum(-1))
+
+
+@pytest.mark.parametrize("batched", ["x", "seed", "linear1_weight", "x twice"])
+def test_the_op_under_vmap_is_the_op_for_each_entry(batched):
+    x, *rest = arguments("cpu", grad=False, needed=False)
+    position = {"x": 0, "x twice": 0, "linear1_weight": 5, "seed": 13}[batched]
+    entries = torch.stack([(x, *rest)[position], 2 * (x, *rest)[position]], -1)
+
+    def call(entry):
+        every = [x, *rest]
+        every[position] = entry
+        return torch.ops.batchformer.encoder_layer(*every)[0]
+
+    expected = torch.stack([call(entry) for entry in entries.unbind(-1)])
+    assert torch.equal(torch.vmap(call, in_dims=-1)(entries), expected)
+    if batched == "x twice":
+        twice = torch.vmap(torch.vmap(call, in_dims=-1))(torch.stack([entries, entries]))
+        assert torch.equal(twice, torch.stack([expected, expected]))
+
+
+def flops(call, x: torch.Tensor, *, backward: bool) -> int:
+    with FlopCounterMode(display=False) as counter:
+        y = call(x.clone().requires_grad_(backward))
+        if backward:
+            y.sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("batch_first", [False, True], ids=["seq_first", "batch_first"])
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+def test_as_many_operations_are_counted_as_in_torchs_layer(dropout, training, batch_first, norm_first):
+    options = {"batch_first": batch_first, "norm_first": norm_first}
+    theirs, ours = (layer.train(training) for layer in layers(16, 4, 24, dropout, **options))
+    x = torch.randn(6, 5, 16)
+
+    def op(x):
+        rest = (torch.tensor(3), *ours._config(), True)
+        return torch.ops.batchformer.encoder_layer(x, *ours._parameters_of_op(), *rest)[0]
+
+    for backward in (False, True):
+        expected = flops(theirs, x, backward=backward)
+        assert expected >= 2 * 6 * 5 * (4 * 16 * 16 + 2 * 16 * 24)
+        assert flops(ours, x, backward=backward) == flops(op, x, backward=backward) == expected
+
+
+def test_the_profiler_shows_the_ops_with_their_shapes():
+    layer = bf.TransformerEncoderLayer(16, 4, 24)
+    with torch.profiler.profile(record_shapes=True, acc_events=True) as profile:
+        layer(torch.randn(6, 5, 16)).sum().backward()
+    shapes = {event.name: event.input_shapes for event in profile.events() if "batchformer" in event.name}
+    assert shapes.keys() == {"batchformer::encoder_layer", "batchformer::encoder_layer_backward"}
+    assert shapes["batchformer::encoder_layer"][:2] == [[6, 5, 16], [48, 16]]
+    assert shapes["batchformer::encoder_layer_backward"][:3] == [[6, 5, 16], [6, 5, 16], [48, 16]]
 
 
 def test_the_meta_device_gives_the_shape():

@@ -1,5 +1,7 @@
 """Who attends to whom."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -42,3 +44,35 @@ def test_the_array_owns_its_memory():
     bf.relations(bf.BatchFormerV2(16), torch.randn(9, 16))
     np.testing.assert_array_equal(probabilities, kept)
     probabilities[0, 0, 0] = 2.0
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+@pytest.mark.parametrize(
+    ("x", "error", "sentence"),
+    [
+        (
+            torch.randn(9, 16).double(),
+            ValueError,
+            "x: expected dtype float32 as in_proj_weight has, got float64",
+        ),
+        (torch.randn(9, 8), ValueError, "x: expected shape [N, 16], got [9, 8]"),
+        (torch.randn(2, 9, 16), ValueError, "x: expected shape [N, 16], got [2, 9, 16]"),
+        (
+            torch.ones(9, 16).long(),
+            TypeError,
+            "x: expected a dtype of float16, bfloat16, float32 and float64",
+        ),
+        (torch.eye(16).to_sparse(), TypeError, "x: expected a dense tensor (torch.strided)"),
+    ],
+    ids=["dtype", "width", "rank", "integers", "sparse"],
+)
+def test_what_does_not_fit_the_layer_is_refused_before_the_norm(norm_first, x, error, sentence):
+    with pytest.raises(error, match=re.escape(sentence)):
+        bf.relations(bf.TransformerEncoderLayer(16, 4, norm_first=norm_first), x)
+
+
+def test_a_layer_without_one_projection_of_queries_and_keys_is_refused():
+    layer = nn.TransformerEncoderLayer(16, 4)
+    layer.self_attn = nn.MultiheadAttention(16, 4, kdim=8, vdim=8)
+    with pytest.raises(TypeError, match="expected self_attn with one in_proj_weight"):
+        bf.relations(layer, torch.randn(9, 16))

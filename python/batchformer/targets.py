@@ -67,17 +67,22 @@ def related(x: Targets) -> Targets:
 def check_batch_size(targets: Any, samples: int) -> None:
     """Raise ValueError unless every target in `targets` has one entry for each sample."""
     for leaf in _leaves(targets):
-        if len(leaf) != samples:
-            raise ValueError(f"y: expected {samples} targets, one for each sample of x, got {len(leaf)}")
+        if _count(leaf) != samples:
+            raise ValueError(f"y: expected {samples} targets, one for each sample of x, got {_count(leaf)}")
 
 
 def has_samples(targets: Any, samples: int) -> bool:
     """Whether `targets` can be doubled, and every target in it has one entry for each sample."""
     try:
-        lengths = [len(leaf) for leaf in _leaves(targets)]
+        lengths = [_count(leaf) for leaf in _leaves(targets)]
     except TypeError:
         return False
     return len(lengths) > 0 and all(length == samples for length in lengths)
+
+
+def _count(rows: Any) -> int:
+    # len() of a tensor is a plain int, which would fix the batch size of an exported program
+    return len(rows) if isinstance(rows, list) else rows.shape[0]
 
 
 def _twice(leaf: Any) -> Any:
@@ -89,9 +94,10 @@ def _twice(leaf: Any) -> Any:
 
 
 def _half(rows: Any) -> int:
-    if len(rows) % 2:
-        raise ValueError(f"x: expected an even number of rows, two streams, got {len(rows)}")
-    return len(rows) // 2
+    count = _count(rows)
+    if count % 2:
+        raise ValueError(f"x: expected an even number of rows, two streams, got {count}")
+    return count // 2
 
 
 def _is_rows(value: Any) -> bool:

@@ -126,7 +126,8 @@ impl fmt::Display for LayerError {
             }
             LayerError::Panic { message } => write!(
                 f,
-                "a fault of batchformer itself: please report it with the call that led here ({message})"
+                "a fault of batchformer itself: please report it with the call that led here ({})",
+                first_lines(message)
             ),
             LayerError::Torch(TchError::Torch(message)) => f.write_str(first_lines(message)),
             LayerError::Torch(error) => error.fmt(f),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -10,6 +11,18 @@ def tensor(name: str, value: Any) -> None:
     """Raise TypeError unless `value` is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def dense(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a tensor with strides and without names.
+
+    Others fail in torch's layer, too, but with sentences about reshape and memory formats.
+    """
+    tensor(name, value)
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor (torch.strided), got layout {value.layout}")
+    if not torch.compiler.is_compiling() and value.has_names():  # the compiler takes no tensor with names
+        raise TypeError(f"{name}: expected a tensor without names, got names {value.names}")
 
 
 def one_of(name: str, value: Any, legal: Sequence[Any]) -> None:

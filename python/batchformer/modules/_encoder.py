@@ -3,10 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from batchformer.modules import _check
+from batchformer.modules import _check, _declined
 from batchformer.modules.encoder_layer import TransformerEncoderLayer
+
+_MOST_POSITIONS = 65_535
+"""What torch's attention on an accelerator takes at once, as a grid of CUDA has no more blocks on that axis:
+flash attention fails above, memory-efficient attention refuses dropout (pytorch/pytorch, issue 146704)."""
 
 
 def make_encoder(
@@ -38,11 +43,19 @@ def across_samples(encoder: nn.Module, x: Tensor, attend: str = "batch") -> Tens
         raise ValueError("x: expected at least 1 sample in training, got an empty batch")
     if attend == "self":
         x = x.reshape(1, samples * positions, channels)
+    if x.device.type in _declined.OP_DEVICES or x.shape[1] <= _MOST_POSITIONS:
+        y = _attend(encoder, x)
+    else:
+        y = torch.cat([_attend(encoder, part) for part in x.split(_MOST_POSITIONS, dim=1)], dim=1)
+    return y.reshape(samples, positions, channels) if attend == "self" else y
+
+
+def _attend(encoder: nn.Module, x: Tensor) -> Tensor:
     if _attends_over_second_axis(encoder):
         y: Tensor = encoder(x.transpose(0, 1)).transpose(0, 1)
     else:
         y = encoder(x)
-    return y.reshape(samples, positions, channels) if attend == "self" else y
+    return y
 
 
 def _attends_over_second_axis(encoder: nn.Module) -> bool:

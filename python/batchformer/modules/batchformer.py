@@ -122,10 +122,10 @@ class BatchFormer(nn.Module):
 
 def _related(x: Tensor, y: Any, encoder: nn.Module, attend: str, *, width: int | None) -> Tensor:
     """The samples of x `[N, C]` after attending to each other: `[N, C]`."""
-    _check.tensor("x", x)
+    _check.dense("x", x)
     if x.dim() != 2 or (width is not None and x.shape[1] != width):
         raise ValueError(f"x: expected shape [N, {width or 'C'}] (axis 0 is the batch), got {list(x.shape)}")
-    check_batch_size(y, len(x))
+    check_batch_size(y, x.shape[0])
     return across_samples(encoder, x.unsqueeze(1), attend).squeeze(1)
 
 

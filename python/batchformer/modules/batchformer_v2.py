@@ -131,7 +131,7 @@ class BatchFormerV2(nn.Module):
         return related.transpose(1, 2).reshape(x.shape)  # [N, C, H, W]
 
     def _check(self, x: Tensor, streams: int) -> None:
-        _check.tensor("x", x)
+        _check.dense("x", x)
         _check.one_of("streams", streams, (1, 2) if self.two_stream else (1,))
         layout = _LAYOUTS[self.layout]
         if x.dim() != layout.rank or x.shape[layout.channel_axis] != self.dim:

@@ -6,21 +6,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils.checkpoint import checkpoint
 
 from batchformer import ops
-from batchformer.modules import _check
-
-_DEVICES = ("cpu", "cuda", "meta")
+from batchformer.modules import _check, _declined
 
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     """Drop-in for :class:`torch.nn.TransformerEncoderLayer`: same constructor, state_dict and results.
 
     What the op does not cover runs torch's own implementation: masks, an activation other than ReLU and the
-    exact GELU, nested or empty inputs, devices other than the CPU and CUDA, hooks or other modules inside the
-    layer. :meth:`declined` tells.
+    exact GELU, nested or empty inputs, devices other than the CPU, transforms of torch.func, forward-mode AD,
+    tensor subclasses, and whatever was put inside the layer or around all modules: hooks, other modules,
+    replaced forwards, torch function modes. :meth:`declined` tells.
 
     Args:
         d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias,
@@ -90,15 +88,17 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             is_causal: as for torch's layer, which then runs.
 
         Raises:
-            TypeError: src is not a tensor, or not of a floating point dtype.
+            TypeError: src is not a tensor, not dense, or not of a floating point dtype.
             ValueError: a src of another rank or width, or of another dtype or device than the layer.
         """
         _check.tensor("src", src)
         if not src.is_nested:
+            _check.dense("src", src)
             self._check_shape(src)
-        if self.declined(src, src_mask, src_key_padding_mask, is_causal) is not None:
-            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
-        parameters, config = self._parameters_of_op(), self._config()
+        parameters = self._parameters_or_reason(src, src_mask, src_key_padding_mask, is_causal)
+        if isinstance(parameters, str):
+            return self._forward_of_torch(src, src_mask, src_key_padding_mask, is_causal)
+        config = self._config()
         if src.dim() == 3:
             return ops.encoder_layer(src, parameters, config, recompute=self.recompute)
         axis = 0 if config.batch_first else 1
@@ -114,53 +114,31 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         is_causal: bool = False,
     ) -> str | None:
         """Why a call with these arguments runs torch's own implementation; None if it runs the op."""
+        reason = self._parameters_or_reason(src, src_mask, src_key_padding_mask, is_causal)
+        return reason if isinstance(reason, str) else None
+
+    def _parameters_or_reason(
+        self, src: Tensor, src_mask: Tensor | None, src_key_padding_mask: Tensor | None, is_causal: bool
+    ) -> ops.Parameters | str:
+        """What the op is given, or why torch's own implementation runs."""
         if src_mask is not None or src_key_padding_mask is not None or is_causal:
             return "the call has a mask"
-        if src.is_nested:
-            return "src is nested"
-        if src.device.type not in _DEVICES:
-            return f"src is on {src.device.type}, which is none of {', '.join(_DEVICES)}"
-        if src.numel() == 0:
-            return "src is empty"
-        if torch._C._are_functorch_transforms_active():
-            return "a transform of torch.func is active"
-        if _activation_name(self.activation) is None:
-            return "the activation is neither ReLU nor the exact GELU"
-        reason = self._declined_for_its_modules()
-        if reason is None and any(map(is_traceable_wrapper_subclass, (src, self.linear1.weight))):
-            reason = "src or the parameters are of a tensor subclass"
-        return reason
+        reason = _declined.for_call(src) or _declined.for_modules(self, self._inside())
+        if reason is not None:
+            return reason
+        parameters = self._parameters_of_op()
+        return _declined.for_tensors(src, parameters) or parameters
+
+    def _forward_of_torch(self, *arguments: Any) -> Tensor:
+        # torch.func's gradients do not take the hooks on saved tensors that checkpoint works with
+        if not self.recompute or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            return super().forward(*arguments)
+        y: Tensor = checkpoint(super().forward, *arguments, use_reentrant=False)
+        return y
 
     def _inside(self) -> dict[str, Any]:
         """The modules of the layer. Every call needs all; by attribute they take three times as long."""
         return self._modules
-
-    def _declined_for_its_modules(self) -> str | None:
-        inside = self._inside()
-        attention = inside["self_attn"]
-        linears = inside["linear1"], inside["linear2"]
-        norms = inside["norm1"], inside["norm2"]
-        dropouts = inside["dropout"], inside["dropout1"], inside["dropout2"]
-        if (
-            type(attention) is not nn.MultiheadAttention
-            or attention.in_proj_weight is None
-            or attention.bias_k is not None
-            or attention.add_zero_attn
-            or type(attention.out_proj) not in (nn.Linear, NonDynamicallyQuantizableLinear)
-            or any(type(linear) is not nn.Linear for linear in linears)
-            or any(type(norm) is not nn.LayerNorm or norm.weight is None for norm in norms)
-            or any(type(dropout) is not nn.Dropout for dropout in dropouts)
-        ):
-            return "a module inside the layer is not the one that torch puts there"
-        if any(map(_has_hooks, (attention, attention.out_proj, *linears, *norms, *dropouts))):
-            return "a module inside the layer has a hook"
-        cls = type(self)
-        if (
-            cls._sa_block is not nn.TransformerEncoderLayer._sa_block
-            or cls._ff_block is not nn.TransformerEncoderLayer._ff_block
-        ):
-            return "the class overrides a block of the layer"
-        return None
 
     def _check_shape(self, src: Tensor) -> None:
         channels = self.self_attn.embed_dim
@@ -198,29 +176,12 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
                 _probability(self.dropout1),
                 _probability(self.dropout2),
             ),
-            activation=_activation_name(self.activation) or "",
+            activation=_declined.activation_name(self.activation) or "",
             norm_first=self.norm_first,
             batch_first=attention.batch_first,
             layer_norm_eps=(self.norm1.eps, self.norm2.eps),
         )
 
 
-def _activation_name(activation: Any) -> str | None:
-    if activation is F.relu or activation is torch.relu or type(activation) is nn.ReLU:
-        return "relu"
-    if activation is F.gelu or (type(activation) is nn.GELU and activation.approximate == "none"):
-        return "gelu"
-    return None
-
-
 def _probability(dropout: nn.Dropout) -> float:
     return dropout.p if dropout.training else 0.0
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )

@@ -35,10 +35,13 @@ def relations(encoder: nn.Module, x: Tensor) -> NDArray[np.floating[Any]]:
             f"encoder: expected a TransformerEncoderLayer or a module whose .encoder is one, got "
             f"{type(encoder).__name__}; of a stack, pass one of its layers"
         )
-    _check.tensor("x", x)
+    _check.dense("x", x)
     attention = layer.self_attn
+    weight = attention.in_proj_weight
+    if weight is None:
+        raise TypeError("encoder: expected self_attn with one in_proj_weight, got one with kdim or vdim")
+    # The core refuses an x that does not fit, with a sentence; norm1 would be first, with torch's.
+    fits = x.shape[1:] == weight.shape[1:] and x.dtype == weight.dtype and x.device == weight.device
     with torch.no_grad():
-        attended = layer.norm1(x) if layer.norm_first else x
-        return core.relations(
-            attended.detach(), attention.in_proj_weight, attention.in_proj_bias, attention.num_heads
-        )
+        attended = layer.norm1(x) if layer.norm_first and fits else x
+        return core.relations(attended.detach(), weight, attention.in_proj_bias, attention.num_heads)

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 _KINDS = (Tensor, nn.Parameter)
+_keys_of = torch._C._dispatch_keys
+_PLAIN = _keys_of(torch.empty(0, device="cpu")).raw_repr()
+"""The dispatch keys of numbers in the CPU's memory: no other device or layout, no negative view, no batch."""
 
 
 def nobody_watches(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a call with these tensors, on the CPU, comes to the same without the dispatcher."""
+    """Whether a call with these tensors comes to the same without the dispatcher."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -26,4 +29,7 @@ def nobody_watches(tensors: Iterable[Tensor | None]) -> bool:
         or torch._C._get_tracing_state() is not None
         or torch.is_inference_mode_enabled()
         or forward_ad._current_level >= 0
-    ) and all(tensor is None or (type(tensor) in _KINDS and tensor.is_cpu) for tensor in tensors)
+    ) and all(
+        tensor is None or (type(tensor) in _KINDS and _keys_of(tensor).raw_repr() == _PLAIN)
+        for tensor in tensors
+    )

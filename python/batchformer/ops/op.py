@@ -9,6 +9,7 @@ from torch import Tensor
 from batchformer._extension import core
 from batchformer.ops.arguments import NEEDS_COUNT, PARAMETER_COUNT, Config, Parameters, unpack
 from batchformer.ops.direct import nobody_watches
+from batchformer.ops.forward_mode import refuse_tangents
 from batchformer.ops.table import BACKWARD_SCHEMA, FORWARD_SCHEMA, check_devices, empty_saved, needed
 
 library = torch.library.Library("batchformer", "DEF")
@@ -84,6 +85,7 @@ library.define(BACKWARD_SCHEMA, tags=_TAGS)
 
 
 def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
+    refuse_tangents((grad_y, x, *arguments))
     parameters, seed, config, (saved, needs) = unpack(arguments)
     return core.encoder_layer_backward(grad_y, x, parameters, seed, config, saved, needs)
 
@@ -191,6 +193,7 @@ def _with_autograd(keyset: torch._C.DispatchKeySet, x: Tensor, *arguments: Any) 
             )
         return outputs
 
+    refuse_tangents((x, *arguments))
     parameters, seed, config, (needs,) = unpack(arguments)
     return _differentiable(below_autograd, x, parameters, seed, config, needs)
 

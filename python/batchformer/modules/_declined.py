@@ -1,0 +1,173 @@
+"""Which calls of the encoder layer run torch's own implementation, and why."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn.modules import module as _module
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.utils._device import DeviceContext
+
+from batchformer import ops
+from batchformer.ops.forward_mode import has_tangent
+
+OP_DEVICES = ("cpu", "meta")
+"""Where the op has kernels that win. Elsewhere torch's own layer runs, and torch.compile sees into it."""
+
+_PLAIN = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
+_LINEARS = (nn.Linear, NonDynamicallyQuantizableLinear)
+_KINDS: dict[str, type[nn.Module]] = {
+    "linear1": nn.Linear,
+    "linear2": nn.Linear,
+    "norm1": nn.LayerNorm,
+    "norm2": nn.LayerNorm,
+    "dropout": nn.Dropout,
+    "dropout1": nn.Dropout,
+    "dropout2": nn.Dropout,
+}
+_ANOTHER_MODULE = "a module inside the layer is not the one that torch puts there"
+_TRACERS = ("torch.fx.", "torch.export.", "torch._export.", "torch._dynamo.")
+
+
+def for_call(src: Tensor) -> str | None:
+    """Why a call without a mask is not the op's, whatever the layer."""
+    if src.is_nested:
+        return "src is nested"
+    if src.device.type not in OP_DEVICES:
+        return f"src is on {src.device.type}, which is none of {', '.join(OP_DEVICES)}"
+    if src.numel() == 0:
+        return "src is empty"
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is active"
+    if torch._C._len_torch_function_stack() and (mode := _mode_of_the_user()) is not None:
+        return f"the torch function mode {mode} is active"
+    if (
+        _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or _module._global_backward_hooks
+        or _module._global_backward_pre_hooks
+    ):
+        return "a hook on all modules is registered"
+    if _in_place() != _AT_IMPORT and (name := _replaced()) is not None:
+        return f"{name} was replaced"
+    return None
+
+
+def for_modules(layer: nn.TransformerEncoderLayer, inside: dict[str, Any]) -> str | None:
+    """Why the modules `inside` a layer cannot be read as parameters."""
+    activation = layer.activation
+    if activation_name(activation) is None:
+        return "the activation is neither ReLU nor the exact GELU"
+    attention = inside["self_attn"]
+    if (
+        type(attention) is not nn.MultiheadAttention
+        or attention.in_proj_weight is None
+        or attention.bias_k is not None
+        or attention.add_zero_attn
+        or type(attention.out_proj) not in _LINEARS
+        or getattr(inside["norm1"], "weight", None) is None
+        or getattr(inside["norm2"], "weight", None) is None
+    ):
+        return _ANOTHER_MODULE
+    reason = _changed(attention) or _changed(attention.out_proj)
+    for name, kind in _KINDS.items():
+        module = inside[name]
+        if type(module) is not kind:
+            return _ANOTHER_MODULE
+        reason = reason or _changed(module)
+    if reason is None and isinstance(activation, nn.Module):
+        reason = _changed(activation)
+    if reason is not None:
+        return reason
+    cls, own = type(layer), layer.__dict__
+    if cls._sa_block is not _SA_BLOCK or cls._ff_block is not _FF_BLOCK:
+        return "the class overrides a block of the layer"
+    if "_sa_block" in own or "_ff_block" in own:
+        return "a block of the layer was replaced"
+    return None
+
+
+def for_tensors(src: Tensor, parameters: ops.Parameters) -> str | None:
+    """Why these tensors, all that the op would be given, are not for it."""
+    for tensor in (src, *parameters):
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN:
+            return f"src or a parameter is of the tensor subclass {type(tensor).__name__}"
+        if tensor.layout is not torch.strided:
+            return f"a parameter has the layout {tensor.layout}"
+    if has_tangent((src, *parameters)):
+        return "src or a parameter has a tangent (forward-mode AD)"
+    return None
+
+
+def activation_name(activation: Any) -> str | None:
+    """What the op calls an activation; None if it does not have it."""
+    if activation is F.relu or activation is torch.relu or type(activation) is nn.ReLU:
+        return "relu"
+    if activation is F.gelu or (type(activation) is nn.GELU and activation.approximate == "none"):
+        return "gelu"
+    return None
+
+
+def _changed(module: nn.Module) -> str | None:
+    """Why calling `module` does something else than its class says."""
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
+        return "a module inside the layer has a hook"
+    if "forward" in module.__dict__ or "_call_impl" in module.__dict__:
+        return "the forward of a module inside the layer was replaced"
+    return None
+
+
+def _mode_of_the_user() -> str | None:
+    """The mode that would see torch's layer at work; torch's default device and tracers look at any op."""
+    for i in range(torch._C._len_torch_function_stack()):
+        mode = type(torch._C._get_function_stack_at(i))
+        if mode is not DeviceContext and not mode.__module__.startswith(_TRACERS):
+            return mode.__name__
+    return None
+
+
+_CALLED: tuple[tuple[Any, str], ...] = (
+    (nn.TransformerEncoderLayer, "forward"),
+    (nn.MultiheadAttention, "forward"),
+    (nn.Linear, "forward"),
+    (nn.LayerNorm, "forward"),
+    (nn.Dropout, "forward"),
+    (nn.ReLU, "forward"),
+    (nn.GELU, "forward"),
+    (nn.Module, "_call_impl"),
+    (nn.Module, "__call__"),
+    (F, "multi_head_attention_forward"),
+    (F, "scaled_dot_product_attention"),
+    (F, "linear"),
+    (F, "layer_norm"),
+    (F, "dropout"),
+)
+"""What runs inside torch's layer. Libraries replace these for all layers at once: context parallelism and
+other kernels the attention, ZeRO and profilers the linear."""
+
+
+def _in_place() -> list[Any]:
+    return [getattr(owner, name) for owner, name in _CALLED]
+
+
+def _replaced() -> str | None:
+    """What of `_CALLED` is not torch's; torch's own tracer, which replaces __call__, looks at any op."""
+    for (owner, name), now, before in zip(_CALLED, _in_place(), _AT_IMPORT, strict=True):
+        if now is not before and not hasattr(now, "_Patcher__fx_already_patched"):
+            return f"{owner.__name__}.{name}"
+    return None
+
+
+_AT_IMPORT = _in_place()
+_SA_BLOCK = nn.TransformerEncoderLayer._sa_block
+_FF_BLOCK = nn.TransformerEncoderLayer._ff_block
