@@ -145,3 +145,18 @@ def test_a_negative_view_is_read_with_its_sign():
     layer = bf.TransformerEncoderLayer(16, 4, 16, 0.0)
     x = torch.randn(5, 3, 16)
     assert torch.equal(layer(torch._neg_view(x)), layer(-x))
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+def test_what_hooks_gave_back_goes_by_the_dispatcher(hooked, monkeypatch):
+    calls = []
+    forward, backward = bf.ops.op._OPS
+    monkeypatch.setattr(bf.ops.op, "_OPS", (forward, lambda *each: calls.append(each) or backward(*each)))
+    x = torch.randn(5, 3, 16, requires_grad=True)
+    if hooked:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+            y = LAYER(x)
+    else:
+        y = LAYER(x)
+    y.sum().backward()
+    assert len(calls) == hooked

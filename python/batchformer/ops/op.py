@@ -8,7 +8,7 @@ from torch import Tensor
 
 from batchformer._extension import core
 from batchformer.ops.arguments import NEEDS_COUNT, PARAMETER_COUNT, Config, Parameters, unpack
-from batchformer.ops.direct import nobody_watches
+from batchformer.ops.direct import nobody_watches, saved_as_they_are
 from batchformer.ops.forward_mode import refuse_tangents
 from batchformer.ops.table import BACKWARD_SCHEMA, FORWARD_SCHEMA, check_devices, empty_saved, needed
 
@@ -121,6 +121,7 @@ class _EncoderLayer(torch.autograd.Function):
         """`left` takes what the op leaves; as an output of this function each of it would become a node."""
         y, saved = forward(x, parameters, seed, config, needs)
         ctx.config, ctx.needs = config, needs
+        ctx.plain = forward is core.encoder_layer_forward and saved_as_they_are()
         ctx.save_for_backward(x, *parameters, seed, *saved)
         left.extend(saved)
         return y
@@ -132,7 +133,7 @@ class _EncoderLayer(torch.autograd.Function):
         saved, needs, config = tensors[PARAMETER_COUNT + 1 :], ctx.needs, ctx.config
         wanted = ctx.needs_input_grad[-NEEDS_COUNT:]
         # A second derivative is refused by the op.
-        direct = not torch.is_grad_enabled() and nobody_watches((grad_y, *ctx.saved_tensors))
+        direct = ctx.plain and not torch.is_grad_enabled() and nobody_watches((grad_y,))
         forward, backward = _CORE if direct else _OPS
         if any(want and not need for want, need in zip(wanted, needs, strict=True)):
             needs = wanted
