@@ -98,17 +98,23 @@ def test_a_crash_of_a_real_child_is_named(tmp_path, monkeypatch):
     assert '"<call>"' in ended[1].sentence, "the Python stack tells the line"
 
 
-def test_memory_of_a_short_soak_is_read_and_judged(capsys):
-    assert soak.main(["--steps", "1000", "--varied", "40"]) in (0, 1)  # so short, it need not be flat
+def test_memory_of_a_short_soak_is_flat(capsys):
+    assert soak.main(["--steps", "3000", "--varied", "40"]) == 0, capsys.readouterr().out
     printed = capsys.readouterr().out
-    assert printed.count("over the second half") == 2
-    assert "1,000" in printed
+    assert printed.count(": flat, ") == 2
+    assert "3,000" in printed
 
 
-def test_a_leak_is_not_flat():
-    readings = [(step, 100 + step / 100) for step in range(1, 2001)]
-    assert soak.growth(readings) > soak.SMALL_MIB
-    assert soak.growth([(step, 100.0) for step in range(20)]) == 0
+def test_a_soak_that_leaks_says_so(capsys, monkeypatch):
+    kept = []
+
+    def leaks():
+        while True:
+            yield lambda: kept.append(bytes(range(256)) * 4096)
+
+    monkeypatch.setattr(soak, "small_steps", leaks)
+    assert soak.main(["--steps", "40", "--varied", "20"]) == 1
+    assert "small steps: NOT flat" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["--calls=0", "--minutes=-1", "--findings=0"])

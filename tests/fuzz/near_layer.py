@@ -24,7 +24,7 @@ def draw_layer(rng: random.Random) -> Call:
     ours_runs = not lines and not _declined(layer)
     hooks = rng.choice(HOOKS) if not mode and ours_runs and rng.random() < 0.08 else ""
     statement = f"y = {call.replace('z', 'x', 1)}"
-    unbatched = rng.random() < 0.05 and layer.samples > 0 and layer.positions > 0
+    unbatched = rng.random() < 0.05 and not lines and layer.samples > 0 and layer.positions > 0
     shape = (layer.samples, layer.channels) if unbatched else token_shape(layer)
     return compared(
         rng,
