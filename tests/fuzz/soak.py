@@ -126,6 +126,6 @@ def table(title: str, readings: Sequence[Reading]) -> Table:
 
 
 if __name__ == "__main__":
-    # Half precision of torch compiles kernels for every shape, and keeps 1024 of them: a GiB that is not ours.
+    # Torch compiles kernels of half precision for every shape, and keeps 1024: a GiB that is not ours.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")
     sys.exit(main())
