@@ -3,6 +3,8 @@
 PYTHON ?= python3
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
+SOAK_ARGS ?=
 
 VENV := $(CURDIR)/.venv
 UV_VERSION := $(shell sed -n 's/^uv==\([^ ;]*\).*/\1/p' requirements.lock)
@@ -16,7 +18,7 @@ export PYO3_PYTHON := $(VENV)/bin/python
 export PYO3_BUILD_EXTENSION_MODULE := 1
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
 
-.PHONY: help demo test bench build lint format wheel lock clean
+.PHONY: help demo test bench fuzz soak build lint format wheel lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -31,6 +33,12 @@ test: $(VENV)/.built ## Run every test, Rust and Python
 
 bench: $(VENV)/.built ## Time the layer beside torch's and beside its bare matrix products (10 minutes)
 	python -m batchformer.benchmark $(BENCH_ARGS)
+
+fuzz: $(VENV)/.built ## Random calls beside torch's layer in float64: FUZZ_ARGS="--calls 1000 --seed 3 --minutes 5"
+	cd tests && python -m fuzz $(FUZZ_ARGS)
+
+soak: $(VENV)/.built ## A million small steps and 10,000 varied ones, and the memory they take (SOAK_ARGS)
+	cd tests && python -m fuzz.soak $(SOAK_ARGS)
 
 build: $(VENV)/.built ## Make .venv and build the extension into python/batchformer
 

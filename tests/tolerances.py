@@ -35,3 +35,18 @@ def assert_no_worse_than_twice(ours: Mapping[str, float], theirs: Mapping[str, f
     ratios = {name: (ours[name] / theirs[name]) ** 0.5 for name in theirs}
     too_far = {name: ratio for name, ratio in ratios.items() if not ratio <= HALF_FACTOR}
     assert not too_far, f"our error over torch's, above {HALF_FACTOR}: {too_far}"
+
+
+# Of single random calls: the factor of torch's own error by which ours may be off from float64, ...
+FUZZ_FACTOR = {
+    torch.float64: 10.0,
+    torch.float32: 3.0,
+    torch.bfloat16: HALF_FACTOR,
+    torch.float16: HALF_FACTOR,
+}
+# ... or by how many units in the last place of the tensor's largest value.
+FUZZ_UNITS = 4
+# A hidden unit nearer to the ReLU's 0, in roundings of torch's own, may fall on either side.
+KINK = 8
+# A share of the largest value by which nothing is off but what has overflown.
+NOT_EVEN_NEAR = 0.1
