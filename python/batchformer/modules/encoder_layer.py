@@ -185,7 +185,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
 
 
 def _tensor(module: nn.Module, name: str) -> Any:
-    """`module.name`, without nn.Module's own look-up where it is registered: that takes three times as long."""
+    """`module.name`, without nn.Module's own look-up where it is registered, three times as long."""
     parameters = module._parameters
     return parameters[name] if name in parameters else getattr(module, name)
 
