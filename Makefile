@@ -7,6 +7,14 @@ BENCH_ARGS ?=
 VENV := $(CURDIR)/.venv
 UV_VERSION := $(shell sed -n 's/^uv==\([^ ;]*\).*/\1/p' requirements.lock)
 RUST_SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock .cargo/config.toml
+# Debug assertions and overflow checks in this package alone, so that torch-sys is not compiled a second time.
+CHECKED := $(addprefix --config profile.release.package.batchformer.,debug-assertions=true overflow-checks=true)
+# What takes the kernels through every shape, path and number of threads; the large inputs add time, no branch.
+CHECKED_TESTS := tests/test_encoder_layer.py tests/test_dropout.py tests/test_fused_path.py
+CHECKED_PICK := not half_precision and not large and not ten_thousand
+# A copy of the package in target/$(1) with the extension that was built last.
+beside = rm -rf target/$(1)/batchformer && mkdir -p target/$(1) && cp -r python/batchformer target/$(1)/ \
+	&& install target/release/lib_core.so target/$(1)/batchformer/_core.abi3.so
 TORCH_LIB = $(shell $(VENV)/bin/python -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0] + "/lib")')
 
 # Every recipe sees this environment and no other, whatever the caller has activated.
@@ -16,7 +24,7 @@ export PYO3_PYTHON := $(VENV)/bin/python
 export PYO3_BUILD_EXTENSION_MODULE := 1
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
 
-.PHONY: help demo test bench build lint format wheel lock clean
+.PHONY: help demo test checked bench build lint format wheel lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -25,9 +33,14 @@ help: ## List the targets
 demo: $(VENV)/.built ## Train long-tailed digits with and without BatchFormer; prints the table, draws the figures
 	python examples/long_tailed.py $(DEMO_ARGS)
 
-test: $(VENV)/.built ## Run every test, Rust and Python
-	LD_LIBRARY_PATH="$(TORCH_LIB)" cargo test --release --quiet
+test: checked ## Run every test, Rust and Python
 	python -m pytest
+
+checked: $(VENV)/.built ## Run the Rust tests and those of the kernels with debug assertions and overflow checks
+	LIBRARY_PATH="$(TORCH_LIB)" LD_LIBRARY_PATH="$(TORCH_LIB)" cargo test --release --quiet $(CHECKED)
+	LIBRARY_PATH="$(TORCH_LIB)" cargo build --release --locked --quiet $(CHECKED)
+	$(call beside,checked)
+	PYTHONPATH=$(CURDIR)/target/checked python -m pytest $(CHECKED_TESTS) -k "$(CHECKED_PICK)"
 
 bench: $(VENV)/.built ## Time the layer beside torch's and beside its bare matrix products (10 minutes)
 	python -m batchformer.benchmark $(BENCH_ARGS)
