@@ -5,7 +5,6 @@ use tch::{TchError, Tensor};
 
 use super::backward_steps::{self, SavedRows};
 use super::buffers::{split, Buffers};
-use super::kernels::reduce::ColumnSums;
 use super::layer_view::{LayerView, RightFactors};
 use super::linear::{parameter_grads, LinearGrad};
 use super::matrix::{Matrix, MatrixMut};
@@ -13,9 +12,10 @@ use super::packed::PackedFactors;
 use super::plan::Plan;
 use super::saved_rows;
 use super::setup::{contiguous, empty_like, layer, ParamGrads};
-use super::simd::{run, Real};
+use super::simd::Real;
 use super::tensors::{empty, readable, tokens, tokens_mut};
 use super::threads::{team, Team};
+use super::totals::ColumnTotal;
 use super::workspace::Workspace;
 use crate::call::{Activation, Dims, Grads, Input, Saved};
 
@@ -34,7 +34,7 @@ pub fn backward<T: Real + Element>(
 
     let kept = saved_rows::rows(saved, tokens(&x, dims), dims);
     let call = BackwardCall { layer: &layer, plan, grad_y: tokens(&grad_y, dims), kept };
-    let mut params = ParamGrads::new(&mut grads.params);
+    let mut params = ParamGrads::new(&mut grads.params, plan.parts(layer.positions));
     let part = plan.gathered * layer.samples;
     let parts = tokens_mut(&mut grads.x, dims).split_rows(part).into_iter().enumerate();
     let mut workspace = Workspace::default();
@@ -95,13 +95,9 @@ impl<T: Real> BackwardCall<'_, T> {
         self.linear_grads(team, first, rows, &gathered.views(), grads);
         for (sums, (weight, bias)) in norm_sums.views().into_iter().zip(&mut grads.norms) {
             let blocks = sums.rows() / 2;
-            run(ColumnSums { rows: sums.every_other(0, blocks), first: first == 0, sums: weight });
-            if let Some(sums_of_bias) = bias {
-                run(ColumnSums {
-                    rows: sums.every_other(1, blocks),
-                    first: first == 0,
-                    sums: sums_of_bias,
-                });
+            weight.part().add(sums.every_other(0, blocks));
+            if let Some(bias) = bias {
+                bias.part().add(sums.every_other(1, blocks));
             }
         }
     }
@@ -172,9 +168,9 @@ impl<T: Real> BackwardCall<'_, T> {
         let linears = linears.map(|((x, grad_y), (weight, bias))| LinearGrad {
             x,
             grad_y,
-            weight: weight.reborrow(),
-            bias: bias.as_mut().map(MatrixMut::reborrow),
+            weight: weight.part(),
+            bias: bias.as_mut().map(ColumnTotal::part),
         });
-        parameter_grads(team, linears.collect(), first == 0);
+        parameter_grads(team, linears.collect());
     }
 }

@@ -9,6 +9,7 @@ use super::layer_view::{LayerView, LinearView, Masks};
 use super::matrix::{Matrix, MatrixMut};
 use super::simd::Real;
 use super::tensors::{elements, elements_mut, empty};
+use super::totals::{ColumnTotal, WeightTotal};
 use crate::call::random::Site;
 use crate::call::{self, Dims, Input, Params};
 
@@ -75,24 +76,25 @@ fn shape(weight: &Tensor) -> (usize, usize) {
 }
 
 /// Where the gradients of the parameters go.
-pub struct ParamGrads<'a, T> {
-    /// `in_proj`, `out_proj`, linear1, linear2: `[out, in]` and `[1, out]`
-    pub linears: [(MatrixMut<'a, T>, Option<MatrixMut<'a, T>>); 4],
+pub struct ParamGrads<'a, T: Real> {
+    /// `in_proj`, `out_proj`, linear1, linear2: `[out, in]` and `[out]`
+    pub linears: [(WeightTotal<'a, T>, Option<ColumnTotal<'a, T>>); 4],
     /// norm1, norm2: `[C]` each
-    pub norms: [(&'a mut [T], Option<&'a mut [T]>); 2],
+    pub norms: [(ColumnTotal<'a, T>, Option<ColumnTotal<'a, T>>); 2],
 }
 
 impl<'a, T: Real + Element> ParamGrads<'a, T> {
-    pub fn new(grads: &'a mut Params) -> Self {
+    /// For so many parts of the rows.
+    pub fn new(grads: &'a mut Params, parts: usize) -> Self {
         let Params { in_proj, out_proj, linear1, linear2, norm1, norm2 } = grads;
+        let total = |tensor: &'a mut Tensor| ColumnTotal::new(elements_mut(tensor));
         let linear = |linear: &'a mut call::Linear| {
             let (rows, columns) = shape(&linear.weight);
             let weight = MatrixMut::new(elements_mut(&mut linear.weight), rows, columns);
-            (weight, linear.bias.as_mut().map(|bias| MatrixMut::new(elements_mut(bias), 1, rows)))
+            (WeightTotal::new(weight, parts), linear.bias.as_mut().map(total))
         };
-        let norm = |norm: &'a mut call::Norm| {
-            (elements_mut(&mut norm.weight), norm.bias.as_mut().map(elements_mut))
-        };
+        let norm =
+            |norm: &'a mut call::Norm| (total(&mut norm.weight), norm.bias.as_mut().map(total));
         Self {
             linears: [in_proj, out_proj, linear1, linear2].map(linear),
             norms: [norm1, norm2].map(norm),
