@@ -71,12 +71,12 @@ impl<'a> Branches<'a> {
         saved: &AttentionSaved,
     ) -> Result<(Tensor, Linear, Linear)> {
         let (in_proj, out_proj) = (&self.params.in_proj, &self.params.out_proj);
-        let AttentionSaved { qkv, logsumexp, attended } = saved;
+        let AttentionSaved { qkv, attended, .. } = saved;
         let grad_y = self.residual1_mask()?.apply(grad_y.shallow_clone())?;
         let grad_out_proj = linear::backward_params(&grad_y, attended, out_proj)?;
         let grad_attended = linear::backward_x(&grad_y, out_proj)?;
         let mask = self.attention_mask()?;
-        let grad_qkv = attention::backward(&grad_attended, qkv, logsumexp, &mask, self.dims)?;
+        let grad_qkv = attention::backward(&grad_attended, qkv, &mask, self.dims)?;
         drop(mask);
         let grad_in_proj = linear::backward_params(&grad_qkv, x, in_proj)?;
         Ok((linear::backward_x(&grad_qkv, in_proj)?, grad_in_proj, grad_out_proj))
