@@ -59,6 +59,15 @@ def make_input(shape: tuple[int, ...], contiguous: bool, **options: object) -> t
     return torch.randn((shape[2], shape[0], 2 * shape[1]), **options)[..., ::2].permute(1, 2, 0)
 
 
+def nearest_to_the_kink(layer: torch.nn.TransformerEncoderLayer, x: torch.Tensor) -> float:
+    """The least distance of a hidden unit to 0: within rounding, it passes in one evaluation only."""
+    distances = []
+    hook = layer.linear1.register_forward_hook(lambda _module, _inputs, z: distances.append(z.abs().min()))
+    layer(x)
+    hook.remove()
+    return distances[0].item()
+
+
 def test_the_grid_has_every_value_of_every_axis():
     columns = list(zip(*grid(), strict=True))
     for axis, column in zip((SAMPLES, POSITIONS, CHANNELS, HEADS), columns, strict=False):
@@ -76,6 +85,8 @@ def test_output_and_gradients_are_those_of_torch(
     options = {"norm_first": norm_first, "bias": bias, "device": device, "dtype": dtype}
     theirs, ours = layers(c, heads, width, 0.0, activation, **options)
     x = make_input((n, l, c), contiguous, device=device, dtype=dtype)
+    while activation == "relu" and nearest_to_the_kink(theirs, x) < 3e-7:
+        x = make_input((n, l, c), contiguous, device=device, dtype=dtype)
     grad_y = torch.randn(n, l, c, device=device, dtype=dtype)
     before = bf.ops.path_counts()
     actual = results(ours, ours, x, grad_y)

@@ -1,6 +1,7 @@
 """How near two results have to be; the only place that says so."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -8,6 +9,8 @@ from torch import Tensor
 RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5}
 HALF = (torch.bfloat16, torch.float16)
 HALF_FACTOR = 2.0
+EXACT_FACTOR = 3.0
+EXACT_EPS = 4 * torch.finfo(torch.float32).eps
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -50,3 +53,22 @@ FUZZ_UNITS = 4
 KINK = 8
 # A share of the largest value by which nothing is off but what has overflown.
 NOT_EVEN_NEAR = 0.1
+
+
+def shares_of_bound(
+    draws: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor]]],
+) -> dict[str, float]:
+    """Our float32 error, by name, over what is allowed: three of torch's, or 4 eps of the largest value.
+
+    Of our results, torch's and the exact ones for some inputs of a kind; the largest error of each counts, as
+    torch's may be small by chance in one. At most 1 is right; where torch's is not finite, anything is.
+    """
+    errors: dict[str, list[tuple[float, float]]] = {}
+    for actual, theirs, exact in draws:
+        for name, expected in exact.items():
+            scale = expected.abs().max().item() or 1.0
+            ours, torchs = ((each[name] - expected).abs().max().item() / scale for each in (actual, theirs))
+            if math.isfinite(torchs):
+                errors.setdefault(name, []).append((ours if math.isfinite(ours) else math.inf, torchs))
+    largest = {name: tuple(map(max, zip(*pairs, strict=True))) for name, pairs in errors.items()}
+    return {name: ours / max(EXACT_FACTOR * torchs, EXACT_EPS) for name, (ours, torchs) in largest.items()}

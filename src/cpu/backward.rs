@@ -5,7 +5,6 @@ use tch::{TchError, Tensor};
 
 use super::backward_steps::{self, BackwardRows};
 use super::buffers::{split, Buffers};
-use super::kernels::reduce::ColumnSums;
 use super::layer_view::{LayerView, RightFactors};
 use super::linear::{parameter_grads, LinearGrad};
 use super::matrix::{Matrix, MatrixMut};
@@ -13,9 +12,10 @@ use super::packed::PackedFactors;
 use super::plan::Plan;
 use super::saved_rows::{self, SavedRows};
 use super::setup::{contiguous, empty_grads, layer_view, ParamGrads};
-use super::simd::{run, Real};
+use super::simd::Real;
 use super::tensors::{readable, tokens, tokens_mut};
 use super::threads::{team, Team};
+use super::totals::{ColumnTotal, WeightTotal};
 use super::workspace::Workspace;
 use crate::call::{Activation, Dims, Grads, Input, Needs, Params, Piece, SavedTensors};
 
@@ -35,7 +35,7 @@ pub fn backward<T: Real + Element>(
     let kept = SavedRows::new(&saved, tokens(&x, dims), dims);
     let grad_y = tokens(&grad_y, dims);
     let call = BackwardCall { layer: &layer, needs: &input.needs, plan, grad_y, kept };
-    let mut params = ParamGrads::new(&mut grads.params);
+    let mut params = ParamGrads::new(&mut grads.params, plan.parts(layer.positions));
     let grad_x = match &mut grads.x {
         Some(grad_x) => tokens_mut(grad_x, dims),
         None => MatrixMut::new(&mut [], dims.tokens() as usize, 0),
@@ -109,8 +109,7 @@ impl<T: Real> BackwardCall<'_, T> {
             let blocks = sums.rows() / 2;
             for (start, grad) in [weight, bias].into_iter().enumerate() {
                 if let Some(grad) = grad {
-                    let rows = sums.every_other(start, blocks);
-                    run(ColumnSums { rows, first: first == 0, sums: grad });
+                    grad.part().add(sums.every_other(start, blocks));
                 }
             }
         }
@@ -197,9 +196,9 @@ impl<T: Real> BackwardCall<'_, T> {
         let linears = linears.map(|((x, grad_y), (weight, bias))| LinearGrad {
             x,
             grad_y,
-            weight: weight.as_mut().map(MatrixMut::reborrow),
-            bias: bias.as_mut().map(MatrixMut::reborrow),
+            weight: weight.as_mut().map(WeightTotal::part),
+            bias: bias.as_mut().map(ColumnTotal::part),
         });
-        parameter_grads(team, linears.collect(), first == 0);
+        parameter_grads(team, linears.collect());
     }
 }

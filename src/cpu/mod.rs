@@ -29,6 +29,7 @@ mod setup;
 mod simd;
 mod tensors;
 mod threads;
+mod totals;
 mod workspace;
 
 use tch::{Kind, TchError, Tensor};

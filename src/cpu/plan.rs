@@ -45,4 +45,9 @@ impl Plan {
         let norm_rows = if samples < 1024 { 16 } else { 64 };
         Self { tile: None, gathered, norm_rows }
     }
+
+    /// How many times the gradients of the weights are added to.
+    pub fn parts(&self, positions: usize) -> usize {
+        positions.div_ceil(self.gathered)
+    }
 }
