@@ -74,6 +74,10 @@ macro_rules! saved {
                 Self { $($name),* }
             }
 
+            pub fn as_mut(&mut self) -> Saved<&mut T> {
+                Saved { $($name: &mut self.$name),* }
+            }
+
             pub fn as_ref(&self) -> Saved<&T> {
                 Saved { $($name: &self.$name),* }
             }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::forward_steps::Attended;
 use super::kernels::attention::{Attention, AttentionGrads, Pairs, LANE_STEP, QUERIES};
 use super::kernels::reduce::all_finite;
 use super::kernels::residual::AddRows;
@@ -68,17 +69,16 @@ impl<T: Real> HeadRows<'_, T> {
     fn keys_together(&self) -> usize {
         let LayerView { samples, positions, heads, .. } = *self.layer;
         let parts = 8_usize.div_ceil(positions * heads).clamp(1, 4);
-        samples.div_ceil(parts).next_multiple_of(2 * QUERIES)
+        samples.div_ceil(parts).next_multiple_of(QUERIES)
     }
 }
 
-/// qkv `[rows, 3C]` of whole positions to the heads' outputs `[rows, C]` and the log-sum-exp `[rows, H]` of each
-/// query's scores.
+/// Query, key and value to the heads' outputs `[rows, C]` and the log-sum-exp `[rows, H]` of each query's scores, of
+/// whole positions or of some rows of one.
 pub fn forward<T: Real>(
     team: &mut Team<T>,
     layer: &LayerView<T>,
-    tokens: TokenRows,
-    qkv: Matrix<T>,
+    Attended { tokens, qkv, first }: Attended<T>,
     attended: MatrixMut<T>,
     logsumexp: MatrixMut<T>,
 ) {
@@ -87,10 +87,11 @@ pub fn forward<T: Real>(
     let mut parts = Vec::new();
     let blocks = attended.split_rows(together).into_iter().zip(logsumexp.split_rows(together));
     for (number, (attended, logsumexp)) in blocks.enumerate() {
-        let all = number * together..number * together + attended.rows();
+        let all = number * together..((number + 1) * together).min(qkv.rows());
         let blocks = attended.split(QUERIES, width).into_iter().zip(logsumexp.split(QUERIES, 1));
         for (block, (attended, logsumexp)) in blocks.enumerate() {
-            let (row, head) = (all.start + block / layer.heads * QUERIES, block % layer.heads);
+            let row = first + all.start + block / layer.heads * QUERIES;
+            let head = block % layer.heads;
             parts.push((head, row, all.clone(), attended, logsumexp));
         }
     }

@@ -4,7 +4,7 @@ use tch::kind::Element;
 use tch::{TchError, Tensor};
 
 use super::buffers::{split, Buffers};
-use super::forward_steps::{self, ForwardRows};
+use super::forward_steps::{self, Attended, ForwardRows};
 use super::layer_view::{LayerView, RightFactors};
 use super::matrix::{Matrix, MatrixMut};
 use super::packed::PackedFactors;
@@ -16,7 +16,7 @@ use super::simd::Real;
 use super::tensors::{empty, readable, tokens, tokens_mut};
 use super::threads::{team, Team};
 use super::workspace::Workspace;
-use crate::call::{Dims, Input, SavedTensors, SAVED};
+use crate::call::{Dims, Input, Saved, SavedTensors, SAVED};
 
 /// `[N, L, C]` to `[N, L, C]`, or the same with `[L, N, C]`, and what the backward needs.
 pub fn forward<T: Real + Element>(
@@ -35,12 +35,18 @@ pub fn forward<T: Real + Element>(
     let ys = tokens_mut(&mut y, dims).split_rows(part);
     let parts = ys.into_iter().zip(split(kept.matrices(), part)).enumerate();
     let mut workspace = Workspace::default();
-    let mut team = team(dims, &mut workspace);
+    let mut team = team(dims, &plan, &mut workspace);
     if plan.tile.is_some() {
         PackedFactors::new(&mut team, &layer.forward_factors()).with(|factors| {
             team.for_each(parts, |(number, (y, kept)), workspace| {
                 call.part(&mut Team::One(workspace), factors, number * part, y, kept);
             });
+        });
+    } else if let Some(tile) = plan.row_tile {
+        PackedFactors::new(&mut team, &layer.forward_factors()).with(|factors| {
+            for (_, (y, kept)) in parts {
+                call.by_row_tiles(&mut team, factors, tile, y, kept);
+            }
         });
     } else {
         for (number, (y, kept)) in parts {
@@ -79,5 +85,45 @@ impl<T: Real> ForwardCall<'_, T> {
             normed,
         };
         forward_steps::forward(team, self.layer, factors, rows);
+    }
+    /// All rows of one position, in two goes: what attention takes is there before the first tile attends.
+    fn by_row_tiles(
+        &self,
+        team: &mut Team<T>,
+        factors: &RightFactors<T>,
+        tile: usize,
+        y: MatrixMut<T>,
+        kept: [MatrixMut<T>; SAVED.len()],
+    ) {
+        let LayerView { samples, positions, .. } = *self.layer;
+        let tokens = TokenRows { first: 0, samples, positions };
+        let rows = y.rows();
+        let mut forgotten = SavedBuffers::new(rows, self.widths.forgotten);
+        let mut saved = written(kept, forgotten.matrices());
+        let mut qkv = std::mem::replace(&mut saved.qkv, MatrixMut::new(&mut [], rows, 0));
+        let mut scratch = Buffers::new(rows, [self.layer.channels()]);
+        let [normed] = scratch.matrices();
+        let tiles = split([y, normed], tile).zip(split(saved.into_array(), tile));
+        let mut tiles: Vec<_> = tiles
+            .enumerate()
+            .map(|(number, ([y, normed], saved))| ForwardRows {
+                tokens: tokens.skip(number * tile),
+                x: self.x.row_block(number * tile..number * tile + y.rows()),
+                y,
+                saved: Saved::from_array(saved),
+                normed,
+            })
+            .collect();
+        let before = tiles.iter_mut().zip(qkv.reborrow().split_rows(tile));
+        team.for_each(before, |(rows, qkv), workspace| {
+            let team = &mut Team::One(workspace);
+            forward_steps::up_to_attention(team, self.layer, factors, rows.reborrow(), qkv);
+        });
+        let qkv = qkv.view();
+        team.for_each(tiles, |rows, workspace| {
+            let (team, first) = (&mut Team::One(workspace), rows.tokens.first);
+            let all = Attended { tokens, qkv, first };
+            forward_steps::from_attention(team, self.layer, factors, all, rows);
+        });
     }
 }
