@@ -9,6 +9,7 @@ from torch import Tensor
 from batchformer.ops.arguments import Config, Parameters
 
 __all__ = [
+    "empty_cache",
     "encoder_layer_backward",
     "encoder_layer_forward",
     "instruction_set",
@@ -27,6 +28,7 @@ def encoder_layer_backward(
     saved: tuple[Tensor, ...],
     config: Config,
 ) -> list[Tensor]: ...
+def empty_cache() -> None: ...
 def path_counts() -> list[tuple[str, int]]: ...
 def instruction_set() -> str: ...
 def relations(

@@ -36,7 +36,7 @@ pub fn backward<T: Real + Element>(
     let call = BackwardCall { layer: &layer, plan, grad_y: tokens(&grad_y, dims), kept };
     let mut params = ParamGrads::new(&mut grads.params);
     let part = plan.gathered * layer.samples;
-    let parts = tokens_mut(&mut grads.x, dims).split_rows(part).into_iter().enumerate();
+    let parts = tokens_mut(&mut grads.x, dims).split_rows(part).enumerate();
     let mut workspace = Workspace::default();
     let mut team = team(dims, &mut workspace);
     if plan.tile.is_some() {
@@ -81,7 +81,7 @@ impl<T: Real> BackwardCall<'_, T> {
         let tiles = gathered_tiles
             .zip(split(norm_sums.matrices(), sums_of_a_tile))
             .zip(grad_x.split_rows(tile));
-        let tiles: Vec<_> = tiles.enumerate().collect();
+        let tiles = tiles.enumerate();
         if self.plan.tile.is_some() {
             team.for_each(tiles, |(number, ((gathered, sums), grad_x)), workspace| {
                 let team = &mut Team::One(workspace);
@@ -175,6 +175,6 @@ impl<T: Real> BackwardCall<'_, T> {
             weight: weight.reborrow(),
             bias: bias.as_mut().map(MatrixMut::reborrow),
         });
-        parameter_grads(team, linears.collect(), first == 0);
+        parameter_grads(team, linears, first == 0);
     }
 }

@@ -34,11 +34,8 @@ pub fn forward<T: Real + Element>(
     let call = ForwardCall { layer: &layer, x: tokens(&x, dims), widths };
     let part = plan.tile.unwrap_or(plan.gathered) * layer.samples;
     let ys = tokens_mut(&mut y, dims).split_rows(part);
-    let kepts: Vec<_> = match &mut kept {
-        Some(kept) => split(kept.matrices(), part).map(Some).collect(),
-        None => ys.iter().map(|_| None).collect(),
-    };
-    let parts = ys.into_iter().zip(kepts).enumerate();
+    let mut kepts = kept.as_mut().map(|kept| split(kept.matrices(), part));
+    let parts = ys.map(move |y| (y, kepts.as_mut().and_then(Iterator::next))).enumerate();
     let mut workspace = Workspace::default();
     let mut team = team(dims, &mut workspace);
     if plan.tile.is_some() {

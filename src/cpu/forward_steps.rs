@@ -109,7 +109,7 @@ impl<T: Real> ForwardSteps<'_, T> {
         multiply(team, x, self.factors.linear1, linear1.start(), hidden.reborrow());
         match activation {
             Activation::Relu => {
-                let parts = hidden.reborrow().split_rows(ROWS).into_iter().enumerate();
+                let parts = hidden.reborrow().split_rows(ROWS).enumerate();
                 team.for_each(parts, |(number, hidden), _| {
                     run(Relu {
                         mask: masks.hidden,
@@ -128,7 +128,7 @@ impl<T: Real> ForwardSteps<'_, T> {
 
     /// `x + dropout(branch)` in the place of the branch.
     fn residual(&self, team: &mut Team<T>, mask: Mask<T>, x: Matrix<T>, branch: MatrixMut<T>) {
-        team.for_each(branch.split_rows(ROWS).into_iter().enumerate(), |(number, branch), _| {
+        team.for_each(branch.split_rows(ROWS).enumerate(), |(number, branch), _| {
             let rows = number * ROWS..number * ROWS + branch.rows();
             run(Residual {
                 x: x.row_block(rows),
@@ -148,7 +148,7 @@ pub fn gelu<T: Real>(
     z: Matrix<T>,
     y: MatrixMut<T>,
 ) {
-    team.for_each(y.split_rows(ROWS).into_iter().enumerate(), |(number, y), _| {
+    team.for_each(y.split_rows(ROWS).enumerate(), |(number, y), _| {
         let rows = number * ROWS..number * ROWS + y.rows();
         run(Gelu { mask, tokens: tokens.skip(number * ROWS), z: z.row_block(rows), y });
     });
@@ -162,8 +162,8 @@ fn norm<T: Real>(
     statistics: [MatrixMut<T>; 2],
     y: MatrixMut<T>,
 ) {
-    let [mean, rstd] = statistics.map(|each| each.split_rows(ROWS).into_iter());
-    let parts = y.split_rows(ROWS).into_iter().zip(mean).zip(rstd).enumerate();
+    let [mean, rstd] = statistics.map(|each| each.split_rows(ROWS));
+    let parts = y.split_rows(ROWS).zip(mean).zip(rstd).enumerate();
     team.for_each(parts, |(number, ((y, mean), rstd)), _| {
         let rows = number * ROWS..number * ROWS + y.rows();
         run(Normalise { x: x.row_block(rows), params, eps, mean, rstd, y });

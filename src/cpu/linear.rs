@@ -27,7 +27,7 @@ pub fn multiply<T: Real>(
     let one = matches!(team, Team::One(_));
     let block = if one { out.columns().max(1) } else { COLUMNS };
     let blocks_in_a_row = out.columns().div_ceil(block);
-    let blocks = out.split(if one { usize::MAX } else { ROWS }, block).into_iter().enumerate();
+    let blocks = out.split(if one { usize::MAX } else { ROWS }, block).enumerate();
     team.for_each(blocks, |(number, out), workspace| {
         let row = number / blocks_in_a_row * ROWS;
         let column = number % blocks_in_a_row * block;
@@ -60,18 +60,19 @@ pub struct LinearGrad<'a, T: Real> {
 /// Adds what the rows contribute to the gradients of weights and biases, or writes it if they are the `first`.
 ///
 /// The order of the sums is that of the rows, whatever the threads.
-pub fn parameter_grads<T: Real>(team: &mut Team<T>, linears: Vec<LinearGrad<T>>, first: bool) {
-    let mut parts = Vec::new();
-    for LinearGrad { x, grad_y, weight, bias } in linears {
-        let biases = bias.map(|bias| bias.split(1, GRAD_ROWS)).into_iter().flatten().map(Some);
-        let biases = biases.chain(std::iter::repeat_with(|| None));
-        let weights = weight.split_rows(GRAD_ROWS).into_iter();
-        for (number, (weight, bias)) in weights.zip(biases).enumerate() {
+pub fn parameter_grads<'a, T: Real>(
+    team: &mut Team<T>,
+    linears: impl Iterator<Item = LinearGrad<'a, T>> + Send,
+    first: bool,
+) {
+    let parts = linears.flat_map(|LinearGrad { x, grad_y, weight, bias }| {
+        let mut biases = bias.map(|bias| bias.split(1, GRAD_ROWS));
+        weight.split_rows(GRAD_ROWS).enumerate().map(move |(number, weight)| {
             let first_row = number * GRAD_ROWS;
             let grad_y = grad_y.column_block(first_row..first_row + weight.rows());
-            parts.push(LinearGrad { x, grad_y, weight, bias });
-        }
-    }
+            LinearGrad { x, grad_y, weight, bias: biases.as_mut().and_then(Iterator::next) }
+        })
+    });
     team.for_each(parts, |LinearGrad { x, grad_y, weight, bias }, workspace| {
         run(Product {
             left: Transposed(grad_y),

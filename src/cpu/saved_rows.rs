@@ -4,9 +4,9 @@ use tch::kind::Element;
 use tch::{TchError, Tensor};
 
 use super::backward_steps::SavedRows;
+use super::block::Block;
 use super::buffers::Buffers;
 use super::matrix::Matrix;
-use super::pool::Block;
 use super::rows::TokenRows;
 use super::simd::Real;
 use super::tensors::elements;

@@ -1,8 +1,12 @@
 //! What can be wrong with a call: each variant carries the facts, Display writes the sentence.
 
+use std::any::Any;
 use std::fmt;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use tch::{Device, Kind, TchError};
+
+use crate::cpu::OutOfMemory;
 
 #[derive(Debug)]
 pub enum LayerError {
@@ -44,6 +48,36 @@ pub enum LayerError {
         shape: Vec<i64>,
     },
     Torch(TchError),
+    OutOfMemory {
+        bytes: usize,
+    },
+    /// A fault of ours.
+    Panic {
+        message: String,
+    },
+}
+
+impl LayerError {
+    /// What unwound a call: memory that could not be had, or else a panic.
+    pub fn from_panic(payload: Box<dyn Any + Send>) -> Self {
+        let payload = match payload.downcast::<OutOfMemory>() {
+            Ok(out_of_memory) => return LayerError::OutOfMemory { bytes: out_of_memory.bytes },
+            Err(payload) => payload,
+        };
+        let message = payload.downcast_ref::<&str>().map(|&message| message.to_owned());
+        let message = message.or_else(|| payload.downcast_ref().cloned());
+        std::mem::forget(payload); // dropping it may panic, too
+        LayerError::Panic { message: message.unwrap_or_else(|| "no message".to_owned()) }
+    }
+}
+
+/// Runs `work`, which may unwind, as a call that fails.
+///
+/// # Rationale
+/// Unwinding that reaches Python becomes a `PanicException`, which `except Exception` does not catch. A call that
+/// has been left this way has changed nothing that a later one reads: what it was writing is dropped.
+pub fn catch<R>(work: impl FnOnce() -> Result<R, LayerError>) -> Result<R, LayerError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(LayerError::from_panic(panic)))
 }
 
 impl fmt::Display for LayerError {
@@ -90,6 +124,17 @@ impl fmt::Display for LayerError {
             ),
             LayerError::Torch(TchError::Torch(message)) => f.write_str(first_lines(message)),
             LayerError::Torch(error) => error.fmt(f),
+            // As torch says it of its own.
+            LayerError::OutOfMemory { bytes } => write!(
+                f,
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate {bytes} bytes. Error code 12 \
+                 (Cannot allocate memory)"
+            ),
+            LayerError::Panic { message } => write!(
+                f,
+                "batchformer: expected that its core never panics, got {message:?}; please report this with the \
+                 call that led to it"
+            ),
         }
     }
 }
@@ -137,6 +182,8 @@ fn device(device: Device) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::resume_unwind;
+
     use super::*;
 
     #[test]
@@ -145,6 +192,24 @@ mod tests {
             "mat1 and mat2 cannot be multiplied\nException raised from meta at /pytorch/x.cpp:1";
         let error = LayerError::Torch(TchError::Torch(message.to_owned()));
         assert_eq!(error.to_string(), "mat1 and mat2 cannot be multiplied");
+    }
+
+    #[test]
+    fn what_unwinds_a_call_becomes_its_error() {
+        let sentence = |unwind: fn()| {
+            let caught = catch(|| {
+                unwind();
+                Ok(())
+            });
+            caught.err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        let no_memory = sentence(|| OutOfMemory { bytes: 4096 }.unwind());
+        assert!(no_memory
+            .ends_with("tried to allocate 4096 bytes. Error code 12 (Cannot allocate memory)"));
+        let fault = sentence(|| resume_unwind(Box::new("index out of range")));
+        assert!(fault.contains("got \"index out of range\"; please report"), "{fault}");
+        assert!(sentence(|| resume_unwind(Box::new("5 of 4".to_owned()))).contains("5 of 4"));
+        assert!(sentence(|| resume_unwind(Box::new(5))).contains("please report"));
     }
 
     #[test]

@@ -6,8 +6,8 @@ mod path;
 
 use tch::{TchError, Tensor};
 
-pub use crate::cpu::instruction_set;
-pub use error::LayerError;
+pub use crate::cpu::{empty_cache, instruction_set};
+pub use error::{catch, LayerError};
 pub use path::path_counts;
 
 use crate::aten;

@@ -10,7 +10,9 @@ impl From<LayerError> for PyErr {
         let sentence = error.to_string();
         match error {
             LayerError::NotFloating { .. } => PyTypeError::new_err(sentence),
-            LayerError::Torch(_) => PyRuntimeError::new_err(sentence),
+            LayerError::Torch(_) | LayerError::OutOfMemory { .. } | LayerError::Panic { .. } => {
+                PyRuntimeError::new_err(sentence)
+            }
             LayerError::Shape { .. }
             | LayerError::Dtype { .. }
             | LayerError::Device { .. }

@@ -18,7 +18,7 @@ pub fn encoder_layer_forward(
     save: bool,
 ) -> PyResult<Vec<PyTensor>> {
     let input = input(x, parameters, seed, config)?;
-    let (y, saved) = py.allow_threads(move || layer::forward(&input, save))?;
+    let (y, saved) = py.allow_threads(move || layer::catch(|| layer::forward(&input, save)))?;
     let saved = saved.into_iter().flat_map(Saved::into_tensors);
     Ok(std::iter::once(y).chain(saved).map(PyTensor).collect())
 }
@@ -36,7 +36,8 @@ pub fn encoder_layer_backward(
 ) -> PyResult<Vec<PyTensor>> {
     let input = input(x, parameters, seed, config)?;
     let saved = Saved::from_tensors(saved.map(|tensor| tensor.0));
-    let grads = py.allow_threads(move || layer::backward(&grad_y.0, &input, &saved))?;
+    let grads =
+        py.allow_threads(move || layer::catch(|| layer::backward(&grad_y.0, &input, &saved)))?;
     let params = grads.params.into_tensors();
     Ok(std::iter::once(grads.x).chain(params).map(PyTensor).collect())
 }
@@ -51,4 +52,10 @@ pub fn path_counts() -> [(&'static str, u64); 2] {
 #[pyfunction]
 pub fn instruction_set() -> &'static str {
     layer::instruction_set()
+}
+
+/// Gives back the memory that the fused path has kept for its next calls.
+#[pyfunction]
+pub fn empty_cache(py: Python<'_>) {
+    py.allow_threads(layer::empty_cache);
 }

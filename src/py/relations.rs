@@ -5,6 +5,7 @@ use numpy::IntoPyArray;
 use pyo3::prelude::*;
 use pyo3_tch::PyTensor;
 use tch::kind::Element;
+use tch::TchError;
 
 use crate::call::Linear;
 use crate::layer::{self, LayerError};
@@ -19,7 +20,8 @@ pub fn relations(
     nhead: i64,
 ) -> PyResult<Bound<'_, PyAny>> {
     let in_proj = Linear { weight: in_proj_weight.0, bias: in_proj_bias.map(|bias| bias.0) };
-    let relations = py.allow_threads(move || layer::relations(&x.0, &in_proj, nhead))?;
+    let relations =
+        py.allow_threads(move || layer::catch(|| layer::relations(&x.0, &in_proj, nhead)))?;
     Ok(match relations.f_kind().map_err(LayerError::from)? {
         tch::Kind::Double => into_array::<f64>(&relations)?.into_pyarray(py).into_any(),
         _ => into_array::<f32>(&relations)?.into_pyarray(py).into_any(),
@@ -27,5 +29,12 @@ pub fn relations(
 }
 
 fn into_array<T: Element + Copy>(tensor: &tch::Tensor) -> Result<ArrayD<T>, LayerError> {
-    Ok(tensor.try_into()?)
+    let count = tensor.numel();
+    let mut elements = Vec::new();
+    let reserved = elements.try_reserve_exact(count);
+    reserved.map_err(|_| LayerError::OutOfMemory { bytes: count * size_of::<T>() })?;
+    elements.resize(count, T::ZERO);
+    tensor.f_copy_data(&mut elements, count).map_err(LayerError::from)?;
+    let shape: Vec<usize> = tensor.size().iter().map(|&size| size as usize).collect();
+    Ok(ArrayD::from_shape_vec(shape, elements).map_err(TchError::from)?)
 }
