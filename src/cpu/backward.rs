@@ -41,7 +41,7 @@ pub fn backward<T: Real + Element>(
         None => MatrixMut::new(&mut [], dims.tokens() as usize, 0),
     };
     let part = plan.gathered * layer.samples;
-    let parts = grad_x.split_rows(part).into_iter().enumerate();
+    let parts = grad_x.split_rows(part).enumerate();
     let mut workspace = Workspace::default();
     let mut team = team(dims, &plan, &mut workspace);
     if plan.tile.is_some() || plan.row_tile.is_some() {
@@ -132,7 +132,6 @@ impl<T: Real> BackwardCall<'_, T> {
         let sums_of_a_tile = 2 * tile.div_ceil(self.plan.norm_rows);
         let tiles = split(gathered, tile).zip(split(norm_sums, sums_of_a_tile));
         let tiles = tiles.zip(grad_x.split_rows(tile)).enumerate();
-        let tiles: Vec<_> = tiles.collect();
         if self.plan.tile.is_some() {
             team.for_each(tiles, |(number, ((gathered, sums), grad_x)), workspace| {
                 let team = &mut Team::One(workspace);
@@ -173,13 +172,15 @@ impl<T: Real> BackwardCall<'_, T> {
         let Self { layer, needs, .. } = *self;
         let sums_of_a_tile = 2 * tile / self.plan.norm_rows;
         let each_tile = |team: &mut Team<T>, all: BackwardRows<T>, go: Go<T>| {
-            let tiles: Vec<_> = all.split(tile, sums_of_a_tile).enumerate().collect();
-            team.for_each(tiles, |(number, rows), workspace| {
-                let first = number * tile;
-                let kept = &self.kept.rows(&(first..first + rows.grad_y.rows()));
-                let steps = BackwardSteps { layer, needs, factors, kept };
-                go(&steps, &mut Team::One(workspace), rows);
-            });
+            team.for_each(
+                all.split(tile, sums_of_a_tile).enumerate(),
+                |(number, rows), workspace| {
+                    let first = number * tile;
+                    let kept = &self.kept.rows(&(first..first + rows.grad_y.rows()));
+                    let steps = BackwardSteps { layer, needs, factors, kept };
+                    go(&steps, &mut Team::One(workspace), rows);
+                },
+            );
         };
         each_tile(team, all.reborrow(), |steps, team, rows| steps.up_to_attention(team, rows));
         if needs.reach(Piece::InProj) {
@@ -278,6 +279,6 @@ impl<T: Real> BackwardCall<'_, T> {
             weight: weight.as_mut().map(WeightTotal::part),
             bias: bias.as_mut().map(ColumnTotal::part),
         });
-        parameter_grads(team, linears.collect());
+        parameter_grads(team, linears);
     }
 }

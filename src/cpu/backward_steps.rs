@@ -200,7 +200,7 @@ impl<T: Real> BackwardSteps<'_, T> {
         }
         let right = self.factors.linear2;
         multiply(team, grad_output.view(), right, Start::Zero, grad_hidden.reborrow());
-        let parts = grad_hidden.split_rows(ROWS).into_iter().enumerate();
+        let parts = grad_hidden.split_rows(ROWS).enumerate();
         match self.layer.activation {
             Activation::Relu => team.for_each(parts, |(number, grad), _| {
                 let hidden = activated.row_block(number * ROWS..number * ROWS + grad.rows());
@@ -249,7 +249,7 @@ impl<T: Real> NormStep<'_, T> {
             return;
         }
         let (params, statistics) = (self.params, self.statistics);
-        team.for_each(y.split_rows(ROWS).into_iter().enumerate(), |(number, y), _| {
+        team.for_each(y.split_rows(ROWS).enumerate(), |(number, y), _| {
             let rows = number * ROWS..number * ROWS + y.rows();
             let statistics = statistics.map(|each| each.row_block(rows.clone()));
             run(NormaliseAgain { x: x.row_block(rows), params, statistics, y });
@@ -260,7 +260,7 @@ impl<T: Real> NormStep<'_, T> {
     fn backward(self, team: &mut Team<T>, x: Matrix<T>, grad: MatrixMut<T>) {
         let Self { params, statistics, sums } = self;
         let step = x.rows().div_ceil(sums.rows() / 2);
-        let parts = grad.split_rows(step).into_iter().zip(sums.split_rows(2)).enumerate();
+        let parts = grad.split_rows(step).zip(sums.split_rows(2)).enumerate();
         team.for_each(parts, |(number, (grad, sums)), _| {
             let rows = number * step..number * step + grad.rows();
             let statistics = statistics.map(|each| each.row_block(rows.clone()));
@@ -283,7 +283,7 @@ fn drop_rows<T: Real>(
     tokens: TokenRows,
     to: MatrixMut<T>,
 ) {
-    team.for_each(to.split_rows(ROWS).into_iter().enumerate(), |(number, to), _| {
+    team.for_each(to.split_rows(ROWS).enumerate(), |(number, to), _| {
         let rows = number * ROWS..number * ROWS + to.rows();
         run(Drop { from: from.row_block(rows), mask, tokens: tokens.skip(number * ROWS), to });
     });
@@ -291,7 +291,7 @@ fn drop_rows<T: Real>(
 
 /// `sum += summand`
 fn add<T: Real>(team: &mut Team<T>, summand: Matrix<T>, sum: MatrixMut<T>) {
-    team.for_each(sum.split_rows(ROWS).into_iter().enumerate(), |(number, sum), _| {
+    team.for_each(sum.split_rows(ROWS).enumerate(), |(number, sum), _| {
         let rows = number * ROWS..number * ROWS + sum.rows();
         run(AddRows { summand: summand.row_block(rows), sum });
     });

@@ -16,7 +16,7 @@ use super::simd::Real;
 use super::tensors::{empty, readable, tokens, tokens_mut};
 use super::threads::{team, Team};
 use super::workspace::Workspace;
-use crate::call::{Dims, Input, Saved, SavedTensors, SAVED};
+use crate::call::{Dims, Input, SavedTensors, SAVED};
 
 /// `[N, L, C]` to `[N, L, C]`, or the same with `[L, N, C]`, and what the backward needs.
 pub fn forward<T: Real + Element>(
@@ -33,7 +33,7 @@ pub fn forward<T: Real + Element>(
     let call = ForwardCall { layer: &layer, x: tokens(&x, dims), widths };
     let part = plan.tile.unwrap_or(plan.gathered) * layer.samples;
     let ys = tokens_mut(&mut y, dims).split_rows(part);
-    let parts = ys.into_iter().zip(split(kept.matrices(), part)).enumerate();
+    let parts = ys.zip(split(kept.matrices(), part)).enumerate();
     let mut workspace = Workspace::default();
     let mut team = team(dims, &plan, &mut workspace);
     if plan.tile.is_some() {
@@ -103,24 +103,15 @@ impl<T: Real> ForwardCall<'_, T> {
         let mut qkv = std::mem::replace(&mut saved.qkv, MatrixMut::new(&mut [], rows, 0));
         let mut scratch = Buffers::new(rows, [self.layer.channels()]);
         let [normed] = scratch.matrices();
-        let tiles = split([y, normed], tile).zip(split(saved.into_array(), tile));
-        let mut tiles: Vec<_> = tiles
-            .enumerate()
-            .map(|(number, ([y, normed], saved))| ForwardRows {
-                tokens: tokens.skip(number * tile),
-                x: self.x.row_block(number * tile..number * tile + y.rows()),
-                y,
-                saved: Saved::from_array(saved),
-                normed,
-            })
-            .collect();
-        let before = tiles.iter_mut().zip(qkv.reborrow().split_rows(tile));
+        let x = self.x;
+        let mut all = ForwardRows { tokens, x, y, saved, normed };
+        let before = all.reborrow().split(tile).zip(qkv.reborrow().split_rows(tile));
         team.for_each(before, |(rows, qkv), workspace| {
             let team = &mut Team::One(workspace);
-            forward_steps::up_to_attention(team, self.layer, factors, rows.reborrow(), qkv);
+            forward_steps::up_to_attention(team, self.layer, factors, rows, qkv);
         });
         let qkv = qkv.view();
-        team.for_each(tiles, |rows, workspace| {
+        team.for_each(all.split(tile), |rows, workspace| {
             let (team, first) = (&mut Team::One(workspace), rows.tokens.first);
             let all = Attended { tokens, qkv, first };
             forward_steps::from_attention(team, self.layer, factors, all, rows);

@@ -1,6 +1,7 @@
 //! The layer on some rows, step by step, post-norm and pre-norm (Xiong et al., 2020, fig. 1).
 
 use super::attention;
+use super::buffers::split;
 use super::kernels::activation::{Gelu, Relu};
 use super::kernels::dropout::Mask;
 use super::kernels::norm::{NormView, Normalise};
@@ -95,7 +96,18 @@ pub fn from_attention<T: Real>(
     }
 }
 
-impl<T> ForwardRows<'_, T> {
+impl<'a, T> ForwardRows<'a, T> {
+    /// Parts of at most `rows` rows.
+    pub fn split(self, rows: usize) -> impl Iterator<Item = ForwardRows<'a, T>> {
+        let Self { tokens, x, y, saved, normed } = self;
+        let parts = split([y, normed], rows).zip(split(saved.into_array(), rows)).enumerate();
+        parts.map(move |(number, ([y, normed], saved))| {
+            let first = number * rows;
+            let (tokens, x) = (tokens.skip(first), x.row_block(first..first + y.rows()));
+            ForwardRows { tokens, x, y, saved: Saved::from_array(saved), normed }
+        })
+    }
+
     pub fn reborrow(&mut self) -> ForwardRows<'_, T> {
         let Self { tokens, x, y, saved, normed } = self;
         ForwardRows {
@@ -141,7 +153,7 @@ impl<T: Real> ForwardSteps<'_, T> {
         match activation {
             Activation::Relu => {
                 multiply(team, x, right, start, activated.reborrow());
-                let parts = activated.reborrow().split_rows(ROWS).into_iter().enumerate();
+                let parts = activated.reborrow().split_rows(ROWS).enumerate();
                 team.for_each(parts, |(number, hidden), _| {
                     let tokens = self.tokens.skip(number * ROWS);
                     run(Relu { mask: masks.hidden, tokens, hidden });
@@ -158,7 +170,7 @@ impl<T: Real> ForwardSteps<'_, T> {
 
     /// `x + dropout(branch)` in the place of the branch.
     fn residual(&self, team: &mut Team<T>, mask: Mask<T>, x: Matrix<T>, branch: MatrixMut<T>) {
-        team.for_each(branch.split_rows(ROWS).into_iter().enumerate(), |(number, branch), _| {
+        team.for_each(branch.split_rows(ROWS).enumerate(), |(number, branch), _| {
             let rows = number * ROWS..number * ROWS + branch.rows();
             run(Residual {
                 x: x.row_block(rows),
@@ -178,7 +190,7 @@ pub fn gelu<T: Real>(
     z: Matrix<T>,
     y: MatrixMut<T>,
 ) {
-    team.for_each(y.split_rows(ROWS).into_iter().enumerate(), |(number, y), _| {
+    team.for_each(y.split_rows(ROWS).enumerate(), |(number, y), _| {
         let rows = number * ROWS..number * ROWS + y.rows();
         run(Gelu { mask, tokens: tokens.skip(number * ROWS), z: z.row_block(rows), y });
     });
@@ -192,8 +204,8 @@ fn norm<T: Real>(
     statistics: [MatrixMut<T>; 2],
     y: MatrixMut<T>,
 ) {
-    let [mean, rstd] = statistics.map(|each| each.split_rows(ROWS).into_iter());
-    let parts = y.split_rows(ROWS).into_iter().zip(mean).zip(rstd).enumerate();
+    let [mean, rstd] = statistics.map(|each| each.split_rows(ROWS));
+    let parts = y.split_rows(ROWS).zip(mean).zip(rstd).enumerate();
     team.for_each(parts, |(number, ((y, mean), rstd)), _| {
         let rows = number * ROWS..number * ROWS + y.rows();
         run(Normalise { x: x.row_block(rows), params, eps, mean, rstd, y });

@@ -32,7 +32,7 @@ pub fn multiply<T: Real>(
     let one = matches!(team, Team::One(_));
     let block = if one { out.columns().max(1) } else { COLUMNS };
     let blocks_in_a_row = out.columns().div_ceil(block);
-    let blocks = out.split(if one { usize::MAX } else { ROWS }, block).into_iter().enumerate();
+    let blocks = out.split(if one { usize::MAX } else { ROWS }, block).enumerate();
     team.for_each(blocks, |(number, out), workspace| {
         let row = number / blocks_in_a_row * ROWS;
         let column = number % blocks_in_a_row * block;
@@ -65,19 +65,21 @@ pub struct LinearGrad<'a, T: Real> {
 /// Adds what the rows contribute to the gradients of weights and biases.
 ///
 /// The order of the sums is that of the rows, whatever the threads.
-pub fn parameter_grads<T: Real>(team: &mut Team<T>, linears: Vec<LinearGrad<T>>) {
-    let mut parts = Vec::new();
-    for LinearGrad { x, grad_y, weight, bias } in linears {
-        let mut weights = weight.map(|weight| weight.split_rows(GRAD_ROWS)).into_iter().flatten();
-        let mut biases = bias.map(|bias| bias.split(GRAD_ROWS)).into_iter().flatten();
-        for first in (0..grad_y.columns()).step_by(GRAD_ROWS) {
-            let (weight, bias) = (weights.next(), biases.next());
-            if weight.is_some() || bias.is_some() {
-                let grad_y = grad_y.column_block(first..(first + GRAD_ROWS).min(grad_y.columns()));
-                parts.push(LinearGrad { x, grad_y, weight, bias });
-            }
-        }
-    }
+pub fn parameter_grads<'a, T: Real>(
+    team: &mut Team<T>,
+    linears: impl Iterator<Item = LinearGrad<'a, T>> + Send,
+) {
+    let parts = linears.flat_map(|LinearGrad { x, grad_y, weight, bias }| {
+        let mut weights = weight.map(|weight| weight.split_rows(GRAD_ROWS));
+        let mut biases = bias.map(|bias| bias.split(GRAD_ROWS));
+        let blocks = grad_y.columns().div_ceil(GRAD_ROWS);
+        (0..if weights.is_none() && biases.is_none() { 0 } else { blocks }).map(move |number| {
+            let first = number * GRAD_ROWS;
+            let grad_y = grad_y.column_block(first..(first + GRAD_ROWS).min(grad_y.columns()));
+            let weight = weights.as_mut().and_then(Iterator::next);
+            LinearGrad { x, grad_y, weight, bias: biases.as_mut().and_then(Iterator::next) }
+        })
+    });
     team.for_each(parts, |LinearGrad { x, grad_y, weight, bias }, workspace| {
         if let Some(weight) = weight {
             weight.add(|mut out, write| {

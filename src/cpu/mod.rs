@@ -5,14 +5,17 @@
 //! compute. Beside them: `matrix`, rows of numbers and the right to write them; `pool`, memory that is used again;
 //! `threads`, torch's own; `simd`, the instruction sets.
 //!
-//! Unsafe code is in five files, each for one reason: `tensors`, which takes libtorch's word for a pointer; `matrix`,
-//! as blocks of columns are no slices; `pool`, which allocates; `libtorch`, which calls C; `simd`, which calls what
-//! was compiled for a processor that has been asked.
+//! Unsafe code is in six files, each for one reason: `tensors`, which takes libtorch's word for a pointer; `matrix`,
+//! as blocks of columns are no slices; `chunk`, which allocates; `block`, which makes numbers of that; `libtorch`,
+//! which calls C; `simd`, which calls what was compiled for a processor that has been asked.
 
 mod attention;
 mod backward;
 mod backward_steps;
+mod block;
 mod buffers;
+mod chain;
+mod chunk;
 mod forward;
 mod forward_steps;
 mod kernels;
@@ -34,10 +37,14 @@ mod workspace;
 
 use tch::{Kind, TchError, Tensor};
 
+pub use chunk::OutOfMemory;
+pub use pool::empty as empty_cache;
+
 use crate::call::{Dims, Grads, Input, SavedTensors};
 
 /// See [`forward::forward`]; in the dtype of x, float64 or float32.
 pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, SavedTensors), TchError> {
+    pool::count_call();
     match input.x.f_kind()? {
         Kind::Double => forward::forward::<f64>(input, dims),
         _ => forward::forward::<f32>(input, dims),
@@ -51,6 +58,7 @@ pub fn backward(
     saved: &SavedTensors,
     dims: &Dims,
 ) -> Result<Grads, TchError> {
+    pool::count_call();
     match input.x.f_kind()? {
         Kind::Double => backward::backward::<f64>(grad_y, input, saved, dims),
         _ => backward::backward::<f32>(grad_y, input, saved, dims),

@@ -39,7 +39,7 @@ impl<T: Real> Team<'_, T> {
                 let queue = Mutex::new(items.into_iter());
                 libtorch::in_every_thread(&|| {
                     let mut workspace = Workspace::default();
-                    // The queue is locked for the take alone; if another thread panicked, the rest is left.
+                    // The queue is locked for the take alone: a panic in the work does not poison it.
                     while let Some(item) = queue.lock().ok().and_then(|mut queue| queue.next()) {
                         work(item, &mut workspace);
                     }

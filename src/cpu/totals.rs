@@ -1,9 +1,10 @@
 //! The gradients of parameters, which are sums over all rows, while part after part of the rows is added to them.
 
+use super::block::Block;
 use super::kernels::reduce::ColumnSums;
 use super::kernels::residual::AddRows;
 use super::matrix::{Matrix, MatrixMut};
-use super::pool::Block;
+
 use super::simd::{run, Real};
 
 /// Parts of a weight's gradient that are added up before they are added to the rest: for so many the sum is one chain,

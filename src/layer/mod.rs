@@ -4,13 +4,11 @@ mod check;
 mod error;
 mod path;
 
-use std::panic::{catch_unwind, AssertUnwindSafe};
-
 use tch::{TchError, Tensor};
 
-pub use crate::cpu::instruction_set;
+pub use crate::cpu::{empty_cache, instruction_set};
 pub use check::{activation, params};
-pub use error::LayerError;
+pub use error::{catch, LayerError};
 pub use path::path_counts;
 
 use crate::aten;
@@ -49,12 +47,6 @@ pub fn relations(x: &Tensor, in_proj: &Linear, nhead: i64) -> Result<Tensor, Lay
     let dims = check::relations(x, in_proj, nhead)?;
     let probabilities = aten::attention::probabilities(x, in_proj, &dims)?;
     Ok(probabilities.f_to_device(tch::Device::Cpu)?.f_contiguous()?)
-}
-
-/// The result of `work`, and a panic of it as an error: Python's `except Exception` does not catch a panic.
-pub fn caught<R>(work: impl FnOnce() -> Result<R, LayerError>) -> Result<R, LayerError> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| Err(LayerError::from_panic(&*panic)))
 }
 
 impl From<TchError> for LayerError {

@@ -11,7 +11,7 @@ pub fn outside_gil<R: Send>(
     py: Python<'_>,
     work: impl FnOnce() -> Result<R, LayerError> + Send,
 ) -> PyResult<R> {
-    Ok(py.allow_threads(|| layer::caught(work))?)
+    Ok(py.allow_threads(|| layer::catch(work))?)
 }
 
 /// y, and the tensors that the backward takes.
@@ -58,4 +58,10 @@ pub fn path_counts() -> [(&'static str, u64); 2] {
 #[pyfunction]
 pub fn instruction_set() -> &'static str {
     layer::instruction_set()
+}
+
+/// Gives back the memory that the fused path has kept for its next calls.
+#[pyfunction]
+pub fn empty_cache(py: Python<'_>) {
+    py.allow_threads(layer::empty_cache);
 }

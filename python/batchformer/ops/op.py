@@ -54,6 +54,19 @@ def path_counts() -> dict[str, int]:
     return dict(core.path_counts())
 
 
+def empty_cache() -> None:
+    """None; gives the memory back to the system that the "cpu" path has kept for its next calls.
+
+    That is scratch and what the forward saves, freed and not used again yet: at most as much as was in use
+    at once in the last few hundred calls, and at most 1024 MiB, or as many as the environment variable
+    BATCHFORMER_POOL_MB named when the path first ran (0: nothing is kept). Outputs and gradients are in
+    memory of torch's.
+
+    >>> batchformer.ops.empty_cache()
+    """
+    core.empty_cache()
+
+
 def instruction_set() -> str:
     """Which instructions the "cpu" path runs: "avx512", "avx2" or "baseline".
 
