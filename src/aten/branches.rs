@@ -66,7 +66,7 @@ impl<'a> Branches<'a> {
         Ok((self.residual1_mask()?.apply(y)?, AttentionSaved { qkv, logsumexp, attended }))
     }
 
-    /// The gradient of what in_proj gives, `[M, 3C]`, if one is needed from there on; that of the output projection
+    /// The gradient of what `in_proj` gives, `[M, 3C]`, if one is needed from there on; that of the output projection
     /// goes to `grads`.
     pub fn attention_backward(
         &self,
@@ -92,7 +92,7 @@ impl<'a> Branches<'a> {
         attention::backward(&grad_attended, qkv, &mask, self.dims).map(Some)
     }
 
-    /// The gradient of the input of in_proj, if one is needed from there on, for that of its output.
+    /// The gradient of the input of `in_proj`, if one is needed from there on, for that of its output.
     pub fn in_proj_backward(
         &self,
         grad_qkv: &Tensor,

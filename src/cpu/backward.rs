@@ -145,6 +145,7 @@ impl<T: Real> BackwardCall<'_, T> {
     }
 
     /// All rows of one position, in three goes, of which the second is of all.
+    #[allow(clippy::redundant_closure_for_method_calls)] // the methods are those of one lifetime
     fn by_row_tiles(
         &self,
         team: &mut Team<T>,
@@ -186,7 +187,7 @@ impl<T: Real> BackwardCall<'_, T> {
         if needs.reach(Piece::InProj) {
             let steps = BackwardSteps { layer, needs, factors, kept: &self.kept };
             steps.attention(team, all.reborrow());
-            each_tile(team, all, |steps, team, rows| steps.from_attention(team, rows));
+            each_tile(team, all, |steps, team, rows| steps.behind_attention(team, rows));
         }
     }
 

@@ -51,7 +51,7 @@ pub fn backward<T: Real>(
     steps.up_to_attention(team, rows.reborrow());
     if needs.reach(Piece::InProj) {
         steps.attention(team, rows.reborrow());
-        steps.from_attention(team, rows);
+        steps.behind_attention(team, rows);
     }
 }
 
@@ -164,7 +164,7 @@ impl<T: Real> BackwardSteps<'_, T> {
     }
 
     /// From the gradient of query, key and value to that of x, if one is needed.
-    pub fn from_attention(&self, team: &mut Team<T>, rows: BackwardRows<T>) {
+    pub fn behind_attention(&self, team: &mut Team<T>, rows: BackwardRows<T>) {
         if !self.needs.pass(Piece::InProj) {
             return;
         }

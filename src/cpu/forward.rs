@@ -32,21 +32,21 @@ pub fn forward<T: Real + Element>(
 
     let call = ForwardCall { layer: &layer, x: tokens(&x, dims), widths };
     let part = plan.tile.unwrap_or(plan.gathered) * layer.samples;
-    let ys = tokens_mut(&mut y, dims).split_rows(part);
-    let parts = ys.zip(split(kept.matrices(), part)).enumerate();
+    let (rows, kept_rows) = (tokens_mut(&mut y, dims), kept.matrices());
     let mut workspace = Workspace::default();
     let mut team = team(dims, &plan, &mut workspace);
+    if let Some(tile) = plan.row_tile {
+        PackedFactors::new(&mut team, &layer.forward_factors()).with(|factors| {
+            call.by_row_tiles(&mut team, factors, tile, rows, kept_rows);
+        });
+        return Ok((y, saved_rows::into_tensors(kept, &widths, dims)?));
+    }
+    let parts = rows.split_rows(part).zip(split(kept_rows, part)).enumerate();
     if plan.tile.is_some() {
         PackedFactors::new(&mut team, &layer.forward_factors()).with(|factors| {
             team.for_each(parts, |(number, (y, kept)), workspace| {
                 call.part(&mut Team::One(workspace), factors, number * part, y, kept);
             });
-        });
-    } else if let Some(tile) = plan.row_tile {
-        PackedFactors::new(&mut team, &layer.forward_factors()).with(|factors| {
-            for (_, (y, kept)) in parts {
-                call.by_row_tiles(&mut team, factors, tile, y, kept);
-            }
         });
     } else {
         for (number, (y, kept)) in parts {
@@ -114,7 +114,7 @@ impl<T: Real> ForwardCall<'_, T> {
         team.for_each(all.split(tile), |rows, workspace| {
             let (team, first) = (&mut Team::One(workspace), rows.tokens.first);
             let all = Attended { tokens, qkv, first };
-            forward_steps::from_attention(team, self.layer, factors, all, rows);
+            forward_steps::behind_attention(team, self.layer, factors, all, rows);
         });
     }
 }

@@ -46,7 +46,7 @@ pub fn forward<T: Real>(
     let mut qkv = std::mem::replace(&mut rows.saved.qkv, no_rows);
     up_to_attention(team, layer, factors, rows.reborrow(), qkv.reborrow());
     let all = Attended { tokens, qkv: qkv.view(), first: 0 };
-    from_attention(team, layer, factors, all, rows);
+    behind_attention(team, layer, factors, all, rows);
 }
 
 /// Query, key and value of some rows.
@@ -68,7 +68,7 @@ pub fn up_to_attention<T: Real>(
 }
 
 /// The rest of the layer on some rows, once query, key and value are there of all that they attend to.
-pub fn from_attention<T: Real>(
+pub fn behind_attention<T: Real>(
     team: &mut Team<T>,
     layer: &LayerView<T>,
     factors: &RightFactors<T>,

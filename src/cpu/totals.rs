@@ -45,7 +45,7 @@ impl<'a, T: Real> ColumnTotal<'a, T> {
 impl<T: Real> ColumnPart<'_, T> {
     /// Blocks of at most so many columns.
     pub fn split(self, columns: usize) -> impl Iterator<Item = Self> {
-        let blocks = self.sums.split(1, columns).into_iter().zip(self.lost.split(1, columns));
+        let blocks = self.sums.split(1, columns).zip(self.lost.split(1, columns));
         blocks.map(|(sums, lost)| ColumnPart { sums, lost })
     }
 
@@ -91,9 +91,9 @@ impl<T: Real> WeightPart<'_, T> {
     /// Blocks of at most so many rows.
     pub fn split_rows(self, rows: usize) -> impl Iterator<Item = Self> {
         let Self { sum, group, parts, number } = self;
-        let groups = group.map(|group| group.split_rows(rows).into_iter().map(Some));
+        let groups = group.map(|group| group.split_rows(rows).map(Some));
         let groups = groups.into_iter().flatten().chain(std::iter::repeat_with(|| None));
-        let blocks = sum.split_rows(rows).into_iter().zip(groups);
+        let blocks = sum.split_rows(rows).zip(groups);
         blocks.map(move |(sum, group)| WeightPart { sum, group, parts, number })
     }
 
