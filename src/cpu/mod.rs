@@ -33,6 +33,7 @@ mod simd;
 mod tensors;
 mod threads;
 mod totals;
+mod widened;
 mod workspace;
 
 use tch::{Kind, TchError, Tensor};
@@ -40,14 +41,15 @@ use tch::{Kind, TchError, Tensor};
 pub use chunk::OutOfMemory;
 pub use pool::empty as empty_cache;
 
-use crate::call::{Dims, Grads, Input, SavedTensors};
+use crate::call::{Dims, Grads, Input, Kinds, SavedTensors};
 
-/// See [`forward::forward`]; in the dtype of x, float64 or float32.
+/// See [`forward::forward`]; in float64, in float32, or widened to it.
 pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, SavedTensors), TchError> {
     pool::count_call();
-    match input.x.f_kind()? {
-        Kind::Double => forward::forward::<f64>(input, dims),
-        _ => forward::forward::<f32>(input, dims),
+    match input.kinds()? {
+        Kinds { x: Kind::Double, .. } => forward::forward::<f64>(input, dims),
+        Kinds { x: Kind::Float, linears: Kind::Float } => forward::forward::<f32>(input, dims),
+        _ => widened::forward(input, dims),
     }
 }
 
@@ -59,9 +61,12 @@ pub fn backward(
     dims: &Dims,
 ) -> Result<Grads, TchError> {
     pool::count_call();
-    match input.x.f_kind()? {
-        Kind::Double => backward::backward::<f64>(grad_y, input, saved, dims),
-        _ => backward::backward::<f32>(grad_y, input, saved, dims),
+    match input.kinds()? {
+        Kinds { x: Kind::Double, .. } => backward::backward::<f64>(grad_y, input, saved, dims),
+        Kinds { x: Kind::Float, linears: Kind::Float } => {
+            backward::backward::<f32>(grad_y, input, saved, dims)
+        }
+        _ => widened::backward(grad_y, input, saved, dims),
     }
 }
 

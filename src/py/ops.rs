@@ -54,6 +54,12 @@ pub fn path_counts() -> [(&'static str, u64); 2] {
     layer::path_counts()
 }
 
+/// For tests: every call through libtorch, whose results the fused path is checked by.
+#[pyfunction]
+pub fn aten_alone(alone: bool) {
+    layer::aten_alone(alone);
+}
+
 /// The instruction set that the fused path runs with in this process.
 #[pyfunction]
 pub fn instruction_set() -> &'static str {
