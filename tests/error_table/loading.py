@@ -34,6 +34,10 @@ NO_SUCH_ISA = Mistake(
     "The environment variable that limits the instruction set has another value than the three.",
     "`BATCHFORMER_ISA=avx2 python train.py`, or leave it unset for the best of the processor.",
 )
+NO_SUCH_POOL = Mistake(
+    "The environment variable that bounds the memory kept between steps is not a number of MiB.",
+    "`BATCHFORMER_POOL_MB=512 python train.py`, 0 to keep nothing, or leave it unset.",
+)
 
 
 def without_torch():
@@ -60,6 +64,11 @@ def with_an_older_extension():
 def with_isa(name):
     with mock.patch.dict(os.environ, BATCHFORMER_ISA=name):
         _extension._check_instruction_set()
+
+
+def with_pool(asked):
+    with mock.patch.dict(os.environ, BATCHFORMER_POOL_MB=asked):
+        _extension._check_pool()
 
 
 IMPORT = (
@@ -97,6 +106,12 @@ IMPORT = (
         "BATCHFORMER_ISA: expected 'baseline' or 'avx2' or 'avx512', got 'avx3'",
         *NO_SUCH_ISA,
     ),
+    Row(
+        lambda: with_pool("1GB"),
+        ImportError,
+        "BATCHFORMER_POOL_MB: expected a whole number of MiB, 0 or more, got '1GB'",
+        *NO_SUCH_POOL,
+    ),
 )
 
 UNREACHED = (
@@ -106,6 +121,14 @@ UNREACHED = (
         "a fault of batchformer itself: please report it with the call that led here (…)",
         "An assertion of the core failed.",
         "Report it, and meanwhile use `torch.nn.TransformerEncoderLayer`, whose state_dict is the same.",
+    ),
+    Unreached(
+        "memory that cannot be had; tests/test_memory.py brings it about in processes of their own",
+        RuntimeError,
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate … bytes. Error code 12 (Cannot "
+        "allocate memory)",
+        "What the layer saves for its backward, or works on, is more than the machine has left.",
+        "Lower the batch size, or recompute: `TransformerEncoderLayer(512, 8, recompute=True)`.",
     ),
     Unreached(
         "torch refuses memory that it is handed, for lack of the few bytes around it",
