@@ -7,6 +7,7 @@ import batchformer as bf
 from error_table.mistakes import (
     ACTIVATION,
     HEADS,
+    NOT_DENSE,
     NOT_FLOATING,
     OTHER_DEVICE,
     OTHER_DTYPE,
@@ -83,6 +84,12 @@ NO_SECOND_DERIVATIVE = Mistake(
 
 OP = (
     Row(lambda: op(X), ValueError, "x: expected shape [N, L, 16], got [6, 16]", *NOT_TOKENS),
+    Row(
+        lambda: op(TOKENS.to_sparse()),
+        TypeError,
+        "x: expected a dense tensor (torch.strided), got layout torch.sparse_coo",
+        *NOT_DENSE,
+    ),
     Row(
         lambda: op(X, batch_first=True), ValueError, "x: expected shape [L, N, 16], got [6, 16]", *NOT_TOKENS
     ),

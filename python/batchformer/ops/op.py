@@ -10,7 +10,14 @@ from batchformer._extension import core
 from batchformer.ops.arguments import NEEDS_COUNT, PARAMETER_COUNT, Config, Parameters, unpack
 from batchformer.ops.direct import nobody_watches, saved_as_they_are
 from batchformer.ops.forward_mode import refuse_tangents
-from batchformer.ops.table import BACKWARD_SCHEMA, FORWARD_SCHEMA, check_devices, empty_saved, needed
+from batchformer.ops.table import (
+    BACKWARD_SCHEMA,
+    FORWARD_SCHEMA,
+    check_dense,
+    check_devices,
+    empty_saved,
+    needed,
+)
 
 library = torch.library.Library("batchformer", "DEF")
 
@@ -81,6 +88,7 @@ library.define(FORWARD_SCHEMA, tags=_TAGS)
 
 def _forward(x: Tensor, *arguments: Any) -> Outputs:
     parameters, seed, config, (needs,) = unpack(arguments)
+    check_dense({"x": x, **parameters._asdict()})
     return core.encoder_layer_forward(x, parameters, seed, config, needs)
 
 
@@ -100,6 +108,7 @@ library.define(BACKWARD_SCHEMA, tags=_TAGS)
 def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
     refuse_tangents((grad_y, x, *arguments))
     parameters, seed, config, (saved, needs) = unpack(arguments)
+    check_dense({"grad_y": grad_y, "x": x, **parameters._asdict()})
     return core.encoder_layer_backward(grad_y, x, parameters, seed, config, saved, needs)
 
 
