@@ -4,7 +4,7 @@ import random
 
 from fuzz import layers, tensors
 from fuzz.call import Call, under
-from fuzz.direct import backward, forward
+from fuzz.direct import BACKWARD, FORWARD
 from fuzz.layers import Layer
 
 MODES = ("torch.no_grad()", "torch.inference_mode()", 'torch.autocast("cpu", dtype=torch.bfloat16)')
@@ -65,11 +65,11 @@ def draw_direct(rng: random.Random) -> Call:
     lines = [*layers.theirs(rng, layer), *_only_ours(rng, layer, frozen=False)]
     lines += ["parameters, config, seed = encoder._parameters_of_op(), encoder._config(), torch.tensor(5)"]
     moved = rng.random() < 0.15
-    steps = [f"y, *saved = {forward()}"]
+    steps = [f"y, saved = {FORWARD}"]
     if moved:
         steps.append("saved = [s.transpose(0, -1).contiguous().transpose(0, -1) for s in saved]")
     steps += [
-        f"x.grad, *grads = {backward()}",
+        f"x.grad, *grads = {BACKWARD}",
         "for p, grad in zip([p for p in parameters if p is not None], grads, strict=True): p.grad = grad",
     ]
     under_no_grad = ["with torch.no_grad():", *(f"    {line}" for line in steps)]

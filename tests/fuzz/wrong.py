@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from fuzz import layers
 from fuzz.call import Call
-from fuzz.direct import backward, forward, saved_names
+from fuzz.direct import BACKWARD, FEWEST_SAVED, FORWARD
 from fuzz.near_layer import token_shape
 
 BAD_TENSORS = (
@@ -31,8 +31,6 @@ PARAMETERS = (
     "norm2_weight",
     "norm2_bias",
 )
-# Saved tensors that are there for every call.
-ALWAYS_SAVED = ("qkv", "logsumexp", "residual1", "hidden", "mean1", "rstd1", "mean2", "rstd2")
 BAD_SAVED = (
     "s.new_empty(s.numel() + 1)",
     "torch.cat([s, s])",
@@ -177,19 +175,19 @@ def _wrong(rng: random.Random, bias: bool) -> tuple[str, list[str]]:
         return f"bf.ops.encoder_layer(x, parameters._replace({name}={bad}), config)", []
     if kind == "config":
         replaced = f"config = config._replace({rng.choice(BAD_CONFIGS)})"
-        return forward(), ["seed = torch.tensor(1)", replaced]
+        return FORWARD, ["seed = torch.tensor(1)", replaced]
     if kind == "seed":
-        return forward(), ["config = config._replace(dropout=(0.5,) * 4)", f"seed = {rng.choice(BAD_SEEDS)}"]
+        return FORWARD, ["config = config._replace(dropout=(0.5,) * 4)", f"seed = {rng.choice(BAD_SEEDS)}"]
     if kind in ("grad_y", "saved"):
-        saving = ["with torch.no_grad():", f"    y, *saved = {forward()}", "grad_y = torch.randn(x.shape)"]
+        saving = ["with torch.no_grad():", f"    y, saved = {FORWARD}", "grad_y = torch.randn(x.shape)"]
         if kind == "grad_y":
             bad = rng.choice((*BAD_TENSORS, "None", "{}[:-1]", "{}.half()")).replace("{}", "grad_y")
-            return backward(), [*saving, f"grad_y = {bad}"]
+            return BACKWARD, [*saving, f"grad_y = {bad}"]
         if rng.random() < 0.1:
-            return backward(), [
+            return BACKWARD, [
                 *saving,
                 f"saved = {rng.choice(('saved[:-1]', '[*saved, saved[0]]', '[None, *saved[1:]]'))}",
             ]
-        index = saved_names().index(rng.choice([name for name in ALWAYS_SAVED if name in saved_names()]))
-        return backward(), [*saving, f"s = saved[{index}]", f"saved[{index}] = {rng.choice(BAD_SAVED)}"]
+        index = rng.randrange(FEWEST_SAVED)
+        return BACKWARD, [*saving, f"s = saved[{index}]", f"saved[{index}] = {rng.choice(BAD_SAVED)}"]
     return rng.choice(MODULES if kind == "modules" else HELPERS), []
