@@ -7,6 +7,7 @@ A line for each case above the bound of tolerances.py, then the largest share of
 """
 
 import copy
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 
@@ -80,13 +81,16 @@ def shares(
 
 
 def cases(shape: tuple[int, int, int, int]) -> Iterator[tuple[bool, str, str, float]]:
-    """All of a small shape; of a large one, those that differ most."""
+    """All of a small shape; of a large one GELU alone.
+
+    Among millions of hidden units one lands within rounding of the ReLU's 0 and passes in one of the two
+    evaluations, by chance in ours or in torch's.
+    """
     small = is_small(shape)
-    for norm_first, activation in [(False, "relu"), (True, "gelu"), (False, "gelu"), (True, "relu")]:
-        if small or (norm_first == (activation == "gelu")):
-            for name in INPUTS:
-                for mean_grad in (0.0, 1.0) if small or name == "normal" else (1.0,):
-                    yield norm_first, activation, name, mean_grad
+    for norm_first, activation in itertools.product((False, True), ("relu", "gelu") if small else ("gelu",)):
+        for name in INPUTS:
+            for mean_grad in (0.0, 1.0) if small or name == "normal" else (1.0,):
+                yield norm_first, activation, name, mean_grad
 
 
 def main(shapes: list[tuple[int, int, int, int]]) -> None:
@@ -99,6 +103,7 @@ def main(shapes: list[tuple[int, int, int, int]]) -> None:
             for quantity, share in shares(shape, norm_first, activation, name, mean_grad).items():
                 if not share <= 1:
                     sys.stdout.write(f"{case}: {quantity} {share:.3g}\n")
+                    sys.stdout.flush()
                 if not share <= worst.get(quantity, 0.0):
                     worst[quantity] = share
         sys.stdout.write(f"{shape} done\n")

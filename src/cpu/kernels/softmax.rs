@@ -7,8 +7,8 @@ use crate::cpu::simd::{exp, Kernel, Real, Simd};
 
 /// Most lanes of a block.
 pub const LANES: usize = 64;
-/// Keys whose probabilities are added up in one chain in the backward: where they are alike, so are the rounding errors,
-/// and in a chain of 33 they made four parts in ten million of every gradient of a value.
+/// Keys whose probabilities are added up in one chain: where they are alike, so are the rounding errors, and in a chain
+/// of 33 they made four parts in ten million of every gradient of a value.
 const CHAIN: usize = 8;
 
 /// Which queries and keys a block holds, and where their scores are in `[L, H, N, M]`.
@@ -128,24 +128,24 @@ impl<T: Real> Kernel for Softmax<'_, T> {
         }
         let mut factors = DropoutFactors::new(&mask, &pairs);
         let mut factor = [T::ONE; LANES];
-        for key in 0..keys {
-            let seen = pairs.lanes_of(key, lanes);
-            let row = &mut scores.row(key)[..lanes];
-            for lane in 0..lanes {
-                row[lane] = exp::<T, S>(row[lane] - max[lane]);
+        for first in (0..keys).step_by(CHAIN) {
+            let mut sum_of_few = [T::ZERO; LANES];
+            let sum_of_few = &mut sum_of_few[..lanes];
+            for key in first..(first + CHAIN).min(keys) {
+                let row = &mut scores.row(key)[..lanes];
+                probabilities::<T, S>(row, &pairs, key, max);
+                for lane in 0..lanes {
+                    sum_of_few[lane] += row[lane];
+                }
+                if !mask.is_off() {
+                    factors.of_key(key, &mut factor);
+                    for lane in 0..lanes {
+                        row[lane] *= factor[lane];
+                    }
+                }
             }
-            row[..seen.start].fill(T::ZERO);
-            row[seen.end..].fill(T::ZERO);
-            if mask.is_off() {
-                for lane in 0..lanes {
-                    sum[lane] += row[lane];
-                }
-            } else {
-                factors.of_key(key, &mut factor);
-                for lane in 0..lanes {
-                    sum[lane] += row[lane];
-                    row[lane] *= factor[lane];
-                }
+            for lane in 0..lanes {
+                sum[lane] += sum_of_few[lane];
             }
         }
     }
@@ -249,18 +249,13 @@ impl<T: Real> SoftmaxBackward<'_, T> {
     }
 }
 
-/// The scores of a key to exp(S - log Σ exp S), and to 0 for queries that do not see it.
+/// The scores of a key to exp(S - shift), and to 0 for queries that do not see it.
 #[inline(always)]
-fn probabilities<T: Real, S: Simd>(
-    row: &mut [T],
-    pairs: &Pairs,
-    key: usize,
-    logsumexp: &[T; LANES],
-) {
+fn probabilities<T: Real, S: Simd>(row: &mut [T], pairs: &Pairs, key: usize, shift: &[T]) {
     let seen = pairs.lanes_of(key, row.len());
-    let logsumexp = &logsumexp[..row.len()];
+    let shift = &shift[..row.len()];
     for lane in 0..row.len() {
-        row[lane] = exp::<T, S>(row[lane] - logsumexp[lane]);
+        row[lane] = exp::<T, S>(row[lane] - shift[lane]);
     }
     row[..seen.start].fill(T::ZERO);
     row[seen.end..].fill(T::ZERO);
