@@ -52,13 +52,10 @@ def test_an_input_that_is_small_but_for_its_shape_is_torchs_error(shape, dtype):
         layer(torch.zeros(1, 1, 8, dtype=dtype).expand(shape))
 
 
-def test_what_the_user_gets_can_be_resized():
-    layer = bf.TransformerEncoderLayer(512, 4, 512)
-    x = torch.randn(64, 20, 512, requires_grad=True)
-    y = layer(x)
-    y.sum().backward()
-    for tensor in (y.detach(), x.grad, layer.linear1.weight.grad):
-        assert tensor.resize_(2 * tensor.numel()).numel() == tensor.untyped_storage().nbytes() / 4
+def test_a_large_output_can_be_resized():
+    y = bf.TransformerEncoderLayer(512, 4, 512)(torch.randn(64, 20, 512)).detach()
+    count = 2 * y.numel()
+    assert y.resize_(count).untyped_storage().nbytes() == 4 * count
 
 
 def printed(work: str, **environment: str) -> float:

@@ -91,6 +91,24 @@ fn map(bytes: usize) -> Option<NonNull<u8>> {
     Some(huge)
 }
 
+/// Asks for huge pages under memory of torch's that is about to be written.
+#[cfg(target_os = "linux")]
+pub fn advise_huge_pages<T>(memory: &mut [T]) {
+    const PAGE: usize = 4096;
+    let (start, bytes) = (memory.as_mut_ptr().cast::<u8>(), size_of_val(memory));
+    let before = start.align_offset(PAGE);
+    if bytes >= HUGE + before {
+        // SAFETY: advice on the whole pages that lie in the slice; what they hold stays.
+        unsafe {
+            let pages = (bytes - before) / PAGE * PAGE;
+            libc::madvise(start.add(before).cast(), pages, libc::MADV_HUGEPAGE);
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn advise_huge_pages<T>(_memory: &mut [T]) {}
+
 #[cfg(not(target_os = "linux"))]
 fn map(_bytes: usize) -> Option<NonNull<u8>> {
     None // not called

@@ -8,7 +8,7 @@ use super::kernels::norm::NormView;
 use super::layer_view::{LayerView, LinearView, Masks};
 use super::matrix::{Matrix, MatrixMut};
 use super::simd::Real;
-use super::tensors::{elements, elements_mut, empty};
+use super::tensors::{elements, elements_mut, empty_of_pool};
 use super::totals::{ColumnTotal, WeightTotal};
 use crate::call::random::Site;
 use crate::call::{self, Affine, Dims, Grads, Input, Params, PARAMETERS};
@@ -22,13 +22,13 @@ pub fn contiguous(params: &Params<Tensor>) -> Result<Params<Tensor>, TchError> {
 pub fn empty_grads<T: Real + Element>(input: &Input, dims: &Dims) -> Result<Grads, TchError> {
     let mut grads = Grads::none();
     if input.needs.x {
-        grads.x = Some(empty::<T>(&input.x.size())?);
+        grads.x = Some(empty_of_pool::<T>(&input.x.size())?);
     }
     let needs = input.needs.params.into_array();
     let mut params = [const { None }; PARAMETERS.len()];
     for ((grad, fact), needed) in params.iter_mut().zip(&PARAMETERS).zip(needs) {
         if needed {
-            *grad = Some(empty::<T>(&dims.shape(fact.shape))?);
+            *grad = Some(empty_of_pool::<T>(&dims.shape(fact.shape))?);
         }
     }
     grads.params = Params::from_array(params);

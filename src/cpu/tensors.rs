@@ -3,10 +3,15 @@
 use tch::kind::Element;
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::block::Block;
+use super::chunk::advise_huge_pages;
 use super::matrix::{Matrix, MatrixMut, RowOrder};
 use super::pool;
 use super::simd::Real;
 use crate::call::Dims;
+
+/// From so many bytes on, memory is fresh or used again; the C library keeps smaller pieces by itself.
+const OF_POOL: usize = 1 << 20;
 
 /// `[.., C]` with neighbouring channels, as it is if they are neighbours already. The stride of an axis of size 1
 /// means nothing, not even in what torch calls contiguous.
@@ -19,9 +24,21 @@ pub fn readable(tensor: &Tensor) -> Result<Tensor, TchError> {
     }
 }
 
-/// An uninitialised contiguous tensor in memory of torch's, for the user.
+/// An uninitialised contiguous tensor in memory of torch's: an output. [`super::pool`] says why.
 pub fn empty<T: Real + Element>(shape: &[i64]) -> Result<Tensor, TchError> {
-    with_what_is_kept(|| Tensor::f_empty(shape, (T::KIND, Device::Cpu)))
+    let mut tensor = with_what_is_kept(|| Tensor::f_empty(shape, (T::KIND, Device::Cpu)))?;
+    advise_huge_pages(elements_mut::<T>(&mut tensor));
+    Ok(tensor)
+}
+
+/// The same in memory of the pool if it is large: a gradient.
+pub fn empty_of_pool<T: Real + Element>(shape: &[i64]) -> Result<Tensor, TchError> {
+    let sizes: Vec<usize> = shape.iter().map(|&size| size as usize).collect();
+    let len = sizes.iter().fold(1, |len: usize, &size| len.saturating_mul(size));
+    if len.saturating_mul(size_of::<T>()) < OF_POOL {
+        return empty::<T>(shape);
+    }
+    Block::<T>::new(len).into_tensor(&sizes)
 }
 
 /// Tries it again with the pool's memory given back if it fails, as it may for want of memory.

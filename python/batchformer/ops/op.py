@@ -64,10 +64,10 @@ def path_counts() -> dict[str, int]:
 def empty_cache() -> None:
     """None; gives the memory back to the system that the "cpu" path has kept for its next calls.
 
-    That is scratch and what the forward saves, freed and not used again yet: at most as much as was in use
-    at once in the last few hundred calls, and at most 1024 MiB, or as many as the environment variable
-    BATCHFORMER_POOL_MB named when the path first ran (0: nothing is kept). Outputs and gradients are in
-    memory of torch's.
+    That is scratch, what the forward saves, and large gradients, freed and not used again yet: at most as
+    much as was in use at once in the last few hundred calls, and at most 1024 MiB, or as many as the
+    environment variable BATCHFORMER_POOL_MB named when the path first ran (0: nothing is kept). Outputs are
+    in memory of torch's.
 
     >>> batchformer.ops.empty_cache()
     """
