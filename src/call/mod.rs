@@ -15,7 +15,7 @@ pub use config::{Activation, Config, Dropout, CONFIG};
 pub use dims::{accumulate_kind, Dims};
 pub use needs::{Needs, Piece, NEEDS};
 pub use params::{Affine, Linear, Norm, ParameterFact, Params, PARAMETERS};
-pub use saved::{Saved, SAVED};
+pub use saved::{DtypeOf, Saved, SavedFact, SAVED};
 pub use shape::Shape;
 
 /// What the layer is applied to, forward and backward alike.

@@ -1,5 +1,5 @@
 //! Half precision, and float32 with half precision in the linears as autocast makes it: by the kernels of float32,
-//! rounded where the caller sees it, which is y, what is saved and the gradients.
+//! with y and the gradients rounded.
 //!
 //! Tried and dropped: op by op through libtorch, which takes 0.9 to 2.4 times as long as torch's own layer; this takes
 //! half of its time (2 cores with AMX, whose products in bfloat16 are a small part of torch's).
@@ -8,16 +8,12 @@ use tch::{Kind, TchError, Tensor};
 
 use super::backward::backward as in_float32_backward;
 use super::forward::forward as in_float32;
-use crate::call::{Dims, Grads, Input, Params, Saved, SavedTensors, PARAMETERS};
+use crate::call::{Dims, Grads, Input, Params, SavedTensors, PARAMETERS};
 
 /// See [`super::forward`].
 pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, SavedTensors), TchError> {
     let (y, saved) = in_float32::<f32>(&widen(input)?, dims)?;
-    let kinds = input.kinds()?;
-    let saved = saved.zip(Saved::facts()).try_map(|(tensor, fact)| {
-        tensor.map(|tensor| tensor.f_to_kind(fact.dtype.kind(kinds))).transpose()
-    })?;
-    Ok((y.f_to_kind(kinds.x)?, saved))
+    Ok((y.f_to_kind(input.x.f_kind()?)?, saved))
 }
 
 /// See [`super::backward`].
@@ -27,9 +23,8 @@ pub fn backward(
     saved: &SavedTensors,
     dims: &Dims,
 ) -> Result<Grads, TchError> {
-    let saved = saved.as_ref().try_map(|tensor| tensor.as_ref().map(wide).transpose())?;
-    let grads = in_float32_backward::<f32>(&wide(grad_y)?, &widen(input)?, &saved, dims)?;
-    let x = grads.x.map(|grad| grad.f_to_kind(input.kinds()?.x)).transpose()?;
+    let grads = in_float32_backward::<f32>(&wide(grad_y)?, &widen(input)?, saved, dims)?;
+    let x = grads.x.map(|grad| grad.f_to_kind(input.x.f_kind()?)).transpose()?;
     let mut params = [const { None }; PARAMETERS.len()];
     let wide_grads = grads.params.into_array().into_iter().zip(input.params.as_options());
     for (narrow, (grad, param)) in params.iter_mut().zip(wide_grads) {

@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::path::Path;
 use super::LayerError;
 use crate::call::{
     Activation, Config, Dims, Input, Linear, Needs, ParameterFact, Params, Saved, SavedTensors,
@@ -55,7 +56,12 @@ pub fn grad_y(grad_y: &Tensor, x: &Tensor) -> Result<(), LayerError> {
 }
 
 /// What a forward of this input would have kept, from the list that the op passes on.
-pub fn saved(tensors: Vec<Tensor>, input: &Input, dims: &Dims) -> Result<SavedTensors, LayerError> {
+pub fn saved(
+    tensors: Vec<Tensor>,
+    input: &Input,
+    dims: &Dims,
+    path: Path,
+) -> Result<SavedTensors, LayerError> {
     let kept =
         SAVED.each_ref().map(|fact| fact.is_kept(&input.config, &input.needs, dims.positions));
     let (expected, got) = (kept.into_iter().filter(|&kept| kept).count(), tensors.len());
@@ -68,7 +74,7 @@ pub fn saved(tensors: Vec<Tensor>, input: &Input, dims: &Dims) -> Result<SavedTe
     for (fact, tensor) in SAVED.iter().zip(saved.as_ref().into_array()) {
         let Some(tensor) = tensor else { continue };
         check_shape(fact.name, tensor, &dims.shape(fact.shape))?;
-        check_dtype(fact.name, tensor, "the forward", fact.dtype.kind(kinds))?;
+        check_dtype(fact.name, tensor, "the forward", path.saved_dtype(fact).kind(kinds))?;
         check_device(fact.name, tensor, &input.x)?;
     }
     Ok(saved)

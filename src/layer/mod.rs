@@ -4,12 +4,12 @@ mod check;
 mod error;
 mod path;
 
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 pub use crate::cpu::{empty_cache, instruction_set};
 pub use check::{activation, params};
 pub use error::{catch, LayerError};
-pub use path::{aten_alone, path_counts};
+pub use path::{aten_alone, choose as choose_path, path_counts};
 
 use crate::aten;
 use crate::call::{Grads, Input, Linear, SavedTensors};
@@ -19,7 +19,7 @@ use path::Path;
 /// `[N, L, C]` to `[N, L, C]`, and what a backward with the input's needs takes.
 pub fn forward(input: &Input) -> Result<(Tensor, SavedTensors), LayerError> {
     let dims = check::input(input)?;
-    let path = path::choose(input);
+    let path = path::choose(input.x.device() == Device::Cpu);
     let outputs = match path {
         Path::Cpu => cpu::forward(input, &dims)?,
         Path::Aten => aten::steps::forward(input, &dims)?,
@@ -32,8 +32,8 @@ pub fn forward(input: &Input) -> Result<(Tensor, SavedTensors), LayerError> {
 pub fn backward(grad_y: &Tensor, input: &Input, saved: Vec<Tensor>) -> Result<Grads, LayerError> {
     let dims = check::input(input)?;
     check::grad_y(grad_y, &input.x)?;
-    let saved = check::saved(saved, input, &dims)?;
-    let path = path::choose(input);
+    let path = path::choose(input.x.device() == Device::Cpu);
+    let saved = check::saved(saved, input, &dims, path)?;
     let grads = match path {
         Path::Cpu => cpu::backward(grad_y, input, &saved, &dims)?,
         Path::Aten => aten::steps::backward(grad_y, input, saved, &dims)?,

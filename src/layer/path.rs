@@ -2,9 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use tch::Device;
-
-use crate::call::Input;
+use crate::call::{DtypeOf, SavedFact};
 
 /// An implementation of the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +19,8 @@ static CALLS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 static ATEN_ALONE: AtomicBool = AtomicBool::new(false);
 
 /// The one place that chooses.
-pub fn choose(input: &Input) -> Path {
-    if input.x.device() == Device::Cpu && !ATEN_ALONE.load(Ordering::Relaxed) {
+pub fn choose(on_cpu: bool) -> Path {
+    if on_cpu && !ATEN_ALONE.load(Ordering::Relaxed) {
         Path::Cpu
     } else {
         Path::Aten
@@ -35,6 +33,16 @@ pub fn aten_alone(alone: bool) {
 }
 
 impl Path {
+    /// Which of the dtypes of a call a saved tensor has: the fused path, whose kernels are of float32 and float64, keeps
+    /// what they gave. Tried: rounded to half precision as torch keeps it; attention made again from a rounded query and
+    /// key does not fit its log-sum-exp.
+    pub fn saved_dtype(self, fact: &SavedFact) -> DtypeOf {
+        match self {
+            Path::Cpu => DtypeOf::Sums,
+            Path::Aten => fact.dtype,
+        }
+    }
+
     fn calls(self) -> &'static AtomicU64 {
         &CALLS[self as usize]
     }

@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 
 use super::arguments::{config as from_python, PyConfig, PyNeeds};
 use crate::call::{Needs, Shape, CONFIG, PARAMETERS, SAVED};
+use crate::layer;
 
 /// `(times, letter)` for each axis: 3C is (3, "C").
 type PyShape = Vec<(i64, &'static str)>;
@@ -24,10 +25,17 @@ pub fn config_facts() -> [(&'static str, &'static str); CONFIG.len()] {
     CONFIG
 }
 
-/// `(name, shape, whose dtype: "x", "linears" or "sums")` of each tensor that the forward may leave.
+/// `(name, shape)` of each tensor that the forward may leave.
 #[pyfunction]
-pub fn saved_facts() -> Vec<(&'static str, PyShape, &'static str)> {
-    SAVED.iter().map(|fact| (fact.name, shape(fact.shape), fact.dtype.name())).collect()
+pub fn saved_facts() -> Vec<(&'static str, PyShape)> {
+    SAVED.iter().map(|fact| (fact.name, shape(fact.shape))).collect()
+}
+
+/// Whose dtype each has on a device of this type: that of "x", of the "linears", or in which "sums" are.
+#[pyfunction]
+pub fn saved_dtypes(device_type: &str) -> [&'static str; SAVED.len()] {
+    let path = layer::choose_path(device_type == "cpu");
+    SAVED.each_ref().map(|fact| path.saved_dtype(fact).name())
 }
 
 /// Which of them it leaves.

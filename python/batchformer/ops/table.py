@@ -42,9 +42,10 @@ def empty_saved(x: Tensor, parameters: Parameters, config: Config, needs: Sequen
     }
     # The only size that decides what is kept is L = 1, or graphs would not serve every other.
     kept = core.saved_kept(config, needs, 1 if positions == 1 else 2)
+    whose = core.saved_dtypes(x.device.type)
     return [
         x.new_empty([times * sizes[letter] for times, letter in shape], dtype=dtypes[dtype])
-        for (_, shape, dtype), is_kept in zip(_SAVED, kept, strict=True)
+        for (_, shape), dtype, is_kept in zip(_SAVED, whose, kept, strict=True)
         if is_kept
     ]
 
