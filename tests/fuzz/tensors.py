@@ -3,10 +3,11 @@
 import math
 import random
 
-# Not finite, or of a square that is not; away from the border, where torch's own kernels differ.
+# Not finite. Where a square alone is not, torch's layer gives rows that are finite and wrong, which are nobody's
+# measure; tests/test_exactness.py says what ours gives.
 SPECIAL = {
     "float64": ("nan", "inf", "-inf"),
-    "float32": ("nan", "inf", "-inf", "1e30"),
+    "float32": ("nan", "inf", "-inf"),
     "bfloat16": ("nan", "inf", "-inf"),
     "float16": ("nan", "inf", "-inf"),
 }

@@ -69,7 +69,7 @@ def empty_cache() -> None:
     environment variable BATCHFORMER_POOL_MB named when the path first ran (0: nothing is kept). Outputs are
     in memory of torch's.
 
-    >>> batchformer.ops.empty_cache()
+    >>> empty_cache()
     """
     core.empty_cache()
 
