@@ -8,7 +8,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use tch::{TchError, Tensor};
 
-pub use crate::cpu::instruction_set;
+pub use crate::cpu::{fma_flops, instruction_set};
 pub use check::{activation, params};
 pub use error::LayerError;
 pub use path::path_counts;
