@@ -3,10 +3,26 @@
 PYTHON ?= python3
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
+SOAK_ARGS ?=
 
 VENV := $(CURDIR)/.venv
 UV_VERSION := $(shell sed -n 's/^uv==\([^ ;]*\).*/\1/p' requirements.lock)
 RUST_SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock .cargo/config.toml
+# Debug assertions and overflow checks in this package alone, so that torch-sys is not compiled a second time.
+CHECKED := $(addprefix --config profile.release.package.batchformer.,debug-assertions=true overflow-checks=true)
+# What takes the kernels through every shape, path and number of threads; the large inputs add time, no branch.
+CHECKED_TESTS := tests/test_encoder_layer.py tests/test_dropout.py tests/test_fused_path.py
+CHECKED_PICK := not half_precision and not large and not ten_thousand
+# The sanitizer is unstable, so a wrapper gives its flag to this package and leaves all that it depends on as it is.
+# A pool that keeps nothing shows what is used after it was given back; torch and Python never free all they have.
+SANITIZED = RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/target/sanitize/rustc LIBRARY_PATH="$(TORCH_LIB)"
+SANITIZER = ASAN_OPTIONS=detect_leaks=0 BATCHFORMER_POOL_MB=0
+# Behind a wrapper cargo takes the plain extension for the sanitized one and back, as both are called lib_core.so.
+FORGET = cargo clean --quiet --release --package batchformer
+# A copy of the package in target/$(1) with the extension that was built last.
+beside = rm -rf target/$(1)/batchformer && mkdir -p target/$(1) && cp -r python/batchformer target/$(1)/ \
+	&& install target/release/lib_core.so target/$(1)/batchformer/_core.abi3.so
 TORCH_LIB = $(shell $(VENV)/bin/python -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0] + "/lib")')
 
 # Every recipe sees this environment and no other, whatever the caller has activated.
@@ -16,7 +32,7 @@ export PYO3_PYTHON := $(VENV)/bin/python
 export PYO3_BUILD_EXTENSION_MODULE := 1
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
 
-.PHONY: help demo test bench build lint format wheel lock clean
+.PHONY: help demo test checked sanitize bench fuzz soak build lint format wheel lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -25,12 +41,35 @@ help: ## List the targets
 demo: $(VENV)/.built ## Train long-tailed digits with and without BatchFormer; prints the table, draws the figures
 	python examples/long_tailed.py $(DEMO_ARGS)
 
-test: $(VENV)/.built ## Run every test, Rust and Python
-	LD_LIBRARY_PATH="$(TORCH_LIB)" cargo test --release --quiet
+test: checked ## Run every test, Rust and Python
 	python -m pytest
+
+checked: $(VENV)/.built ## Run the Rust tests and those of the kernels with debug assertions and overflow checks
+	LIBRARY_PATH="$(TORCH_LIB)" LD_LIBRARY_PATH="$(TORCH_LIB)" cargo test --release --quiet $(CHECKED)
+	LIBRARY_PATH="$(TORCH_LIB)" cargo build --release --locked --quiet $(CHECKED)
+	$(call beside,checked)
+	PYTHONPATH=$(CURDIR)/target/checked python -m pytest $(CHECKED_TESTS) -k "$(CHECKED_PICK)"
+
+sanitize: $(VENV)/.built ## Run the Rust tests and those of the kernels under the address sanitizer (10 minutes; needs gcc)
+	mkdir -p target/sanitize
+	printf '#!/bin/sh\nRUSTC_BOOTSTRAP=1 exec "$$@" -Zsanitizer=address -Cdebuginfo=1 -Cstrip=none\n' > target/sanitize/rustc
+	chmod +x target/sanitize/rustc
+	$(FORGET)
+	$(SANITIZER) $(SANITIZED) LD_LIBRARY_PATH="$(TORCH_LIB)" cargo test --release --quiet
+	$(SANITIZED) cargo build --release --locked --quiet
+	$(call beside,sanitize)
+	$(FORGET)
+	$(SANITIZER) PYTHONPATH=$(CURDIR)/target/sanitize LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
+		python -m pytest $(CHECKED_TESTS) -k "$(CHECKED_PICK)"
 
 bench: $(VENV)/.built ## Time the layer beside torch's and beside its bare matrix products (10 minutes)
 	python -m batchformer.benchmark $(BENCH_ARGS)
+
+fuzz: $(VENV)/.built ## Random calls beside torch's layer in float64: FUZZ_ARGS="--calls 1000 --seed 3 --minutes 5"
+	cd tests && python -m fuzz $(FUZZ_ARGS)
+
+soak: $(VENV)/.built ## A million small steps and 10,000 varied ones, and the memory they take (SOAK_ARGS)
+	cd tests && python -m fuzz.soak $(SOAK_ARGS)
 
 build: $(VENV)/.built ## Make .venv and build the extension into python/batchformer
 

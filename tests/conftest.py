@@ -4,9 +4,12 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+from batchformer._extension import core
 
 # What torch.compile kept on disk for an earlier state of the ops is not looked at.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="batchformer-tests-")
@@ -33,6 +36,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["cpu", "aten"])
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The path of calls on the CPU: the fused one, and the one through libtorch that other devices take."""
+    core.aten_alone(request.param == "aten")
+    yield request.param
+    core.aten_alone(False)
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -159,6 +159,15 @@ def test_what_was_replaced_for_all_layers_is_called(owner, name, monkeypatch):
     assert layer.declined(x) is None
 
 
+@pytest.mark.parametrize("name", ["linear", "scaled_dot_product_attention", "layer_norm"])
+def test_another_kernel_put_into_torch_is_used(name, monkeypatch):
+    theirs, ours = layers(16, 4, 16, 0.0)
+    x = torch.randn(7, 5, 16)
+    of_torch = getattr(nn.functional, name)
+    monkeypatch.setattr(nn.functional, name, lambda *inputs, **options: 2 * of_torch(*inputs, **options))
+    assert torch.equal(ours(x), theirs(x))
+
+
 @pytest.mark.parametrize(
     "register",
     [
@@ -228,24 +237,24 @@ SUBCLASSES = {
 @pytest.mark.parametrize("kind", SUBCLASSES)
 @pytest.mark.parametrize("place", ["src", "self_attn.in_proj_bias", "linear2.weight", "norm2.bias"])
 def test_a_tensor_subclass_anywhere_gives_what_it_gives_in_torchs_layer(kind, place):
-    x = torch.randn(7, 5, 16)
+    x, wrap = torch.randn(7, 5, 16), SUBCLASSES[kind]
     outputs = []
     for layer in layers(16, 4, 16, 0.0):
         layer.requires_grad_(False)
         if place == "src":
-            outputs.append(layer(SUBCLASSES[kind](x)))
+            x = wrap(x) if type(x) is torch.Tensor else x
         else:
             path, _, name = place.rpartition(".")
             owner = layer.get_submodule(path)
-            value = SUBCLASSES[kind](getattr(owner, name).detach())
+            value = wrap(getattr(owner, name).detach())
             delattr(owner, name)
             setattr(owner, name, value)
-            outputs.append(layer(x))
-    assert type(outputs[0]) is type(outputs[1]) is not torch.Tensor
-    theirs, ours = (y.b if isinstance(y, TwoTensor) else y.as_subclass(torch.Tensor) for y in outputs)
-    assert theirs.shape == ours.shape
-    reason = layer.declined(SUBCLASSES[kind](x))
-    assert reason == f"src or a parameter is of the tensor subclass {type(outputs[1]).__name__}"
+        outputs.append(layer(x))
+    theirs, ours = outputs
+    assert type(ours) is type(theirs) is not torch.Tensor
+    assert layer.declined(x) == f"src or a parameter is of the tensor subclass {type(theirs).__name__}"
+    for part in ("a", "b") if isinstance(theirs, TwoTensor) else ("data",):
+        assert torch.equal(getattr(ours, part), getattr(theirs, part))
 
 
 def test_a_tangent_is_never_lost():

@@ -40,7 +40,7 @@ def set_dropout(layer: torch.nn.TransformerEncoderLayer, p: dict[str, float]) ->
     ids=["halves", "mixed", "no attention", "no hidden"],
 )
 def test_output_and_gradients_are_the_plain_reading_under_the_same_masks(
-    norm_first, batch_first, activation, p, device
+    norm_first, batch_first, activation, p, device, path
 ):
     n, l, c, f, heads, seed = 7, 5, 24, 37, 4, -123456789
     _, layer = layers(

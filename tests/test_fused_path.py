@@ -1,9 +1,6 @@
 """The fused path on the CPU: threads, processes, memory. Its results are checked where the layer's are."""
 
 import concurrent.futures
-import gc
-import resource
-from pathlib import Path
 
 import pytest
 import torch
@@ -153,48 +150,6 @@ def test_an_output_that_is_held_is_never_written_again():
     assert all(torch.equal(y.detach(), copy) for y, copy in zip(held, copies, strict=True))
     assert layer.linear1.weight.grad.isfinite().all()
     assert not torch.equal(first, layer.linear1.weight.grad)  # the first was added to those of three steps
-
-
-def test_large_memory_is_used_again():
-    """Fresh memory is filled with zeros at its first touch: a fault for every 4 KiB, or 2 MiB if huge."""
-    layer = bf.TransformerEncoderLayer(256, 4, 256, 0.5)
-    x, grad_y = torch.randn(2, 64, 300, 256)
-    written = 8 * x.numel() * x.element_size()  # what is saved, the output and the gradient of the input
-
-    def step() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        layer.zero_grad()
-        layer(x).backward(grad_y)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    for _ in range(3):
-        step()
-    assert min(step() for _ in range(3)) < written / (2 << 20) / 2
-
-
-def resident() -> int:
-    """Bytes of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
-
-
-def test_ten_thousand_steps_leave_nothing_behind(one_thread):
-    layers_and_inputs = [
-        (bf.TransformerEncoderLayer(16, 2, 16, 0.5), torch.randn(n, l, 16)) for n, l in ((4, 150), (9, 1))
-    ]
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            for layer, x in layers_and_inputs:
-                layer.zero_grad()
-                layer(x).sum().backward()
-
-    steps(1000)
-    gc.collect()
-    before = resident()
-    steps(5000)
-    gc.collect()
-    assert resident() - before < 4 << 20
 
 
 @pytest.mark.parametrize("view", ["transposed", "expanded", "sliced", "reversed strides"])

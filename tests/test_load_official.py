@@ -193,10 +193,10 @@ def test_a_stack_of_layers_is_loaded():
 
 BROKEN = {
     "expected a mapping": lambda s: [s],
-    "1 are missing ['query_embed.weight']": lambda s: {
+    "1 missing ['query_embed.weight']": lambda s: {
         "model": {n: t for n, t in s.items() if n != "query_embed.weight"} | at("transformer.bf.", ENCODER)
     },
-    "1 are unknown ['more']": lambda s: s | at("transformer.bf.", ENCODER) | {"more": torch.ones(1)},
+    "1 unknown ['more']": lambda s: s | at("transformer.bf.", ENCODER) | {"more": torch.ones(1)},
     "expected shape [3, 16] of query_embed.weight, got [4, 16]": lambda s: (
         s | at("transformer.bf.", ENCODER) | {"query_embed.weight": torch.ones(4, 16)}
     ),

@@ -29,7 +29,14 @@ def _check_instruction_set() -> None:
         raise ImportError(f"BATCHFORMER_ISA: expected {names}, got {asked!r}")
 
 
+def _check_pool() -> None:
+    asked = os.environ.get("BATCHFORMER_POOL_MB", "0")
+    if not (asked.isascii() and asked.isdecimal()):
+        raise ImportError(f"BATCHFORMER_POOL_MB: expected a whole number of MiB, 0 or more, got {asked!r}")
+
+
 _check_instruction_set()
+_check_pool()
 _check_torch()  # imports torch, which brings the libraries that the extension needs
 
 try:

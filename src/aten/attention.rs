@@ -21,7 +21,9 @@ pub fn forward(qkv: &Tensor, mask: &TensorMask, dims: &Dims) -> Result<(Tensor, 
     let heads = split_heads(qkv, dims)?;
     let scores = scores(&heads)?; // [L H, N, N]
     let logsumexp = scores.f_logsumexp([-1].as_slice(), false)?; // [L H, N]
-    let dropped = mask.apply(softmax(scores, &logsumexp)?)?;
+    let probabilities = softmax(&scores)?;
+    drop(scores);
+    let dropped = mask.apply(probabilities)?;
     let attended = merge_heads(&dropped.f_bmm(&heads.value)?, dims)?;
     Ok((attended.f_to_kind(qkv.f_kind()?)?, logsumexp))
 }
@@ -31,17 +33,17 @@ pub fn forward(qkv: &Tensor, mask: &TensorMask, dims: &Dims) -> Result<(Tensor, 
 /// With P = softmax(S), P̃ its dropout and Y = P̃ V:
 ///     `grad_V` = P̃ᵀ `grad_Y`, `grad_P` = dropout(`grad_Y` Vᵀ),
 ///     `grad_S` = P (`grad_P` - Σ P `grad_P`), `grad_Q` = scale `grad_S` K, `grad_K` = scale `grad_S`ᵀ Q.
-/// P is made again from the scores and their log-sum-exp.
+/// P is made again by the same softmax. Tried: exp(S - log Σ exp S) from the kept log-sum-exp, whose rounding leaves
+/// rows of scores of 1e5 with sums up to 1 % off 1, and that share of Σ P `grad_P` in every `grad_S`.
 pub fn backward(
     grad_attended: &Tensor,
     qkv: &Tensor,
-    logsumexp: &Tensor,
     mask: &TensorMask,
     dims: &Dims,
 ) -> Result<Tensor> {
     let kind = qkv.f_kind()?;
     let heads = split_heads(qkv, dims)?;
-    let probabilities = softmax(scores(&heads)?, logsumexp)?;
+    let probabilities = softmax(&scores(&heads)?)?;
     let grad_heads = split_one(grad_attended, dims)?;
 
     let dropped = mask.apply(probabilities.shallow_clone())?;
@@ -67,19 +69,15 @@ pub fn backward(
 /// Who attends to whom, without dropout: x `[N, C]` to `[H, N, N]`.
 pub fn probabilities(x: &Tensor, in_proj: &Linear, dims: &Dims) -> Result<Tensor> {
     let heads = split_heads(&linear::forward(x, in_proj)?, dims)?;
-    let scores = scores(&heads)?;
-    let logsumexp = scores.f_logsumexp([-1].as_slice(), false)?;
-    softmax(scores, &logsumexp)
+    softmax(&scores(&heads)?)
 }
 
 fn scores(heads: &HeadTensors) -> Result<Tensor> {
     heads.query.f_bmm(&heads.key.f_transpose(1, 2)?)
 }
 
-/// exp(S - log Σ exp S), in place.
-fn softmax(mut scores: Tensor, logsumexp: &Tensor) -> Result<Tensor> {
-    let _ = scores.f_sub_(&logsumexp.f_unsqueeze(-1)?)?;
-    scores.f_exp_()
+fn softmax(scores: &Tensor) -> Result<Tensor> {
+    scores.f_softmax(-1, None)
 }
 
 fn split_heads(qkv: &Tensor, dims: &Dims) -> Result<HeadTensors> {

@@ -66,7 +66,7 @@ impl<'a> Branches<'a> {
         Ok((self.residual1_mask()?.apply(y)?, AttentionSaved { qkv, logsumexp, attended }))
     }
 
-    /// The gradient of what in_proj gives, `[M, 3C]`, if one is needed from there on; that of the output projection
+    /// The gradient of what `in_proj` gives, `[M, 3C]`, if one is needed from there on; that of the output projection
     /// goes to `grads`.
     pub fn attention_backward(
         &self,
@@ -74,7 +74,7 @@ impl<'a> Branches<'a> {
         saved: &AttentionSaved,
         grads: &mut Grads,
     ) -> Result<Option<Tensor>> {
-        let AttentionSaved { qkv, logsumexp, attended } = saved;
+        let AttentionSaved { qkv, attended, .. } = saved;
         let out_proj = &self.params.out_proj;
         let grad_y = self.residual1_mask()?.apply(grad_y.shallow_clone())?;
         let attended = match attended {
@@ -89,10 +89,10 @@ impl<'a> Branches<'a> {
         }
         let grad_attended = linear::backward_x(&grad_y, out_proj)?;
         let mask = self.attention_mask()?;
-        attention::backward(&grad_attended, qkv, logsumexp, &mask, self.dims).map(Some)
+        attention::backward(&grad_attended, qkv, &mask, self.dims).map(Some)
     }
 
-    /// The gradient of the input of in_proj, if one is needed from there on, for that of its output.
+    /// The gradient of the input of `in_proj`, if one is needed from there on, for that of its output.
     pub fn in_proj_backward(
         &self,
         grad_qkv: &Tensor,

@@ -1,6 +1,7 @@
 //! What of the layer is not a tensor.
 
 /// The constructor arguments of `torch.nn.TransformerEncoderLayer` that change the result.
+#[derive(Clone)]
 pub struct Config {
     pub nhead: i64,
     pub dropout: Dropout,

@@ -9,13 +9,13 @@ pub mod random;
 mod saved;
 mod shape;
 
-use tch::Tensor;
+use tch::{Kind, TchError, Tensor};
 
 pub use config::{Activation, Config, Dropout, CONFIG};
 pub use dims::{accumulate_kind, Dims};
 pub use needs::{Needs, Piece, NEEDS};
 pub use params::{Affine, Linear, Norm, ParameterFact, Params, PARAMETERS};
-pub use saved::{DtypeOf, Saved, SAVED};
+pub use saved::{Saved, SAVED};
 pub use shape::Shape;
 
 /// What the layer is applied to, forward and backward alike.
@@ -27,6 +27,20 @@ pub struct Input {
     pub seed: Option<Tensor>,
     pub config: Config,
     pub needs: Needs,
+}
+
+/// The dtypes of a call.
+#[derive(Clone, Copy)]
+pub struct Kinds {
+    pub x: Kind,
+    /// Of the four weights, which autocast may have made narrower.
+    pub linears: Kind,
+}
+
+impl Input {
+    pub fn kinds(&self) -> Result<Kinds, TchError> {
+        Ok(Kinds { x: self.x.f_kind()?, linears: self.params.in_proj.weight.f_kind()? })
+    }
 }
 
 /// What the forward leaves for the backward: a tensor under the name of each that is kept.

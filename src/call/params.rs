@@ -115,15 +115,23 @@ impl Params<Tensor> {
         })
     }
 
-    /// Every tensor that is there, with what is known of it.
-    pub fn present(&self) -> impl Iterator<Item = (&'static ParameterFact, &Tensor)> {
+    /// In the order of the schema.
+    pub fn as_options(&self) -> [Option<&Tensor>; PARAMETERS.len()] {
         let Params { in_proj, out_proj, linear1, linear2, norm1, norm2 } = self;
         let affines = [in_proj, out_proj, linear1, linear2, norm1, norm2];
-        let tensors = affines.map(|affine| [Some(&affine.weight), affine.bias.as_ref()]);
-        PARAMETERS
-            .iter()
-            .zip(tensors.into_iter().flatten())
-            .filter_map(|(fact, t)| Some((fact, t?)))
+        std::array::from_fn(|i| {
+            let Affine { weight, bias } = affines[i / 2];
+            if i % 2 == 0 {
+                Some(weight)
+            } else {
+                bias.as_ref()
+            }
+        })
+    }
+
+    /// Every tensor that is there, with what is known of it.
+    pub fn present(&self) -> impl Iterator<Item = (&'static ParameterFact, &Tensor)> {
+        PARAMETERS.iter().zip(self.as_options()).filter_map(|(fact, tensor)| Some((fact, tensor?)))
     }
 
     /// The same parameters with every tensor that is there replaced.

@@ -1,9 +1,12 @@
 //! What the forward leaves for the backward: activations and row statistics, no dropout mask and no attention
 //! probability. Every path leaves the same, position after position.
 
+use tch::Kind;
+
 use super::config::{Activation, Config};
 use super::needs::{Needs, Piece};
 use super::shape::{Axis, Shape};
+use super::{accumulate_kind, Kinds};
 
 /// Which of the dtypes of a call a saved tensor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +19,14 @@ pub enum DtypeOf {
 }
 
 impl DtypeOf {
+    pub fn kind(self, kinds: Kinds) -> Kind {
+        match self {
+            DtypeOf::X => kinds.x,
+            DtypeOf::Linears => kinds.linears,
+            DtypeOf::Sums => accumulate_kind(kinds.x),
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             DtypeOf::X => "x",
@@ -72,6 +83,10 @@ macro_rules! saved {
 
             pub fn from_array([$($name),*]: [T; SAVED.len()]) -> Self {
                 Self { $($name),* }
+            }
+
+            pub fn as_mut(&mut self) -> Saved<&mut T> {
+                Saved { $($name: &mut self.$name),* }
             }
 
             pub fn as_ref(&self) -> Saved<&T> {

@@ -2,15 +2,19 @@
 
 use std::ops::Range;
 
+use super::block::Block;
+use super::forward_steps::Attended;
 use super::kernels::attention::{Attention, AttentionGrads, Pairs, LANE_STEP, QUERIES};
 use super::kernels::reduce::all_finite;
 use super::kernels::residual::AddRows;
 use super::layer_view::LayerView;
 use super::matrix::{Matrix, MatrixMut};
-use super::pool::Block;
 use super::rows::TokenRows;
 use super::simd::{run, Real};
 use super::threads::Team;
+
+/// Parts that the keys of a position are cut into at most.
+const PARTS: usize = 4;
 
 /// The heads of some positions' tokens.
 struct HeadRows<'a, T> {
@@ -67,33 +71,31 @@ impl<T: Real> HeadRows<'_, T> {
     /// threads busy. Each such part has a gradient of the queries of its own, and those are summed at the end.
     fn keys_together(&self) -> usize {
         let LayerView { samples, positions, heads, .. } = *self.layer;
-        let parts = 8_usize.div_ceil(positions * heads).clamp(1, 4);
-        samples.div_ceil(parts).next_multiple_of(2 * QUERIES)
+        let parts = 8_usize.div_ceil(positions * heads).clamp(1, PARTS);
+        samples.div_ceil(parts).next_multiple_of(QUERIES)
     }
 }
 
-/// qkv `[rows, 3C]` of whole positions to the heads' outputs `[rows, C]` and the log-sum-exp `[rows, H]` of each
-/// query's scores.
+/// Query, key and value to the heads' outputs `[rows, C]` and the log-sum-exp `[rows, H]` of each query's scores, of
+/// whole positions or of some rows of one.
 pub fn forward<T: Real>(
     team: &mut Team<T>,
     layer: &LayerView<T>,
-    tokens: TokenRows,
-    qkv: Matrix<T>,
+    Attended { tokens, qkv, first }: Attended<T>,
     attended: MatrixMut<T>,
     logsumexp: MatrixMut<T>,
 ) {
     let heads = HeadRows { layer, qkv, tokens };
     let (together, width) = (heads.rows_together(&[qkv]), heads.width());
-    let mut parts = Vec::new();
-    let blocks = attended.split_rows(together).into_iter().zip(logsumexp.split_rows(together));
-    for (number, (attended, logsumexp)) in blocks.enumerate() {
-        let all = number * together..number * together + attended.rows();
-        let blocks = attended.split(QUERIES, width).into_iter().zip(logsumexp.split(QUERIES, 1));
-        for (block, (attended, logsumexp)) in blocks.enumerate() {
-            let (row, head) = (all.start + block / layer.heads * QUERIES, block % layer.heads);
-            parts.push((head, row, all.clone(), attended, logsumexp));
-        }
-    }
+    let blocks = attended.split_rows(together).zip(logsumexp.split_rows(together));
+    let parts = blocks.enumerate().flat_map(|(number, (attended, logsumexp))| {
+        let all = number * together..((number + 1) * together).min(qkv.rows());
+        let blocks = attended.split(QUERIES, width).zip(logsumexp.split(QUERIES, 1));
+        blocks.enumerate().map(move |(block, (attended, logsumexp))| {
+            let row = first + all.start + block / layer.heads * QUERIES;
+            (block % layer.heads, row, all.clone(), attended, logsumexp)
+        })
+    });
     team.for_each(parts, |(head, row, all, attended, logsumexp), workspace| {
         let rows = row..row + attended.rows();
         heads.attention(head, rows, all).forward(attended, logsumexp, workspace);
@@ -123,28 +125,29 @@ pub fn backward<T: Real>(
     let rows = grad_qkv.rows();
     let step = heads.keys_together();
     let count = together.div_ceil(step);
-    let mut memory: Vec<Block<T>> = (1..count).map(|_| Block::new(rows * channels)).collect();
-    let mut others: Vec<_> = memory
-        .iter_mut()
-        .map(|block| MatrixMut::new(block, rows, channels).split(together, width).into_iter())
-        .collect();
-    let mut parts = Vec::new();
-    let mut blocks = grad_qkv.reborrow().split(together, width).into_iter();
-    for first in (0..rows).step_by(together) {
-        let all = first..(first + together).min(rows);
-        let queries: Vec<_> = blocks.by_ref().take(layer.heads).collect();
-        let keys: Vec<_> = blocks.by_ref().take(layer.heads).collect();
-        let values: Vec<_> = blocks.by_ref().take(layer.heads).collect();
-        for (head, ((query, key), value)) in queries.into_iter().zip(keys).zip(values).enumerate() {
-            let grad_queries =
-                std::iter::once(Some(query)).chain(others.iter_mut().map(Iterator::next));
-            let grad_keys = key.split_rows(step).into_iter().zip(value.split_rows(step));
-            for (part, (query, (key, value))) in grad_queries.flatten().zip(grad_keys).enumerate() {
-                let keys = all.start + part * step..all.start + part * step + key.rows();
-                parts.push((head, all.clone(), keys, AttentionGrads { query, key, value }));
-            }
-        }
-    }
+    let mut memory: [Option<Block<T>>; PARTS - 1] =
+        std::array::from_fn(|other| (other + 1 < count).then(|| Block::new(rows * channels)));
+    let mut others = memory.each_mut().map(|block| {
+        let other = block.as_mut().map(|block| MatrixMut::new(block, rows, channels));
+        other.map(|other| other.split(together, width))
+    });
+    let mut columns = grad_qkv.reborrow().split(rows, channels);
+    let [queries, keys, values] = std::array::from_fn(|_| {
+        columns.next().into_iter().flat_map(move |part| part.split(together, width))
+    });
+    drop(columns);
+    let blocks = queries.zip(keys.zip(values)).enumerate();
+    let parts = blocks.flat_map(move |(number, (query, (key, value)))| {
+        let (first, head) = (number / layer.heads * together, number % layer.heads);
+        let all = first..first + query.rows();
+        let others = others.each_mut().map(|other| other.as_mut().and_then(Iterator::next));
+        let grad_queries = std::iter::once(query).chain(others.into_iter().flatten());
+        let grad_keys = key.split_rows(step).zip(value.split_rows(step));
+        grad_queries.zip(grad_keys).enumerate().map(move |(part, (query, (key, value)))| {
+            let keys = first + part * step..first + part * step + key.rows();
+            (head, all.clone(), keys, AttentionGrads { query, key, value })
+        })
+    });
     team.for_each(parts, |(head, all, keys, mut grads), workspace| {
         let columns = head * width..(head + 1) * width;
         let AttentionGrads { query, key, value } = &mut grads;
@@ -165,10 +168,10 @@ pub fn backward<T: Real>(
             attention.backward(results, &mut grads, first == all.start, workspace);
         }
     });
-    for other in &memory {
+    for other in memory.iter().flatten() {
         let other = Matrix::new(other, rows, channels);
         let sums = grad_qkv.block(0..rows, 0..channels).split_rows(QUERIES);
-        team.for_each(sums.into_iter().enumerate(), |(number, sum), _| {
+        team.for_each(sums.enumerate(), |(number, sum), _| {
             let first = number * QUERIES;
             run(AddRows { summand: other.row_block(first..first + sum.rows()), sum });
         });

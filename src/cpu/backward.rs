@@ -3,9 +3,8 @@
 use tch::kind::Element;
 use tch::{TchError, Tensor};
 
-use super::backward_steps::{self, BackwardRows};
+use super::backward_steps::{self, BackwardRows, BackwardSteps};
 use super::buffers::{split, Buffers};
-use super::kernels::reduce::ColumnSums;
 use super::layer_view::{LayerView, RightFactors};
 use super::linear::{parameter_grads, LinearGrad};
 use super::matrix::{Matrix, MatrixMut};
@@ -13,9 +12,10 @@ use super::packed::PackedFactors;
 use super::plan::Plan;
 use super::saved_rows::{self, SavedRows};
 use super::setup::{contiguous, empty_grads, layer_view, ParamGrads};
-use super::simd::{run, Real};
+use super::simd::Real;
 use super::tensors::{readable, tokens, tokens_mut};
 use super::threads::{team, Team};
+use super::totals::{ColumnTotal, WeightTotal};
 use super::workspace::Workspace;
 use crate::call::{Activation, Dims, Grads, Input, Needs, Params, Piece, SavedTensors};
 
@@ -35,16 +35,16 @@ pub fn backward<T: Real + Element>(
     let kept = SavedRows::new(&saved, tokens(&x, dims), dims);
     let grad_y = tokens(&grad_y, dims);
     let call = BackwardCall { layer: &layer, needs: &input.needs, plan, grad_y, kept };
-    let mut params = ParamGrads::new(&mut grads.params);
+    let mut params = ParamGrads::new(&mut grads.params, plan.parts(layer.positions));
     let grad_x = match &mut grads.x {
         Some(grad_x) => tokens_mut(grad_x, dims),
         None => MatrixMut::new(&mut [], dims.tokens() as usize, 0),
     };
     let part = plan.gathered * layer.samples;
-    let parts = grad_x.split_rows(part).into_iter().enumerate();
+    let parts = grad_x.split_rows(part).enumerate();
     let mut workspace = Workspace::default();
-    let mut team = team(dims, &mut workspace);
-    if plan.tile.is_some() {
+    let mut team = team(dims, &plan, &mut workspace);
+    if plan.tile.is_some() || plan.row_tile.is_some() {
         PackedFactors::new(&mut team, &layer.backward_factors()).with(|factors| {
             parts.for_each(|(number, grad_x)| {
                 call.part(&mut team, factors, number * part, grad_x, &mut params);
@@ -67,6 +67,9 @@ struct BackwardCall<'a, T> {
     kept: SavedRows<'a, T>,
 }
 
+/// One of the goes of the backward, on some rows.
+type Go<T> = fn(&BackwardSteps<T>, &mut Team<T>, BackwardRows<T>);
+
 impl<T: Real> BackwardCall<'_, T> {
     /// The rows from `first` on: the gradient of x, and what they add to those of the parameters.
     fn part(
@@ -79,7 +82,10 @@ impl<T: Real> BackwardCall<'_, T> {
     ) {
         let rows = grad_x.rows();
         let tile = self.plan.tile.map_or(rows, |tile| tile * self.layer.samples);
-        let sums_of_a_tile = 2 * tile.div_ceil(self.plan.norm_rows);
+        let norm_blocks = match self.plan.row_tile {
+            Some(_) => rows.div_ceil(self.plan.norm_rows),
+            None => rows.div_ceil(tile) * tile.div_ceil(self.plan.norm_rows),
+        };
         let mut gathered = Buffers::new(rows, self.gathered_widths());
         let norm_widths = [self.needs.params.norm1, self.needs.params.norm2].map(|norm| {
             if norm.weight || norm.bias {
@@ -88,12 +94,44 @@ impl<T: Real> BackwardCall<'_, T> {
                 0
             }
         });
-        let mut norm_sums = Buffers::new(sums_of_a_tile * rows.div_ceil(tile), norm_widths);
-        let gathered_tiles = split(gathered.matrices(), tile);
-        let tiles = gathered_tiles
-            .zip(split(norm_sums.matrices(), sums_of_a_tile))
-            .zip(grad_x.split_rows(tile));
-        let tiles: Vec<_> = tiles.enumerate().collect();
+        let mut norm_sums = Buffers::new(2 * norm_blocks, norm_widths);
+        if let Some(tile) = self.plan.row_tile {
+            let (gathered, sums) = (gathered.matrices(), norm_sums.matrices());
+            self.by_row_tiles(team, factors, tile, grad_x, gathered, sums);
+        } else {
+            self.by_tiles(
+                team,
+                factors,
+                (first, tile),
+                grad_x,
+                gathered.matrices(),
+                norm_sums.matrices(),
+            );
+        }
+        self.linear_grads(team, first, rows, &gathered.views(), grads);
+        for (sums, (weight, bias)) in norm_sums.views().into_iter().zip(&mut grads.norms) {
+            let blocks = sums.rows() / 2;
+            for (start, grad) in [weight, bias].into_iter().enumerate() {
+                if let Some(grad) = grad {
+                    grad.part().add(sums.every_other(start, blocks));
+                }
+            }
+        }
+    }
+
+    /// Tile after tile of whole positions, or, where there is one, all of them by the whole team.
+    fn by_tiles(
+        &self,
+        team: &mut Team<T>,
+        factors: &RightFactors<T>,
+        (first, tile): (usize, usize),
+        grad_x: MatrixMut<T>,
+        gathered: [MatrixMut<T>; backward_steps::GATHERED],
+        norm_sums: [MatrixMut<T>; 2],
+    ) {
+        let sums_of_a_tile = 2 * tile.div_ceil(self.plan.norm_rows);
+        let tiles = split(gathered, tile).zip(split(norm_sums, sums_of_a_tile));
+        let tiles = tiles.zip(grad_x.split_rows(tile)).enumerate();
         if self.plan.tile.is_some() {
             team.for_each(tiles, |(number, ((gathered, sums), grad_x)), workspace| {
                 let team = &mut Team::One(workspace);
@@ -104,16 +142,62 @@ impl<T: Real> BackwardCall<'_, T> {
                 self.tile(team, factors, first + number * tile, grad_x, gathered, sums);
             }
         }
-        self.linear_grads(team, first, rows, &gathered.views(), grads);
-        for (sums, (weight, bias)) in norm_sums.views().into_iter().zip(&mut grads.norms) {
-            let blocks = sums.rows() / 2;
-            for (start, grad) in [weight, bias].into_iter().enumerate() {
-                if let Some(grad) = grad {
-                    let rows = sums.every_other(start, blocks);
-                    run(ColumnSums { rows, first: first == 0, sums: grad });
-                }
-            }
+    }
+
+    /// All rows of one position, in three goes, of which the second is of all.
+    #[allow(clippy::redundant_closure_for_method_calls)] // the methods are those of one lifetime
+    fn by_row_tiles(
+        &self,
+        team: &mut Team<T>,
+        factors: &RightFactors<T>,
+        tile: usize,
+        grad_x: MatrixMut<T>,
+        gathered: [MatrixMut<T>; backward_steps::GATHERED],
+        [norm1_sums, norm2_sums]: [MatrixMut<T>; 2],
+    ) {
+        let rows = grad_x.rows();
+        let mut scratch = Buffers::new(rows, self.scratch_widths(grad_x.columns()));
+        let [grad_sum, grad_branch, logsumexp, grad_input] = scratch.matrices();
+        let grad_x = if grad_input.columns() > 0 { grad_input } else { grad_x };
+        let grad_y = self.grad_y;
+        let mut all = BackwardRows {
+            grad_y,
+            grad_x,
+            gathered,
+            grad_sum,
+            grad_branch,
+            logsumexp,
+            norm1_sums,
+            norm2_sums,
+        };
+        let Self { layer, needs, .. } = *self;
+        let sums_of_a_tile = 2 * tile / self.plan.norm_rows;
+        let each_tile = |team: &mut Team<T>, all: BackwardRows<T>, go: Go<T>| {
+            team.for_each(
+                all.split(tile, sums_of_a_tile).enumerate(),
+                |(number, rows), workspace| {
+                    let first = number * tile;
+                    let kept = &self.kept.rows(&(first..first + rows.grad_y.rows()));
+                    let steps = BackwardSteps { layer, needs, factors, kept };
+                    go(&steps, &mut Team::One(workspace), rows);
+                },
+            );
+        };
+        each_tile(team, all.reborrow(), |steps, team, rows| steps.up_to_attention(team, rows));
+        if needs.reach(Piece::InProj) {
+            let steps = BackwardSteps { layer, needs, factors, kept: &self.kept };
+            steps.attention(team, all.reborrow());
+            each_tile(team, all, |steps, team, rows| steps.behind_attention(team, rows));
         }
+    }
+
+    /// Elements of a row of the scratch: gradients of a sum and of a branch, the log-sum-exp where attention is made
+    /// again, and the gradient of x where it is not kept.
+    fn scratch_widths(&self, kept: usize) -> [usize; 4] {
+        let channels = self.layer.channels();
+        let of_input = self.needs.pass(Piece::InProj) && kept == 0;
+        let again = if self.attended_again() { self.layer.heads } else { 0 };
+        [channels, channels, again, if of_input { channels } else { 0 }]
     }
 
     /// Elements of a row of what is gathered for the gradients of the linears, as `backward::GATHERED` lists it.
@@ -151,13 +235,9 @@ impl<T: Real> BackwardCall<'_, T> {
         [norm1_sums, norm2_sums]: [MatrixMut<T>; 2],
     ) {
         let rows = first..first + grad_x.rows();
-        let channels = self.layer.channels();
-        let of_input = self.needs.pass(Piece::InProj) && grad_x.columns() == 0;
-        let again = if self.attended_again() { self.layer.heads } else { 0 };
-        let widths = [channels, channels, again, if of_input { channels } else { 0 }];
-        let mut scratch = Buffers::new(rows.len(), widths);
+        let mut scratch = Buffers::new(rows.len(), self.scratch_widths(grad_x.columns()));
         let [grad_sum, grad_branch, logsumexp, grad_input] = scratch.matrices();
-        let grad_x = if of_input { grad_input } else { grad_x };
+        let grad_x = if grad_input.columns() > 0 { grad_input } else { grad_x };
         let grad_y = self.grad_y.row_block(rows.clone());
         let rows_of_grads = BackwardRows {
             grad_y,
@@ -197,9 +277,9 @@ impl<T: Real> BackwardCall<'_, T> {
         let linears = linears.map(|((x, grad_y), (weight, bias))| LinearGrad {
             x,
             grad_y,
-            weight: weight.as_mut().map(MatrixMut::reborrow),
-            bias: bias.as_mut().map(MatrixMut::reborrow),
+            weight: weight.as_mut().map(WeightTotal::part),
+            bias: bias.as_mut().map(ColumnTotal::part),
         });
-        parameter_grads(team, linears.collect(), first == 0);
+        parameter_grads(team, linears);
     }
 }

@@ -1,7 +1,8 @@
 //! The backward of the layer on some rows, step by step; the parameters' gradients of the linears come after it.
 
 use super::attention::{self, AttentionBackward};
-use super::forward_steps::gelu;
+use super::buffers::split;
+use super::forward_steps::{gelu, Attended};
 use super::kernels::activation::{GeluBackward, ReluBackward};
 use super::kernels::dropout::{Drop, Mask};
 use super::kernels::norm::{NormView, NormaliseAgain, NormaliseBackward};
@@ -37,81 +38,150 @@ pub struct BackwardRows<'a, T> {
 pub const GATHERED: usize = 8;
 
 /// Each sum hands its gradient to both of its terms; a norm's input gets its gradient in the place of the output's. The
-/// backward ends where nothing needs a gradient any more.
+/// backward ends where nothing needs a gradient any more. Of whole positions.
 pub fn backward<T: Real>(
     team: &mut Team<T>,
     layer: &LayerView<T>,
     needs: &Needs,
     factors: &RightFactors<T>,
     kept: &SavedRows<T>,
-    rows: BackwardRows<T>,
+    mut rows: BackwardRows<T>,
 ) {
-    let SavedRows { tokens, x, saved } = *kept;
-    let Saved { residual1, residual2, mean1, rstd1, mean2, rstd2, .. } = saved;
-    let BackwardRows { grad_y, mut grad_x, mut grad_sum, mut grad_branch, gathered, .. } = rows;
-    let [mut grad_qkv, grad_projected, mut grad_hidden, grad_output, inputs @ ..] = gathered;
-    let [attention_input, attended, feedforward_input, activated] = inputs;
-    let step = BackwardSteps { layer, needs, factors, kept };
-    let Masks { residual1: mask1, residual2: mask2, .. } = layer.masks;
-    let norm2 = NormStep { params: layer.norm2, statistics: [mean2, rstd2], sums: rows.norm2_sums };
-    let norm1 = NormStep { params: layer.norm1, statistics: [mean1, rstd1], sums: rows.norm1_sums };
-    let branch2 = (grad_output, grad_hidden.reborrow(), activated);
-    let branch1 = (attended, rows.logsumexp, grad_projected, grad_qkv.reborrow());
-    if layer.norm_first {
-        norm2.again(team, residual1, feedforward_input);
-        step.feedforward(team, (grad_y, mask2), branch2);
-        if !needs.pass(Piece::Linear1) {
-            return;
-        }
-        multiply(team, grad_hidden.view(), factors.linear1, Start::Zero, grad_branch.reborrow());
-        norm2.backward(team, residual1, grad_branch.reborrow());
-        if !needs.pass(Piece::Norm2) {
-            return;
-        }
-        add(team, grad_y, grad_branch.reborrow());
-        norm1.again(team, x, attention_input);
-        step.attention(team, (grad_branch.view(), mask1), branch1, grad_sum);
-        if !needs.pass(Piece::InProj) {
-            return;
-        }
-        multiply(team, grad_qkv.view(), factors.in_proj, Start::Zero, grad_x.reborrow());
-        norm1.backward(team, x, grad_x.reborrow());
-    } else {
-        norm1.again(team, residual1, feedforward_input);
-        drop_rows(team, grad_y, Mask::off(), tokens, grad_sum.reborrow());
-        norm2.backward(team, residual2, grad_sum.reborrow());
-        if !needs.pass(Piece::Norm2) {
-            return;
-        }
-        step.feedforward(team, (grad_sum.view(), mask2), branch2);
-        if !needs.pass(Piece::Linear1) {
-            return;
-        }
-        multiply(team, grad_hidden.view(), factors.linear1, Start::Zero, grad_branch.reborrow());
-        add(team, grad_sum.view(), grad_branch.reborrow());
-        norm1.backward(team, residual1, grad_branch.reborrow());
-        if !needs.pass(Piece::Norm1) {
-            return;
-        }
-        step.attention(team, (grad_branch.view(), mask1), branch1, grad_sum);
-        if !needs.pass(Piece::InProj) {
-            return;
-        }
-        multiply(team, grad_qkv.view(), factors.in_proj, Start::Zero, grad_x.reborrow());
-    }
-    if needs.x {
-        add(team, grad_branch.view(), grad_x);
+    let steps = BackwardSteps { layer, needs, factors, kept };
+    steps.up_to_attention(team, rows.reborrow());
+    if needs.reach(Piece::InProj) {
+        steps.attention(team, rows.reborrow());
+        steps.behind_attention(team, rows);
     }
 }
 
-struct BackwardSteps<'a, T> {
-    layer: &'a LayerView<'a, T>,
-    needs: &'a Needs,
-    factors: &'a RightFactors<'a, T>,
-    kept: &'a SavedRows<'a, T>,
+impl<'a, T> BackwardRows<'a, T> {
+    /// Parts of at most `rows` rows, and so many of the norms' sums.
+    pub fn split(self, rows: usize, sums: usize) -> impl Iterator<Item = BackwardRows<'a, T>> {
+        let Self { grad_y, grad_x, grad_sum, grad_branch, logsumexp, .. } = self;
+        let own = split([grad_x, grad_sum, grad_branch, logsumexp], rows);
+        let of_norms = split([self.norm1_sums, self.norm2_sums], sums);
+        let parts = own.zip(split(self.gathered, rows)).zip(of_norms).enumerate();
+        parts.map(move |(number, ((own, gathered), [norm1_sums, norm2_sums]))| {
+            let [grad_x, grad_sum, grad_branch, logsumexp] = own;
+            let grad_y = grad_y.row_block(number * rows..number * rows + grad_x.rows());
+            BackwardRows {
+                grad_y,
+                grad_x,
+                gathered,
+                grad_sum,
+                grad_branch,
+                logsumexp,
+                norm1_sums,
+                norm2_sums,
+            }
+        })
+    }
+
+    pub fn reborrow(&mut self) -> BackwardRows<'_, T> {
+        BackwardRows {
+            grad_y: self.grad_y,
+            grad_x: self.grad_x.reborrow(),
+            gathered: self.gathered.each_mut().map(MatrixMut::reborrow),
+            grad_sum: self.grad_sum.reborrow(),
+            grad_branch: self.grad_branch.reborrow(),
+            logsumexp: self.logsumexp.reborrow(),
+            norm1_sums: self.norm1_sums.reborrow(),
+            norm2_sums: self.norm2_sums.reborrow(),
+        }
+    }
+}
+
+/// The backward on some rows in three goes, of which the second is of whole positions.
+pub struct BackwardSteps<'a, T> {
+    pub layer: &'a LayerView<'a, T>,
+    pub needs: &'a Needs,
+    pub factors: &'a RightFactors<'a, T>,
+    pub kept: &'a SavedRows<'a, T>,
 }
 
 impl<T: Real> BackwardSteps<'_, T> {
+    /// From the gradient of y to that of the heads' outputs, in `grad_sum`, as far as one is needed.
+    pub fn up_to_attention(&self, team: &mut Team<T>, rows: BackwardRows<T>) {
+        let Self { layer, needs, factors, .. } = *self;
+        let SavedRows { tokens, x, saved } = *self.kept;
+        let Saved { residual1, residual2, mean1, rstd1, mean2, rstd2, .. } = saved;
+        let BackwardRows { grad_y, mut grad_sum, mut grad_branch, gathered, .. } = rows;
+        let [_, grad_projected, mut grad_hidden, grad_output, inputs @ ..] = gathered;
+        let [attention_input, again, feedforward_input, activated] = inputs;
+        let Masks { residual1: mask1, residual2: mask2, .. } = layer.masks;
+        let (params, statistics) = ([layer.norm1, layer.norm2], [[mean1, rstd1], [mean2, rstd2]]);
+        let norm1 =
+            NormStep { params: params[0], statistics: statistics[0], sums: rows.norm1_sums };
+        let norm2 =
+            NormStep { params: params[1], statistics: statistics[1], sums: rows.norm2_sums };
+        let branch2 = (grad_output, grad_hidden.reborrow(), activated);
+        let branch1 = (again, rows.logsumexp, grad_projected);
+        if layer.norm_first {
+            norm2.again(team, residual1, feedforward_input);
+            self.feedforward(team, (grad_y, mask2), branch2);
+            if !needs.pass(Piece::Linear1) {
+                return;
+            }
+            let right = factors.linear1;
+            multiply(team, grad_hidden.view(), right, Start::Zero, grad_branch.reborrow());
+            norm2.backward(team, residual1, grad_branch.reborrow());
+            if !needs.pass(Piece::Norm2) {
+                return;
+            }
+            add(team, grad_y, grad_branch.reborrow());
+            norm1.again(team, x, attention_input);
+        } else {
+            norm1.again(team, residual1, feedforward_input);
+            drop_rows(team, grad_y, Mask::off(), tokens, grad_sum.reborrow());
+            norm2.backward(team, residual2, grad_sum.reborrow());
+            if !needs.pass(Piece::Norm2) {
+                return;
+            }
+            self.feedforward(team, (grad_sum.view(), mask2), branch2);
+            if !needs.pass(Piece::Linear1) {
+                return;
+            }
+            let right = factors.linear1;
+            multiply(team, grad_hidden.view(), right, Start::Zero, grad_branch.reborrow());
+            add(team, grad_sum.view(), grad_branch.reborrow());
+            norm1.backward(team, residual1, grad_branch.reborrow());
+            if !needs.pass(Piece::Norm1) {
+                return;
+            }
+        }
+        self.projection(team, (grad_branch.view(), mask1), branch1, grad_sum);
+    }
+
+    /// From the gradient of the heads' outputs to that of query, key and value, of whole positions.
+    pub fn attention(&self, team: &mut Team<T>, rows: BackwardRows<T>) {
+        let SavedRows { tokens, saved: Saved { qkv, attended, logsumexp, .. }, .. } = *self.kept;
+        let BackwardRows { gathered: [grad_qkv, _, _, _, _, again, ..], grad_sum, .. } = rows;
+        let attended = if again.columns() > 0 { again.view() } else { attended };
+        let grad_attended = grad_sum.view();
+        let backward = AttentionBackward { qkv, attended, logsumexp, grad_attended, grad_qkv };
+        attention::backward(team, self.layer, tokens, backward);
+    }
+
+    /// From the gradient of query, key and value to that of x, if one is needed.
+    pub fn behind_attention(&self, team: &mut Team<T>, rows: BackwardRows<T>) {
+        if !self.needs.pass(Piece::InProj) {
+            return;
+        }
+        let BackwardRows { mut grad_x, gathered: [grad_qkv, ..], grad_branch, .. } = rows;
+        let right = self.factors.in_proj;
+        multiply(team, grad_qkv.view(), right, Start::Zero, grad_x.reborrow());
+        if self.layer.norm_first {
+            let SavedRows { x, saved: Saved { mean1, rstd1, .. }, .. } = *self.kept;
+            let (params, statistics) = (self.layer.norm1, [mean1, rstd1]);
+            let norm1 = NormStep { params, statistics, sums: rows.norm1_sums };
+            norm1.backward(team, x, grad_x.reborrow());
+        }
+        if self.needs.x {
+            add(team, grad_branch.view(), grad_x);
+        }
+    }
+
     /// From the gradient behind the branch's last dropout to that of what linear1 gives.
     fn feedforward(
         &self,
@@ -130,7 +200,7 @@ impl<T: Real> BackwardSteps<'_, T> {
         }
         let right = self.factors.linear2;
         multiply(team, grad_output.view(), right, Start::Zero, grad_hidden.reborrow());
-        let parts = grad_hidden.split_rows(ROWS).into_iter().enumerate();
+        let parts = grad_hidden.split_rows(ROWS).enumerate();
         match self.layer.activation {
             Activation::Relu => team.for_each(parts, |(number, grad), _| {
                 let hidden = activated.row_block(number * ROWS..number * ROWS + grad.rows());
@@ -144,33 +214,25 @@ impl<T: Real> BackwardSteps<'_, T> {
         }
     }
 
-    /// From the gradient behind the branch's dropout to that of what `in_proj` gives.
-    fn attention(
+    /// From the gradient behind the branch's dropout to that of the heads' outputs, which are made again if there is
+    /// room for them.
+    fn projection(
         &self,
         team: &mut Team<T>,
         (grad, mask): (Matrix<T>, Mask<T>),
-        (mut again, logsumexp_again, mut grad_projected, grad_qkv): (
-            MatrixMut<T>,
-            MatrixMut<T>,
-            MatrixMut<T>,
-            MatrixMut<T>,
-        ),
-        mut grad_attended: MatrixMut<T>,
+        (again, logsumexp_again, mut grad_projected): (MatrixMut<T>, MatrixMut<T>, MatrixMut<T>),
+        grad_attended: MatrixMut<T>,
     ) {
-        let SavedRows { tokens, saved: Saved { qkv, attended, logsumexp, .. }, .. } = *self.kept;
+        let SavedRows { tokens, saved: Saved { qkv, .. }, .. } = *self.kept;
         drop_rows(team, grad, mask, tokens, grad_projected.reborrow());
         if again.columns() > 0 {
-            attention::forward(team, self.layer, tokens, qkv, again.reborrow(), logsumexp_again);
+            let all = Attended { tokens, qkv, first: 0 };
+            attention::forward(team, self.layer, all, again, logsumexp_again);
         }
-        if !self.needs.pass(Piece::OutProj) {
-            return;
+        if self.needs.pass(Piece::OutProj) {
+            let right = self.factors.out_proj;
+            multiply(team, grad_projected.view(), right, Start::Zero, grad_attended);
         }
-        let right = self.factors.out_proj;
-        multiply(team, grad_projected.view(), right, Start::Zero, grad_attended.reborrow());
-        let attended = if again.columns() > 0 { again.view() } else { attended };
-        let grad_attended = grad_attended.view();
-        let backward = AttentionBackward { qkv, attended, logsumexp, grad_attended, grad_qkv };
-        attention::backward(team, self.layer, tokens, backward);
     }
 }
 
@@ -187,7 +249,7 @@ impl<T: Real> NormStep<'_, T> {
             return;
         }
         let (params, statistics) = (self.params, self.statistics);
-        team.for_each(y.split_rows(ROWS).into_iter().enumerate(), |(number, y), _| {
+        team.for_each(y.split_rows(ROWS).enumerate(), |(number, y), _| {
             let rows = number * ROWS..number * ROWS + y.rows();
             let statistics = statistics.map(|each| each.row_block(rows.clone()));
             run(NormaliseAgain { x: x.row_block(rows), params, statistics, y });
@@ -198,7 +260,7 @@ impl<T: Real> NormStep<'_, T> {
     fn backward(self, team: &mut Team<T>, x: Matrix<T>, grad: MatrixMut<T>) {
         let Self { params, statistics, sums } = self;
         let step = x.rows().div_ceil(sums.rows() / 2);
-        let parts = grad.split_rows(step).into_iter().zip(sums.split_rows(2)).enumerate();
+        let parts = grad.split_rows(step).zip(sums.split_rows(2)).enumerate();
         team.for_each(parts, |(number, (grad, sums)), _| {
             let rows = number * step..number * step + grad.rows();
             let statistics = statistics.map(|each| each.row_block(rows.clone()));
@@ -221,7 +283,7 @@ fn drop_rows<T: Real>(
     tokens: TokenRows,
     to: MatrixMut<T>,
 ) {
-    team.for_each(to.split_rows(ROWS).into_iter().enumerate(), |(number, to), _| {
+    team.for_each(to.split_rows(ROWS).enumerate(), |(number, to), _| {
         let rows = number * ROWS..number * ROWS + to.rows();
         run(Drop { from: from.row_block(rows), mask, tokens: tokens.skip(number * ROWS), to });
     });
@@ -229,7 +291,7 @@ fn drop_rows<T: Real>(
 
 /// `sum += summand`
 fn add<T: Real>(team: &mut Team<T>, summand: Matrix<T>, sum: MatrixMut<T>) {
-    team.for_each(sum.split_rows(ROWS).into_iter().enumerate(), |(number, sum), _| {
+    team.for_each(sum.split_rows(ROWS).enumerate(), |(number, sum), _| {
         let rows = number * ROWS..number * ROWS + sum.rows();
         run(AddRows { summand: summand.row_block(rows), sum });
     });

@@ -1,7 +1,7 @@
 //! Several matrices of the same rows in memory of their own, to be dealt out in parts.
 
+use super::block::Block;
 use super::matrix::{Matrix, MatrixMut};
-use super::pool::Block;
 use super::simd::Real;
 
 /// K matrices of `rows` rows; one that a call does not need has no columns.
@@ -13,7 +13,7 @@ pub struct Buffers<T: Real, const K: usize> {
 
 impl<T: Real, const K: usize> Buffers<T, K> {
     pub fn new(rows: usize, widths: [usize; K]) -> Self {
-        Self { rows, widths, blocks: widths.map(|width| Block::new(rows * width)) }
+        Self { rows, widths, blocks: widths.map(|width| Block::new(rows.saturating_mul(width))) }
     }
 
     pub fn matrices(&mut self) -> [MatrixMut<'_, T>; K] {
@@ -38,9 +38,15 @@ pub fn split<T, const K: usize>(
     matrices: [MatrixMut<'_, T>; K],
     rows: usize,
 ) -> impl Iterator<Item = [MatrixMut<'_, T>; K]> {
-    let mut parts = matrices.map(|matrix| matrix.split_rows(rows).into_iter());
+    let mut parts = matrices.map(|matrix| matrix.split_rows(rows));
     std::iter::from_fn(move || {
-        let next: Vec<_> = parts.iter_mut().filter_map(Iterator::next).collect();
-        next.try_into().ok()
+        let mut ended = false;
+        let next = parts.each_mut().map(|parts| {
+            parts.next().unwrap_or_else(|| {
+                ended = true;
+                MatrixMut::new(&mut [], 0, 0)
+            })
+        });
+        (!ended).then_some(next)
     })
 }

@@ -4,7 +4,7 @@ use tch::kind::Element;
 use tch::{TchError, Tensor};
 
 use super::buffers::{split, Buffers};
-use super::forward_steps::{self, ForwardRows};
+use super::forward_steps::{self, Attended, ForwardRows};
 use super::layer_view::{LayerView, RightFactors};
 use super::matrix::{Matrix, MatrixMut};
 use super::packed::PackedFactors;
@@ -32,10 +32,16 @@ pub fn forward<T: Real + Element>(
 
     let call = ForwardCall { layer: &layer, x: tokens(&x, dims), widths };
     let part = plan.tile.unwrap_or(plan.gathered) * layer.samples;
-    let ys = tokens_mut(&mut y, dims).split_rows(part);
-    let parts = ys.into_iter().zip(split(kept.matrices(), part)).enumerate();
+    let (rows, kept_rows) = (tokens_mut(&mut y, dims), kept.matrices());
     let mut workspace = Workspace::default();
-    let mut team = team(dims, &mut workspace);
+    let mut team = team(dims, &plan, &mut workspace);
+    if let Some(tile) = plan.row_tile {
+        PackedFactors::new(&mut team, &layer.forward_factors()).with(|factors| {
+            call.by_row_tiles(&mut team, factors, tile, rows, kept_rows);
+        });
+        return Ok((y, saved_rows::into_tensors(kept, &widths, dims)?));
+    }
+    let parts = rows.split_rows(part).zip(split(kept_rows, part)).enumerate();
     if plan.tile.is_some() {
         PackedFactors::new(&mut team, &layer.forward_factors()).with(|factors| {
             team.for_each(parts, |(number, (y, kept)), workspace| {
@@ -79,5 +85,36 @@ impl<T: Real> ForwardCall<'_, T> {
             normed,
         };
         forward_steps::forward(team, self.layer, factors, rows);
+    }
+    /// All rows of one position, in two goes: what attention takes is there before the first tile attends.
+    fn by_row_tiles(
+        &self,
+        team: &mut Team<T>,
+        factors: &RightFactors<T>,
+        tile: usize,
+        y: MatrixMut<T>,
+        kept: [MatrixMut<T>; SAVED.len()],
+    ) {
+        let LayerView { samples, positions, .. } = *self.layer;
+        let tokens = TokenRows { first: 0, samples, positions };
+        let rows = y.rows();
+        let mut forgotten = SavedBuffers::new(rows, self.widths.forgotten);
+        let mut saved = written(kept, forgotten.matrices());
+        let mut qkv = std::mem::replace(&mut saved.qkv, MatrixMut::new(&mut [], rows, 0));
+        let mut scratch = Buffers::new(rows, [self.layer.channels()]);
+        let [normed] = scratch.matrices();
+        let x = self.x;
+        let mut all = ForwardRows { tokens, x, y, saved, normed };
+        let before = all.reborrow().split(tile).zip(qkv.reborrow().split_rows(tile));
+        team.for_each(before, |(rows, qkv), workspace| {
+            let team = &mut Team::One(workspace);
+            forward_steps::up_to_attention(team, self.layer, factors, rows, qkv);
+        });
+        let qkv = qkv.view();
+        team.for_each(all.split(tile), |rows, workspace| {
+            let (team, first) = (&mut Team::One(workspace), rows.tokens.first);
+            let all = Attended { tokens, qkv, first };
+            forward_steps::behind_attention(team, self.layer, factors, all, rows);
+        });
     }
 }

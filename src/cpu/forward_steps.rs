@@ -1,6 +1,7 @@
 //! The layer on some rows, step by step, post-norm and pre-norm (Xiong et al., 2020, fig. 1).
 
 use super::attention;
+use super::buffers::split;
 use super::kernels::activation::{Gelu, Relu};
 use super::kernels::dropout::Mask;
 use super::kernels::norm::{NormView, Normalise};
@@ -13,7 +14,7 @@ use super::simd::{run, Real};
 use super::threads::Team;
 use crate::call::{Activation, Saved};
 
-/// Where the results of some rows go, of whole positions.
+/// Where the results of some rows go.
 pub struct ForwardRows<'a, T> {
     pub tokens: TokenRows,
     pub x: Matrix<'a, T>,
@@ -23,36 +24,99 @@ pub struct ForwardRows<'a, T> {
     pub normed: MatrixMut<'a, T>,
 }
 
+/// Rows of whole positions, which `some` of them attend to.
+#[derive(Clone, Copy)]
+pub struct Attended<'a, T> {
+    pub tokens: TokenRows,
+    /// `[rows, 3C]`
+    pub qkv: Matrix<'a, T>,
+    /// The first of the rows that attend.
+    pub first: usize,
+}
+
 /// `norm2(n + feedforward(n))` with `n = norm1(x + attention(x))`; pre-norm: `r + feedforward(norm2(r))` with
-/// `r = x + attention(norm1(x))`.
+/// `r = x + attention(norm1(x))`. Of whole positions.
 pub fn forward<T: Real>(
     team: &mut Team<T>,
     layer: &LayerView<T>,
     factors: &RightFactors<T>,
+    mut rows: ForwardRows<T>,
+) {
+    let (tokens, no_rows) = (rows.tokens, MatrixMut::new(&mut [], rows.x.rows(), 0));
+    let mut qkv = std::mem::replace(&mut rows.saved.qkv, no_rows);
+    up_to_attention(team, layer, factors, rows.reborrow(), qkv.reborrow());
+    let all = Attended { tokens, qkv: qkv.view(), first: 0 };
+    behind_attention(team, layer, factors, all, rows);
+}
+
+/// Query, key and value of some rows.
+pub fn up_to_attention<T: Real>(
+    team: &mut Team<T>,
+    layer: &LayerView<T>,
+    factors: &RightFactors<T>,
+    rows: ForwardRows<T>,
+    qkv: MatrixMut<T>,
+) {
+    let ForwardRows { x, mut normed, saved: Saved { mean1, rstd1, .. }, .. } = rows;
+    let (right, start) = (factors.in_proj, layer.in_proj.start());
+    if layer.norm_first {
+        norm(team, (layer.norm1, layer.eps[0]), x, [mean1, rstd1], normed.reborrow());
+        multiply(team, normed.view(), right, start, qkv);
+    } else {
+        multiply(team, x, right, start, qkv);
+    }
+}
+
+/// The rest of the layer on some rows, once query, key and value are there of all that they attend to.
+pub fn behind_attention<T: Real>(
+    team: &mut Team<T>,
+    layer: &LayerView<T>,
+    factors: &RightFactors<T>,
+    all: Attended<T>,
     rows: ForwardRows<T>,
 ) {
     let ForwardRows { tokens, x, mut y, saved, mut normed } = rows;
-    let Saved { qkv, logsumexp, attended, preactivation, activated, .. } = saved;
+    let Saved { logsumexp, attended, preactivation, activated, .. } = saved;
     let Saved { mut residual1, mut residual2, mean1, rstd1, mean2, rstd2, .. } = saved;
-    let (statistics1, statistics2) = ([mean1, rstd1], [mean2, rstd2]);
     let step = ForwardSteps { layer, factors, tokens };
     let (norm1, norm2) = ((layer.norm1, layer.eps[0]), (layer.norm2, layer.eps[1]));
-    let (branch1, branch2) = ((qkv, logsumexp, attended), (preactivation, activated));
+    let branch2 = (preactivation, activated);
     let Masks { residual1: mask1, residual2: mask2, .. } = layer.masks;
+    step.attention(team, all, (logsumexp, attended), residual1.reborrow());
+    step.residual(team, mask1, x, residual1.reborrow());
     if layer.norm_first {
-        norm(team, norm1, x, statistics1, normed.reborrow());
-        step.attention(team, normed.view(), branch1, residual1.reborrow());
-        step.residual(team, mask1, x, residual1.reborrow());
-        norm(team, norm2, residual1.view(), statistics2, normed.reborrow());
+        norm(team, norm2, residual1.view(), [mean2, rstd2], normed.reborrow());
         step.feedforward(team, normed.view(), branch2, y.reborrow());
         step.residual(team, mask2, residual1.view(), y);
     } else {
-        step.attention(team, x, branch1, residual1.reborrow());
-        step.residual(team, mask1, x, residual1.reborrow());
-        norm(team, norm1, residual1.view(), statistics1, normed.reborrow());
+        norm(team, norm1, residual1.view(), [mean1, rstd1], normed.reborrow());
         step.feedforward(team, normed.view(), branch2, residual2.reborrow());
         step.residual(team, mask2, normed.view(), residual2.reborrow());
-        norm(team, norm2, residual2.view(), statistics2, y);
+        norm(team, norm2, residual2.view(), [mean2, rstd2], y);
+    }
+}
+
+impl<'a, T> ForwardRows<'a, T> {
+    /// Parts of at most `rows` rows.
+    pub fn split(self, rows: usize) -> impl Iterator<Item = ForwardRows<'a, T>> {
+        let Self { tokens, x, y, saved, normed } = self;
+        let parts = split([y, normed], rows).zip(split(saved.into_array(), rows)).enumerate();
+        parts.map(move |(number, ([y, normed], saved))| {
+            let first = number * rows;
+            let (tokens, x) = (tokens.skip(first), x.row_block(first..first + y.rows()));
+            ForwardRows { tokens, x, y, saved: Saved::from_array(saved), normed }
+        })
+    }
+
+    pub fn reborrow(&mut self) -> ForwardRows<'_, T> {
+        let Self { tokens, x, y, saved, normed } = self;
+        ForwardRows {
+            tokens: *tokens,
+            x: *x,
+            y: y.reborrow(),
+            saved: saved.as_mut().map(MatrixMut::reborrow),
+            normed: normed.reborrow(),
+        }
     }
 }
 
@@ -67,21 +131,13 @@ impl<T: Real> ForwardSteps<'_, T> {
     fn attention(
         &self,
         team: &mut Team<T>,
-        x: Matrix<T>,
-        (mut qkv, logsumexp, mut attended): (MatrixMut<T>, MatrixMut<T>, MatrixMut<T>),
+        all: Attended<T>,
+        (logsumexp, mut attended): (MatrixMut<T>, MatrixMut<T>),
         y: MatrixMut<T>,
     ) {
-        let LayerView { in_proj, out_proj, .. } = self.layer;
-        multiply(team, x, self.factors.in_proj, in_proj.start(), qkv.reborrow());
-        attention::forward(
-            team,
-            self.layer,
-            self.tokens,
-            qkv.view(),
-            attended.reborrow(),
-            logsumexp,
-        );
-        multiply(team, attended.view(), self.factors.out_proj, out_proj.start(), y);
+        attention::forward(team, self.layer, all, attended.reborrow(), logsumexp);
+        let start = self.layer.out_proj.start();
+        multiply(team, attended.view(), self.factors.out_proj, start, y);
     }
 
     /// The feed-forward branch without its last dropout.
@@ -97,7 +153,7 @@ impl<T: Real> ForwardSteps<'_, T> {
         match activation {
             Activation::Relu => {
                 multiply(team, x, right, start, activated.reborrow());
-                let parts = activated.reborrow().split_rows(ROWS).into_iter().enumerate();
+                let parts = activated.reborrow().split_rows(ROWS).enumerate();
                 team.for_each(parts, |(number, hidden), _| {
                     let tokens = self.tokens.skip(number * ROWS);
                     run(Relu { mask: masks.hidden, tokens, hidden });
@@ -114,7 +170,7 @@ impl<T: Real> ForwardSteps<'_, T> {
 
     /// `x + dropout(branch)` in the place of the branch.
     fn residual(&self, team: &mut Team<T>, mask: Mask<T>, x: Matrix<T>, branch: MatrixMut<T>) {
-        team.for_each(branch.split_rows(ROWS).into_iter().enumerate(), |(number, branch), _| {
+        team.for_each(branch.split_rows(ROWS).enumerate(), |(number, branch), _| {
             let rows = number * ROWS..number * ROWS + branch.rows();
             run(Residual {
                 x: x.row_block(rows),
@@ -134,7 +190,7 @@ pub fn gelu<T: Real>(
     z: Matrix<T>,
     y: MatrixMut<T>,
 ) {
-    team.for_each(y.split_rows(ROWS).into_iter().enumerate(), |(number, y), _| {
+    team.for_each(y.split_rows(ROWS).enumerate(), |(number, y), _| {
         let rows = number * ROWS..number * ROWS + y.rows();
         run(Gelu { mask, tokens: tokens.skip(number * ROWS), z: z.row_block(rows), y });
     });
@@ -148,8 +204,8 @@ fn norm<T: Real>(
     statistics: [MatrixMut<T>; 2],
     y: MatrixMut<T>,
 ) {
-    let [mean, rstd] = statistics.map(|each| each.split_rows(ROWS).into_iter());
-    let parts = y.split_rows(ROWS).into_iter().zip(mean).zip(rstd).enumerate();
+    let [mean, rstd] = statistics.map(|each| each.split_rows(ROWS));
+    let parts = y.split_rows(ROWS).zip(mean).zip(rstd).enumerate();
     team.for_each(parts, |(number, ((y, mean), rstd)), _| {
         let rows = number * ROWS..number * ROWS + y.rows();
         run(Normalise { x: x.row_block(rows), params, eps, mean, rstd, y });

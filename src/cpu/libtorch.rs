@@ -5,7 +5,7 @@ use std::any::Any;
 use std::ffi::{c_int, c_void};
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::ptr::{null, null_mut};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::kind::Element;
 use tch::{Kind, TchError, Tensor};
@@ -67,10 +67,14 @@ pub fn in_every_thread(work: &(dyn Fn() + Sync)) {
     extern "C" fn call(_begin: i64, _end: i64, context: *mut c_void) {
         // SAFETY: it is the context below, which outlives the call of torch_parallel_for.
         let context = unsafe { &*context.cast::<Context>() };
-        // A panic must not unwind into C++.
+        // A panic must not unwind into C++. Of several, one is carried on; the others are forgotten, as dropping
+        // a payload may panic, too.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(context.work)) {
-            if let Ok(mut first) = context.panic.lock() {
+            let mut first = context.panic.lock().unwrap_or_else(PoisonError::into_inner);
+            if first.is_none() {
                 *first = Some(panic);
+            } else {
+                std::mem::forget(panic);
             }
         }
     }
@@ -86,7 +90,7 @@ pub fn in_every_thread(work: &(dyn Fn() + Sync)) {
     if status != 0 {
         work();
     }
-    if let Ok(Some(panic)) = context.panic.into_inner() {
+    if let Some(panic) = context.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
         resume_unwind(panic);
     }
 }
@@ -95,20 +99,26 @@ pub fn in_every_thread(work: &(dyn Fn() + Sync)) {
 ///
 /// # Safety
 /// `elements` points to as many elements as the shape has, nobody else uses them, and they live as long as `owner`.
-pub unsafe fn tensor_over<T: Element, O: Send>(
+pub unsafe fn tensor_over<T: Element, O: Send + Sync>(
     elements: *mut T,
     shape: &[usize],
     owner: O,
 ) -> Result<Tensor, TchError> {
     extern "C" fn drop_owner<O>(_elements: *mut c_void, owner: *mut c_void) {
-        // SAFETY: the pointer of the box below, once.
-        drop(unsafe { Box::from_raw(owner.cast::<O>()) });
+        // SAFETY: the reference below that is libtorch's, once.
+        let owner = unsafe { Arc::from_raw(owner.cast::<O>()) };
+        // A panic must not unwind into C++; its payload is forgotten, as dropping it may panic, too.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(owner))) {
+            std::mem::forget(panic);
+        }
     }
 
     let sizes: Vec<i64> = shape.iter().map(|&size| size as i64).collect();
     let strides: Vec<i64> =
         (0..sizes.len()).map(|axis| sizes[axis + 1..].iter().product::<i64>()).collect();
-    let owner = Box::into_raw(Box::new(owner));
+    // If torch_from_blob fails, it may have dropped the owner or not, so there is a second reference to it.
+    let owner = Arc::new(owner);
+    let of_libtorch = Arc::into_raw(Arc::clone(&owner)).cast_mut();
     let mut tensor = null_mut();
     // SAFETY: sizes and strides have `ndim` elements and are copied; the caller vouches for the elements.
     let status = unsafe {
@@ -130,14 +140,40 @@ pub unsafe fn tensor_over<T: Element, O: Send>(
             null(),
             0,
             drop_owner::<O>,
-            owner.cast(),
+            of_libtorch.cast(),
         )
     };
     if status != 0 || tensor.is_null() {
-        // SAFETY: libtorch made no tensor that would drop it.
-        drop(unsafe { Box::from_raw(owner) });
+        if Arc::strong_count(&owner) > 1 {
+            // SAFETY: libtorch has not dropped its reference, and made no tensor that would.
+            drop(unsafe { Arc::from_raw(of_libtorch) });
+        }
         return Err(TchError::Torch("torch_from_blob failed".to_owned()));
     }
     // SAFETY: both sides mean a new at::Tensor* by it, which the Tensor now owns.
     Ok(unsafe { Tensor::from_ptr(tensor.cast()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_panic_in_torchs_threads_reaches_the_caller_and_the_next_call_runs() {
+        tch::set_num_threads(2);
+        let runs = AtomicUsize::new(0);
+        for _ in 0..3 {
+            let panics = || {
+                runs.fetch_add(1, Ordering::Relaxed);
+                resume_unwind(Box::new("payload"));
+            };
+            let caught = catch_unwind(|| in_every_thread(&panics));
+            assert_eq!(caught.err().and_then(|it| it.downcast_ref().copied()), Some("payload"));
+        }
+        assert!(runs.load(Ordering::Relaxed) >= 3);
+        in_every_thread(&|| _ = runs.fetch_add(1, Ordering::Relaxed));
+        assert!(runs.load(Ordering::Relaxed) >= 4);
+    }
 }

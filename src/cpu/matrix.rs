@@ -223,27 +223,26 @@ impl<'a, T> MatrixMut<'a, T> {
     }
 
     /// Blocks of at most `rows` x `columns`, row of blocks after row of blocks.
-    pub fn split(self, rows: usize, columns: usize) -> Vec<MatrixMut<'a, T>> {
-        let mut blocks = Vec::new();
-        for first in (0..self.rows()).step_by(rows) {
-            let rows = first..first.saturating_add(rows).min(self.rows());
-            for column in (0..self.columns()).step_by(columns) {
-                blocks.push(self.part(&rows, &(column..(column + columns).min(self.columns()))));
-            }
-        }
-        blocks
+    pub fn split(self, rows: usize, columns: usize) -> impl Iterator<Item = MatrixMut<'a, T>> {
+        let across = self.columns().div_ceil(columns);
+        (0..self.rows().div_ceil(rows) * across).map(move |number| {
+            let (row, column) = (number / across * rows, number % across * columns);
+            self.part(
+                &(row..row.saturating_add(rows).min(self.rows())),
+                &(column..(column + columns).min(self.columns())),
+            )
+        })
     }
 
     /// Blocks of at most `rows` rows, also of a matrix without columns.
-    pub fn split_rows(self, rows: usize) -> Vec<MatrixMut<'a, T>> {
-        let firsts = (0..self.rows()).step_by(rows);
-        firsts
-            .map(|first| self.part(&(first..(first + rows).min(self.rows())), &(0..self.columns())))
-            .collect()
+    pub fn split_rows(self, rows: usize) -> impl Iterator<Item = MatrixMut<'a, T>> {
+        (0..self.rows()).step_by(rows).map(move |first| {
+            self.part(&(first..(first + rows).min(self.rows())), &(0..self.columns()))
+        })
     }
 
     /// A block for as long as the whole; `split` and `split_rows`, which give the whole up, call it for parts that
-    /// share no element.
+    /// share no element, once for each. They list no parts: of many rows, the list would be memory that has to be had.
     fn part(&self, rows: &Range<usize>, columns: &Range<usize>) -> MatrixMut<'a, T> {
         MatrixMut {
             origin: self.origin,

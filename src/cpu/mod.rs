@@ -5,14 +5,17 @@
 //! compute. Beside them: `matrix`, rows of numbers and the right to write them; `pool`, memory that is used again;
 //! `threads`, torch's own; `simd`, the instruction sets; `fma_peak`, what they could do at best.
 //!
-//! Unsafe code is in five files, each for one reason: `tensors`, which takes libtorch's word for a pointer; `matrix`,
-//! as blocks of columns are no slices; `pool`, which allocates; `libtorch`, which calls C; `simd`, which calls what
-//! was compiled for a processor that has been asked.
+//! Unsafe code is in six files, each for one reason: `tensors`, which takes libtorch's word for a pointer; `matrix`,
+//! as blocks of columns are no slices; `chunk`, which allocates; `block`, which makes numbers of that; `libtorch`,
+//! which calls C; `simd`, which calls what was compiled for a processor that has been asked.
 
 mod attention;
 mod backward;
 mod backward_steps;
+mod block;
 mod buffers;
+mod chain;
+mod chunk;
 mod fma_peak;
 mod forward;
 mod forward_steps;
@@ -30,17 +33,24 @@ mod setup;
 mod simd;
 mod tensors;
 mod threads;
+mod totals;
+mod widened;
 mod workspace;
 
 use tch::{Kind, TchError, Tensor};
 
-use crate::call::{Dims, Grads, Input, SavedTensors};
+pub use chunk::OutOfMemory;
+pub use pool::empty as empty_cache;
 
-/// See [`forward::forward`]; in the dtype of x, float64 or float32.
+use crate::call::{Dims, Grads, Input, Kinds, SavedTensors};
+
+/// See [`forward::forward`]; in float64, in float32, or widened to it.
 pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, SavedTensors), TchError> {
-    match input.x.f_kind()? {
-        Kind::Double => forward::forward::<f64>(input, dims),
-        _ => forward::forward::<f32>(input, dims),
+    pool::count_call();
+    match input.kinds()? {
+        Kinds { x: Kind::Double, .. } => forward::forward::<f64>(input, dims),
+        Kinds { x: Kind::Float, linears: Kind::Float } => forward::forward::<f32>(input, dims),
+        _ => widened::forward(input, dims),
     }
 }
 
@@ -51,9 +61,13 @@ pub fn backward(
     saved: &SavedTensors,
     dims: &Dims,
 ) -> Result<Grads, TchError> {
-    match input.x.f_kind()? {
-        Kind::Double => backward::backward::<f64>(grad_y, input, saved, dims),
-        _ => backward::backward::<f32>(grad_y, input, saved, dims),
+    pool::count_call();
+    match input.kinds()? {
+        Kinds { x: Kind::Double, .. } => backward::backward::<f64>(grad_y, input, saved, dims),
+        Kinds { x: Kind::Float, linears: Kind::Float } => {
+            backward::backward::<f32>(grad_y, input, saved, dims)
+        }
+        _ => widened::backward(grad_y, input, saved, dims),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The weights cut into panels once a call, where many tiles are multiplied by them.
 
+use super::block::Block;
 use super::kernels::right::{Pack, Packed, Right};
 use super::layer_view::RightFactors;
-use super::pool::Block;
 use super::simd::{run, Real};
 use super::threads::Team;
 

@@ -8,7 +8,8 @@ use super::kernels::norm::NormView;
 use super::layer_view::{LayerView, LinearView, Masks};
 use super::matrix::{Matrix, MatrixMut};
 use super::simd::Real;
-use super::tensors::{elements, elements_mut, empty};
+use super::tensors::{elements, elements_mut, empty_of_pool};
+use super::totals::{ColumnTotal, WeightTotal};
 use crate::call::random::Site;
 use crate::call::{self, Affine, Dims, Grads, Input, Params, PARAMETERS};
 
@@ -21,13 +22,13 @@ pub fn contiguous(params: &Params<Tensor>) -> Result<Params<Tensor>, TchError> {
 pub fn empty_grads<T: Real + Element>(input: &Input, dims: &Dims) -> Result<Grads, TchError> {
     let mut grads = Grads::none();
     if input.needs.x {
-        grads.x = Some(empty::<T>(&input.x.size())?);
+        grads.x = Some(empty_of_pool::<T>(&input.x.size())?);
     }
     let needs = input.needs.params.into_array();
     let mut params = [const { None }; PARAMETERS.len()];
     for ((grad, fact), needed) in params.iter_mut().zip(&PARAMETERS).zip(needs) {
         if needed {
-            *grad = Some(empty::<T>(&dims.shape(fact.shape))?);
+            *grad = Some(empty_of_pool::<T>(&dims.shape(fact.shape))?);
         }
     }
     grads.params = Params::from_array(params);
@@ -82,30 +83,31 @@ fn norm<T: Real + Element>(norm: &call::Norm) -> NormView<'_, T> {
 }
 
 /// Where the gradients of a weight and its bias go, if they are needed.
-type AffineGrads<W> = (Option<W>, Option<W>);
+type AffineGrads<W, B> = (Option<W>, Option<B>);
 
 /// Where the gradients of the parameters go.
-pub struct ParamGrads<'a, T> {
-    /// `in_proj`, `out_proj`, linear1, linear2: `[out, in]` and `[1, out]`
-    pub linears: [AffineGrads<MatrixMut<'a, T>>; 4],
+pub struct ParamGrads<'a, T: Real> {
+    /// `in_proj`, `out_proj`, linear1, linear2: `[out, in]` and `[out]`
+    pub linears: [AffineGrads<WeightTotal<'a, T>, ColumnTotal<'a, T>>; 4],
     /// norm1, norm2: `[C]` each
-    pub norms: [AffineGrads<&'a mut [T]>; 2],
+    pub norms: [AffineGrads<ColumnTotal<'a, T>, ColumnTotal<'a, T>>; 2],
 }
 
 impl<'a, T: Real + Element> ParamGrads<'a, T> {
-    pub fn new(grads: &'a mut Params<Option<Tensor>, Option<Tensor>>) -> Self {
+    /// For so many parts of the rows.
+    pub fn new(grads: &'a mut Params<Option<Tensor>, Option<Tensor>>, parts: usize) -> Self {
         let Params { in_proj, out_proj, linear1, linear2, norm1, norm2 } = grads;
-        let matrix = |grad: &'a mut Tensor| {
+        let weight = |grad: &'a mut Tensor| {
             let size = grad.size();
-            let columns = size.last().map_or(0, |&size| size as usize);
-            let rows = grad.numel() / columns.max(1); // a bias is one row
-            MatrixMut::new(elements_mut(grad), rows, columns)
+            let (rows, columns) = (size[0] as usize, size[1] as usize);
+            WeightTotal::new(MatrixMut::new(elements_mut(grad), rows, columns), parts)
         };
+        let vector = |grad: &'a mut Tensor| ColumnTotal::new(elements_mut(grad));
         let linear = |linear: &'a mut Affine<Option<Tensor>, Option<Tensor>>| {
-            (linear.weight.as_mut().map(matrix), linear.bias.as_mut().map(matrix))
+            (linear.weight.as_mut().map(weight), linear.bias.as_mut().map(vector))
         };
         let norm = |norm: &'a mut Affine<Option<Tensor>, Option<Tensor>>| {
-            (norm.weight.as_mut().map(elements_mut), norm.bias.as_mut().map(elements_mut))
+            (norm.weight.as_mut().map(vector), norm.bias.as_mut().map(vector))
         };
         Self {
             linears: [in_proj, out_proj, linear1, linear2].map(linear),

@@ -3,32 +3,50 @@
 use tch::kind::Element;
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::block::Block;
+use super::chunk::advise_huge_pages;
 use super::matrix::{Matrix, MatrixMut, RowOrder};
-use super::pool::Block;
+use super::pool;
 use super::simd::Real;
 use crate::call::Dims;
 
-/// From here on, a tensor's memory is kept for the next step.
-const KEPT_BYTES: usize = 1 << 20;
+/// From so many bytes on, memory is fresh or used again; the C library keeps smaller pieces by itself.
+const OF_POOL: usize = 1 << 20;
 
-/// `[.., C]` with neighbouring channels, as it is if they are neighbours already.
+/// `[.., C]` with neighbouring channels, as it is if they are neighbours already. The stride of an axis of size 1
+/// means nothing, not even in what torch calls contiguous.
 pub fn readable(tensor: &Tensor) -> Result<Tensor, TchError> {
-    let last = tensor.stride().last().copied();
-    if last == Some(1) {
+    let (size, stride) = (tensor.size(), tensor.stride());
+    if size.last() == Some(&1) || stride.last() == Some(&1) {
         Ok(tensor.shallow_clone())
     } else {
-        tensor.f_contiguous()
+        with_what_is_kept(|| tensor.f_contiguous())
     }
 }
 
-/// An uninitialised contiguous tensor.
+/// An uninitialised contiguous tensor in memory of torch's: an output. [`super::pool`] says why.
 pub fn empty<T: Real + Element>(shape: &[i64]) -> Result<Tensor, TchError> {
+    let mut tensor = with_what_is_kept(|| Tensor::f_empty(shape, (T::KIND, Device::Cpu)))?;
+    advise_huge_pages(elements_mut::<T>(&mut tensor));
+    Ok(tensor)
+}
+
+/// The same in memory of the pool if it is large: a gradient.
+pub fn empty_of_pool<T: Real + Element>(shape: &[i64]) -> Result<Tensor, TchError> {
     let sizes: Vec<usize> = shape.iter().map(|&size| size as usize).collect();
-    let len = sizes.iter().product::<usize>();
-    if len * size_of::<T>() >= KEPT_BYTES {
-        return Block::<T>::new(len).into_tensor(&sizes);
+    let len = sizes.iter().fold(1, |len: usize, &size| len.saturating_mul(size));
+    if len.saturating_mul(size_of::<T>()) < OF_POOL {
+        return empty::<T>(shape);
     }
-    Tensor::f_empty(shape, (T::KIND, Device::Cpu))
+    Block::<T>::new(len).into_tensor(&sizes)
+}
+
+/// Tries it again with the pool's memory given back if it fails, as it may for want of memory.
+fn with_what_is_kept<R>(work: impl Fn() -> Result<R, TchError>) -> Result<R, TchError> {
+    work().or_else(|_| {
+        pool::empty();
+        work()
+    })
 }
 
 /// The elements of a contiguous tensor.
@@ -60,7 +78,7 @@ pub fn tokens<'a, T: Real + Element>(tensor: &'a Tensor, dims: &Dims) -> Matrix<
     let (order, [rows, columns]) = token_order(&strides, dims);
     let last = |axis: usize| (tensor.size()[axis] - 1) * strides[axis];
     let len = (last(0) + last(1)) as usize + columns;
-    assert_eq!(strides[2], 1);
+    assert!(columns == 1 || strides[2] == 1);
     // SAFETY: the farthest element of a strided tensor is the last of each axis; strides of torch are not negative.
     let elements = unsafe { slice(tensor.data_ptr().cast(), len) };
     Matrix::ordered(elements, rows, columns, order)

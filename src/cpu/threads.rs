@@ -5,6 +5,7 @@
 use std::sync::Mutex;
 
 use super::libtorch;
+use super::plan::Plan;
 use super::simd::Real;
 use super::workspace::Workspace;
 use crate::call::Dims;
@@ -12,6 +13,8 @@ use crate::call::Dims;
 /// Multiplications of a call below which a second thread costs more than it brings: at 3.3 million (N = 128, C = 48)
 /// forward and backward took 90 and 148 µs on one thread, 116 and 192 on two.
 const SMALL: i64 = 4 << 20;
+/// The same where threads wait for each other three times and not after every step.
+const SMALL_BY_ROWS: i64 = 1 << 20;
 /// Reading the weights takes as long as multiplying so many rows by them.
 const WEIGHT_ROWS: i64 = 16;
 
@@ -36,7 +39,7 @@ impl<T: Real> Team<'_, T> {
                 let queue = Mutex::new(items.into_iter());
                 libtorch::in_every_thread(&|| {
                     let mut workspace = Workspace::default();
-                    // The queue is locked for the take alone; if another thread panicked, the rest is left.
+                    // The queue is locked for the take alone: a panic in the work does not poison it.
                     while let Some(item) = queue.lock().ok().and_then(|mut queue| queue.next()) {
                         work(item, &mut workspace);
                     }
@@ -47,10 +50,11 @@ impl<T: Real> Team<'_, T> {
 }
 
 /// All of torch's threads, unless there is too little to do.
-pub fn team<'a, T: Real>(dims: &Dims, workspace: &'a mut Workspace<T>) -> Team<'a, T> {
+pub fn team<'a, T: Real>(dims: &Dims, plan: &Plan, workspace: &'a mut Workspace<T>) -> Team<'a, T> {
     let linears = dims.channels * (4 * dims.channels + 2 * dims.feedforward);
+    let small = if plan.row_tile.is_some() { SMALL_BY_ROWS } else { SMALL };
     let attention = 2 * dims.samples * dims.channels;
-    if (dims.tokens() + WEIGHT_ROWS).saturating_mul(linears + attention) < SMALL {
+    if (dims.tokens() + WEIGHT_ROWS).saturating_mul(linears + attention) < small {
         Team::One(workspace)
     } else {
         Team::All

@@ -1,6 +1,6 @@
 //! The scratch of one thread, by what it is for.
 
-use super::pool::Block;
+use super::block::Block;
 use super::simd::Real;
 
 /// Buffers that grow to what is asked for and stay; what they hold is not kept from one use to the next.

@@ -4,8 +4,8 @@ use tch::{Kind, Tensor};
 
 use super::LayerError;
 use crate::call::{
-    accumulate_kind, Activation, Config, Dims, DtypeOf, Input, Linear, Needs, ParameterFact,
-    Params, Saved, SavedTensors, PARAMETERS, SAVED,
+    Activation, Config, Dims, Input, Linear, Needs, ParameterFact, Params, Saved, SavedTensors,
+    PARAMETERS, SAVED,
 };
 
 /// The sizes of the call, if `input` is one that the kernels can run.
@@ -64,22 +64,14 @@ pub fn saved(tensors: Vec<Tensor>, input: &Input, dims: &Dims) -> Result<SavedTe
     }
     let mut rest = tensors.into_iter();
     let saved = Saved::from_array(kept.map(|kept| if kept { rest.next() } else { None }));
+    let kinds = input.kinds()?;
     for (fact, tensor) in SAVED.iter().zip(saved.as_ref().into_array()) {
         let Some(tensor) = tensor else { continue };
         check_shape(fact.name, tensor, &dims.shape(fact.shape))?;
-        check_dtype(fact.name, tensor, "the forward", saved_kind(fact.dtype, input)?)?;
+        check_dtype(fact.name, tensor, "the forward", fact.dtype.kind(kinds))?;
         check_device(fact.name, tensor, &input.x)?;
     }
     Ok(saved)
-}
-
-fn saved_kind(dtype: DtypeOf, input: &Input) -> Result<Kind, LayerError> {
-    let x_kind = input.x.f_kind()?;
-    Ok(match dtype {
-        DtypeOf::X => x_kind,
-        DtypeOf::Linears => input.params.in_proj.weight.f_kind()?,
-        DtypeOf::Sums => accumulate_kind(x_kind),
-    })
 }
 
 /// The sizes of `relations`: `x` `[N, C]`, one position.

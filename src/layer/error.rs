@@ -2,8 +2,11 @@
 
 use std::any::Any;
 use std::fmt;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use tch::{Device, Kind, TchError};
+
+use crate::cpu::OutOfMemory;
 
 #[derive(Debug)]
 pub enum LayerError {
@@ -57,6 +60,10 @@ pub enum LayerError {
         argument: &'static str,
     },
     Torch(TchError),
+    /// The memory of the CPU.
+    OutOfMemory {
+        bytes: usize,
+    },
     /// A fault of this package.
     Panic {
         message: String,
@@ -64,12 +71,26 @@ pub enum LayerError {
 }
 
 impl LayerError {
-    /// What a caught panic was about.
-    pub fn from_panic(panic: &(dyn Any + Send)) -> Self {
-        let message = panic.downcast_ref::<&str>().map(|message| (*message).to_owned());
-        let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
-        LayerError::Panic { message: message.unwrap_or_else(|| "a panic without words".to_owned()) }
+    /// What unwound a call: memory that could not be had, or else a panic.
+    pub fn from_panic(payload: Box<dyn Any + Send>) -> Self {
+        let payload = match payload.downcast::<OutOfMemory>() {
+            Ok(out_of_memory) => return LayerError::OutOfMemory { bytes: out_of_memory.bytes },
+            Err(payload) => payload,
+        };
+        let message = payload.downcast_ref::<&str>().map(|&message| message.to_owned());
+        let message = message.or_else(|| payload.downcast_ref().cloned());
+        std::mem::forget(payload); // dropping it may panic, too
+        LayerError::Panic { message: message.unwrap_or_else(|| "no message".to_owned()) }
     }
+}
+
+/// Runs `work`, which may unwind, as a call that fails.
+///
+/// # Rationale
+/// Unwinding that reaches Python becomes a `PanicException`, which `except Exception` does not catch. A call that
+/// has been left this way has changed nothing that a later one reads: what it was writing is dropped.
+pub fn catch<R>(work: impl FnOnce() -> Result<R, LayerError>) -> Result<R, LayerError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(LayerError::from_panic(panic)))
 }
 
 impl fmt::Display for LayerError {
@@ -124,13 +145,19 @@ impl fmt::Display for LayerError {
             LayerError::Absent { argument } => {
                 write!(f, "{argument}: expected a tensor, got None")
             }
+            LayerError::Torch(TchError::Torch(message)) => f.write_str(first_lines(message)),
+            LayerError::Torch(error) => error.fmt(f),
+            // As torch says it of its own.
+            LayerError::OutOfMemory { bytes } => write!(
+                f,
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate {bytes} bytes. Error code 12 \
+                 (Cannot allocate memory)"
+            ),
             LayerError::Panic { message } => write!(
                 f,
                 "a fault of batchformer itself: please report it with the call that led here ({})",
                 first_lines(message)
             ),
-            LayerError::Torch(TchError::Torch(message)) => f.write_str(first_lines(message)),
-            LayerError::Torch(error) => error.fmt(f),
         }
     }
 }
@@ -178,6 +205,8 @@ fn device(device: Device) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::resume_unwind;
+
     use super::*;
 
     #[test]
@@ -186,6 +215,24 @@ mod tests {
             "mat1 and mat2 cannot be multiplied\nException raised from meta at /pytorch/x.cpp:1";
         let error = LayerError::Torch(TchError::Torch(message.to_owned()));
         assert_eq!(error.to_string(), "mat1 and mat2 cannot be multiplied");
+    }
+
+    #[test]
+    fn what_unwinds_a_call_becomes_its_error() {
+        let sentence = |unwind: fn()| {
+            let caught = catch(|| {
+                unwind();
+                Ok(())
+            });
+            caught.err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        let no_memory = sentence(|| OutOfMemory { bytes: 4096 }.unwind());
+        assert!(no_memory
+            .ends_with("tried to allocate 4096 bytes. Error code 12 (Cannot allocate memory)"));
+        let fault = sentence(|| resume_unwind(Box::new("index out of range")));
+        assert!(fault.contains("got \"index out of range\"; please report"), "{fault}");
+        assert!(sentence(|| resume_unwind(Box::new("5 of 4".to_owned()))).contains("5 of 4"));
+        assert!(sentence(|| resume_unwind(Box::new(5))).contains("please report"));
     }
 
     #[test]

@@ -4,14 +4,12 @@ mod check;
 mod error;
 mod path;
 
-use std::panic::{catch_unwind, AssertUnwindSafe};
-
 use tch::{TchError, Tensor};
 
-pub use crate::cpu::{fma_flops, instruction_set};
+pub use crate::cpu::{empty_cache, fma_flops, instruction_set};
 pub use check::{activation, params};
-pub use error::LayerError;
-pub use path::path_counts;
+pub use error::{catch, LayerError};
+pub use path::{aten_alone, path_counts};
 
 use crate::aten;
 use crate::call::{Grads, Input, Linear, SavedTensors};
@@ -21,7 +19,7 @@ use path::Path;
 /// `[N, L, C]` to `[N, L, C]`, and what a backward with the input's needs takes.
 pub fn forward(input: &Input) -> Result<(Tensor, SavedTensors), LayerError> {
     let dims = check::input(input)?;
-    let path = path::choose(input)?;
+    let path = path::choose(input);
     let outputs = match path {
         Path::Cpu => cpu::forward(input, &dims)?,
         Path::Aten => aten::steps::forward(input, &dims)?,
@@ -35,7 +33,7 @@ pub fn backward(grad_y: &Tensor, input: &Input, saved: Vec<Tensor>) -> Result<Gr
     let dims = check::input(input)?;
     check::grad_y(grad_y, &input.x)?;
     let saved = check::saved(saved, input, &dims)?;
-    let path = path::choose(input)?;
+    let path = path::choose(input);
     let grads = match path {
         Path::Cpu => cpu::backward(grad_y, input, &saved, &dims)?,
         Path::Aten => aten::steps::backward(grad_y, input, saved, &dims)?,
@@ -49,12 +47,6 @@ pub fn relations(x: &Tensor, in_proj: &Linear, nhead: i64) -> Result<Tensor, Lay
     let dims = check::relations(x, in_proj, nhead)?;
     let probabilities = aten::attention::probabilities(x, in_proj, &dims)?;
     Ok(probabilities.f_to_device(tch::Device::Cpu)?.f_contiguous()?)
-}
-
-/// The result of `work`, and a panic of it as an error: Python's `except Exception` does not catch a panic.
-pub fn caught<R>(work: impl FnOnce() -> Result<R, LayerError>) -> Result<R, LayerError> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| Err(LayerError::from_panic(&*panic)))
 }
 
 impl From<TchError> for LayerError {

@@ -12,7 +12,9 @@ impl From<LayerError> for PyErr {
             LayerError::NotFloating { .. } | LayerError::Absent { .. } => {
                 PyTypeError::new_err(sentence)
             }
-            LayerError::Torch(_) | LayerError::Panic { .. } => PyRuntimeError::new_err(sentence),
+            LayerError::Torch(_) | LayerError::OutOfMemory { .. } | LayerError::Panic { .. } => {
+                PyRuntimeError::new_err(sentence)
+            }
             LayerError::Shape { .. }
             | LayerError::Dtype { .. }
             | LayerError::Device { .. }

@@ -12,7 +12,9 @@ use pyo3::prelude::*;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(ops::encoder_layer_forward, module)?)?;
     module.add_function(wrap_pyfunction!(ops::encoder_layer_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(ops::empty_cache, module)?)?;
     module.add_function(wrap_pyfunction!(ops::path_counts, module)?)?;
+    module.add_function(wrap_pyfunction!(ops::aten_alone, module)?)?;
     module.add_function(wrap_pyfunction!(ops::instruction_set, module)?)?;
     module.add_function(wrap_pyfunction!(ops::fma_flops, module)?)?;
     module.add_function(wrap_pyfunction!(relations::relations, module)?)?;

@@ -12,7 +12,7 @@ pub fn outside_gil<R: Send>(
     py: Python<'_>,
     work: impl FnOnce() -> Result<R, LayerError> + Send,
 ) -> PyResult<R> {
-    Ok(py.allow_threads(|| layer::caught(work))?)
+    Ok(py.allow_threads(|| layer::catch(work))?)
 }
 
 /// y, and the tensors that the backward takes.
@@ -55,10 +55,22 @@ pub fn path_counts() -> [(&'static str, u64); 2] {
     layer::path_counts()
 }
 
+/// For tests: every call through libtorch, whose results the fused path is checked by.
+#[pyfunction]
+pub fn aten_alone(alone: bool) {
+    layer::aten_alone(alone);
+}
+
 /// The instruction set that the fused path runs with in this process.
 #[pyfunction]
 pub fn instruction_set() -> &'static str {
     layer::instruction_set()
+}
+
+/// Gives back the memory that the fused path has kept for its next calls.
+#[pyfunction]
+pub fn empty_cache(py: Python<'_>) {
+    py.allow_threads(layer::empty_cache);
 }
 
 /// The floating point operations of so many rounds of fused multiply-adds in each of torch's threads.

@@ -5,6 +5,7 @@ use numpy::IntoPyArray;
 use pyo3::prelude::*;
 use pyo3_tch::PyTensor;
 use tch::kind::Element;
+use tch::TchError;
 
 use super::ops::outside_gil;
 use crate::call::Linear;
@@ -28,5 +29,12 @@ pub fn relations(
 }
 
 fn into_array<T: Element + Copy>(tensor: &tch::Tensor) -> Result<ArrayD<T>, LayerError> {
-    Ok(tensor.try_into()?)
+    let count = tensor.numel();
+    let mut elements = Vec::new();
+    let reserved = elements.try_reserve_exact(count);
+    reserved.map_err(|_| LayerError::OutOfMemory { bytes: count * size_of::<T>() })?;
+    elements.resize(count, T::ZERO);
+    tensor.f_copy_data(&mut elements, count).map_err(LayerError::from)?;
+    let shape: Vec<usize> = tensor.size().iter().map(|&size| size as usize).collect();
+    Ok(ArrayD::from_shape_vec(shape, elements).map_err(TchError::from)?)
 }

@@ -152,35 +152,42 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         attention, linear1, linear2 = inside["self_attn"], inside["linear1"], inside["linear2"]
         out_proj, norm1, norm2 = attention.out_proj, inside["norm1"], inside["norm2"]
         return ops.Parameters(
-            in_proj_weight=attention.in_proj_weight,
-            in_proj_bias=attention.in_proj_bias,
-            out_proj_weight=out_proj.weight,
-            out_proj_bias=out_proj.bias,
-            linear1_weight=linear1.weight,
-            linear1_bias=linear1.bias,
-            linear2_weight=linear2.weight,
-            linear2_bias=linear2.bias,
-            norm1_weight=norm1.weight,
-            norm1_bias=norm1.bias,
-            norm2_weight=norm2.weight,
-            norm2_bias=norm2.bias,
+            _tensor(attention, "in_proj_weight"),
+            _tensor(attention, "in_proj_bias"),
+            _tensor(out_proj, "weight"),
+            _tensor(out_proj, "bias"),
+            _tensor(linear1, "weight"),
+            _tensor(linear1, "bias"),
+            _tensor(linear2, "weight"),
+            _tensor(linear2, "bias"),
+            _tensor(norm1, "weight"),
+            _tensor(norm1, "bias"),
+            _tensor(norm2, "weight"),
+            _tensor(norm2, "bias"),
         )
 
     def _config(self) -> ops.Config:
-        attention = self.self_attn
+        inside = self._inside()
+        attention = inside["self_attn"]
         return ops.Config(
             nhead=attention.num_heads,
             dropout=(
                 attention.dropout if attention.training else 0.0,
-                _probability(self.dropout),
-                _probability(self.dropout1),
-                _probability(self.dropout2),
+                _probability(inside["dropout"]),
+                _probability(inside["dropout1"]),
+                _probability(inside["dropout2"]),
             ),
             activation=_declined.activation_name(self.activation) or "",
             norm_first=self.norm_first,
             batch_first=attention.batch_first,
-            layer_norm_eps=(self.norm1.eps, self.norm2.eps),
+            layer_norm_eps=(inside["norm1"].eps, inside["norm2"].eps),
         )
+
+
+def _tensor(module: nn.Module, name: str) -> Any:
+    """`module.name`, without nn.Module's own look-up where it is registered, three times as long."""
+    parameters = module._parameters
+    return parameters[name] if name in parameters else getattr(module, name)
 
 
 def _probability(dropout: nn.Dropout) -> float:

@@ -23,7 +23,7 @@ def relations(encoder: nn.Module, x: Tensor) -> NDArray[np.floating[Any]]:
 
     Raises:
         TypeError: encoder holds no single layer; x is not a floating point tensor.
-        ValueError: a shape, dtype or device of x that does not fit the encoder.
+        ValueError: a shape, dtype or device of x that does not fit the encoder, or tensors without values.
 
     Example:
         >>> relations(BatchFormer(64, nhead=4), torch.rand(32, 64)).shape
@@ -40,6 +40,9 @@ def relations(encoder: nn.Module, x: Tensor) -> NDArray[np.floating[Any]]:
     weight = attention.in_proj_weight
     if weight is None:
         raise TypeError("encoder: expected self_attn with one in_proj_weight, got one with kdim or vdim")
+    for name, tensor in (("x", x), ("in_proj_weight", weight)):
+        if tensor.is_meta:  # the core would take it for another device
+            raise ValueError(f"{name}: expected a tensor with values, got one on meta")
     # The core refuses an x that does not fit, with a sentence; norm1 would be first, with torch's.
     fits = x.shape[1:] == weight.shape[1:] and x.dtype == weight.dtype and x.device == weight.device
     with torch.no_grad():

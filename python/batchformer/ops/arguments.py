@@ -42,8 +42,10 @@ class Config(NamedTuple):
 
 # The classes are for readers and type checkers; the core's table is what holds.
 for _fields, _facts in ((Parameters._fields, core.parameter_facts()), (Config._fields, core.config_facts())):
-    if list(_fields) != [fact[0] for fact in _facts]:
-        raise ImportError(f"the fields {_fields} are not what the core's table says: {_facts}")
+    if list(_fields) != (_names := [fact[0] for fact in _facts]):
+        raise ImportError(
+            f"batchformer._core: expected the fields {list(_fields)}, got {_names}; build it anew: make build"
+        )
 
 PARAMETER_COUNT = len(Parameters._fields)
 CONFIG_COUNT = len(Config._fields)

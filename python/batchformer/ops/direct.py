@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-_KINDS = (Tensor, nn.Parameter)
 _keys_of = torch._C._dispatch_keys
 _PLAIN = _keys_of(torch.empty(0, device="cpu")).raw_repr()
 """The dispatch keys of numbers in the CPU's memory: no other device or layout, no negative view, no batch."""
@@ -19,7 +18,7 @@ _PLAIN = _keys_of(torch.empty(0, device="cpu")).raw_repr()
 
 def nobody_watches(tensors: Iterable[Tensor | None]) -> bool:
     """Whether a call with these tensors comes to the same without the dispatcher."""
-    return not (
+    if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
@@ -29,7 +28,17 @@ def nobody_watches(tensors: Iterable[Tensor | None]) -> bool:
         or torch._C._get_tracing_state() is not None
         or torch.is_inference_mode_enabled()
         or forward_ad._current_level >= 0
-    ) and all(
-        tensor is None or (type(tensor) in _KINDS and _keys_of(tensor).raw_repr() == _PLAIN)
-        for tensor in tensors
-    )
+    ):
+        return False
+    for tensor in tensors:
+        if tensor is not None and (
+            (type(tensor) is not nn.Parameter and type(tensor) is not Tensor)
+            or _keys_of(tensor).raw_repr() != _PLAIN
+        ):
+            return False
+    return True
+
+
+def saved_as_they_are() -> bool:
+    """Whether what a node saves comes back as it was: no hooks on saved tensors are there."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is None

@@ -8,9 +8,16 @@ from torch import Tensor
 
 from batchformer._extension import core
 from batchformer.ops.arguments import NEEDS_COUNT, PARAMETER_COUNT, Config, Parameters, unpack
-from batchformer.ops.direct import nobody_watches
+from batchformer.ops.direct import nobody_watches, saved_as_they_are
 from batchformer.ops.forward_mode import refuse_tangents
-from batchformer.ops.table import BACKWARD_SCHEMA, FORWARD_SCHEMA, check_devices, empty_saved, needed
+from batchformer.ops.table import (
+    BACKWARD_SCHEMA,
+    FORWARD_SCHEMA,
+    check_dense,
+    check_devices,
+    empty_saved,
+    needed,
+)
 
 library = torch.library.Library("batchformer", "DEF")
 
@@ -54,6 +61,19 @@ def path_counts() -> dict[str, int]:
     return dict(core.path_counts())
 
 
+def empty_cache() -> None:
+    """None; gives the memory back to the system that the "cpu" path has kept for its next calls.
+
+    That is scratch, what the forward saves, and large gradients, freed and not used again yet: at most as
+    much as was in use at once in the last few hundred calls, and at most 1024 MiB, or as many as the
+    environment variable BATCHFORMER_POOL_MB named when the path first ran (0: nothing is kept). Outputs are
+    in memory of torch's.
+
+    >>> batchformer.ops.empty_cache()
+    """
+    core.empty_cache()
+
+
 def instruction_set() -> str:
     """Which instructions the "cpu" path runs: "avx512", "avx2" or "baseline".
 
@@ -68,6 +88,7 @@ library.define(FORWARD_SCHEMA, tags=_TAGS)
 
 def _forward(x: Tensor, *arguments: Any) -> Outputs:
     parameters, seed, config, (needs,) = unpack(arguments)
+    check_dense({"x": x, **parameters._asdict()})
     return core.encoder_layer_forward(x, parameters, seed, config, needs)
 
 
@@ -87,6 +108,7 @@ library.define(BACKWARD_SCHEMA, tags=_TAGS)
 def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
     refuse_tangents((grad_y, x, *arguments))
     parameters, seed, config, (saved, needs) = unpack(arguments)
+    check_dense({"grad_y": grad_y, "x": x, **parameters._asdict()})
     return core.encoder_layer_backward(grad_y, x, parameters, seed, config, saved, needs)
 
 
@@ -121,6 +143,7 @@ class _EncoderLayer(torch.autograd.Function):
         """`left` takes what the op leaves; as an output of this function each of it would become a node."""
         y, saved = forward(x, parameters, seed, config, needs)
         ctx.config, ctx.needs = config, needs
+        ctx.plain = forward is core.encoder_layer_forward and saved_as_they_are()
         ctx.save_for_backward(x, *parameters, seed, *saved)
         left.extend(saved)
         return y
@@ -132,7 +155,7 @@ class _EncoderLayer(torch.autograd.Function):
         saved, needs, config = tensors[PARAMETER_COUNT + 1 :], ctx.needs, ctx.config
         wanted = ctx.needs_input_grad[-NEEDS_COUNT:]
         # A second derivative is refused by the op.
-        direct = not torch.is_grad_enabled() and nobody_watches((grad_y, *ctx.saved_tensors))
+        direct = ctx.plain and not torch.is_grad_enabled() and nobody_watches((grad_y,))
         forward, backward = _CORE if direct else _OPS
         if any(want and not need for want, need in zip(wanted, needs, strict=True)):
             needs = wanted

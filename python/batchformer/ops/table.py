@@ -1,6 +1,6 @@
 """The schemas of the ops and the shapes of what they give, made from the core's table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -55,6 +55,13 @@ def check_devices(x: Tensor, parameters: Parameters, seed: Tensor | None, **othe
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name}: expected device {x.device} as x has, got {tensor.device}")
+
+
+def check_dense(tensors: Mapping[str, Tensor | None]) -> None:
+    """Raise TypeError unless all tensors have strides: the core reads their memory."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.layout is not torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor (torch.strided), got layout {tensor.layout}")
 
 
 def needed(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> Iterator[Tensor]:

@@ -107,20 +107,23 @@ def attach(
     if hasattr(model, NAME):
         raise ValueError(f"model: expected no attribute {NAME!r}, got a {type(model).__name__} that has one")
     family = _family(model, preset, before, after)
+    at_places = family in (BeforeClassifiers, AfterBlocks)
     given = {
-        "preset": family in (BeforeClassifiers, AfterBlocks) and preset is not None,
-        "before": before is not None,
-        "after": after is not None,
-        "layout": layout is not None,
-        "shared": not shared,
-        "rejoin": rejoin,
-        "pairings": pairings != "all",
-        "reproduce": reproduce,
+        "preset": preset if at_places else None,
+        "before": before,
+        "after": after,
+        "layout": layout,
+        "shared": None if shared else shared,
+        "rejoin": rejoin or None,
+        "pairings": None if pairings == "all" else pairings,
+        "reproduce": reproduce or None,
     }
-    for name, is_given in given.items():
-        if is_given and name not in family.takes:
+    for name, value in given.items():
+        if value is not None and name not in family.takes:
             takes = ", ".join((*family.takes, "dim and what BatchFormer takes"))
-            raise ValueError(f"{name}: does not go with {family.name!r}, which takes {takes}")
+            raise ValueError(
+                f"{name}: expected no value with {family.name!r}, which takes {takes}, got {value!r}"
+            )
     options = Options(before, after, layout, dim, shared, rejoin, pairings, reproduce, module)
     return family(model, options)
 

@@ -141,8 +141,8 @@ def _check(expected: Mapping[str, Any], loaded: Mapping[str, Tensor], what: str)
     unexpected = [name for name in loaded if name not in expected]
     if missing or unexpected:
         raise ValueError(
-            f"checkpoint: expected the names of {what}; {len(missing)} are missing {missing[:3]}, "
-            f"{len(unexpected)} are unknown {unexpected[:3]}"
+            f"checkpoint: expected the names of {what}, got {len(missing)} missing {missing[:3]}, "
+            f"{len(unexpected)} unknown {unexpected[:3]}"
         )
     for name, tensor in loaded.items():
         if tensor.shape != expected[name].shape:

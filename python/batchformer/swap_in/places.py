@@ -39,7 +39,8 @@ def find(model: nn.Module, argument: str, paths: str | Sequence[str]) -> list[Pl
     for path in paths:
         if path not in modules:
             raise ValueError(
-                f"{argument}: no module {path!r} in {type(model).__name__}; {_nearest(path, modules)}"
+                f"{argument}: expected the path of a module in {type(model).__name__}, got {path!r}; "
+                f"{_nearest(path, modules)}"
             )
     return [Place(path, modules[path]) for path in paths]
 

@@ -42,7 +42,9 @@ impl<T: Real> Kernel for ReluBackward<'_, T> {
         let Self { hidden, scale, mut grad } = self;
         for row in 0..hidden.rows() {
             for (grad, &hidden) in grad.row(row).iter_mut().zip(hidden.row(row)) {
-                *grad *= scale.keep_if(hidden > T::ZERO);
+                // As torch's: what is no number passes, and a gradient that is none does not where ReLU is off.
+                let off = hidden <= T::ZERO;
+                *grad = (*grad * scale).keep_if(!off);
             }
         }
     }

@@ -102,10 +102,13 @@ impl<T: Real> Attention<'_, T> {
             (Packed::new(query, width, lanes), Packed::new(grad_lanes, width, lanes));
         let mut logsumexps = [T::ZERO; LANES];
         let mut delta = [T::ZERO; LANES];
+        let in_one_block = self.pairs_of(0..self.key.rows().min(KEYS)).hold_all_keys();
         for i in 0..queries {
-            let (out, grad_out) = (out.row(i), grad_out.row(i));
             logsumexps[i] = logsumexp.row(i)[0];
-            delta[i] = sum(width, |d| out[d] * grad_out[d]);
+            if !in_one_block {
+                let (out, grad_out) = (out.row(i), grad_out.row(i));
+                delta[i] = sum(width, |d| out[d] * grad_out[d]);
+            }
         }
         let scores = scores.get(KEYS * lanes);
         let grad_scores = grad_scores.get(KEYS * lanes);
@@ -123,7 +126,7 @@ impl<T: Real> Attention<'_, T> {
                 mask: self.mask,
                 scale: self.scale,
                 logsumexp: &logsumexps,
-                delta: &delta,
+                delta: (!in_one_block).then_some(&delta),
             });
             let scores = scores.view().column_block(0..queries);
             let grad_scores = grad_scores.view().column_block(0..queries);

@@ -26,17 +26,45 @@ impl<T: Real> Kernel for Normalise<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let Self { x, params, eps, mut mean, mut rstd, mut y } = self;
-        let channels = x.columns();
-        let share = T::ONE / T::from_usize(channels);
         for row in 0..x.rows() {
             let x = x.row(row);
-            let average = sum(channels, |c| x[c]) * share;
-            let variance = sum(channels, |c| (x[c] - average) * (x[c] - average)) * share;
-            let scale = T::ONE / (variance + eps).sqrt();
-            mean.row(row)[0] = average;
-            rstd.row(row)[0] = scale;
-            normalise(x, average, scale, params, y.row(row));
+            let statistics = Statistics::of(x, eps);
+            mean.row(row)[0] = statistics.mean;
+            rstd.row(row)[0] = statistics.rstd;
+            normalise(x, statistics.mean, statistics.rstd, params, y.row(row));
         }
+    }
+}
+
+/// Of a row.
+struct Statistics<T> {
+    mean: T,
+    rstd: T,
+}
+
+impl<T: Real> Statistics<T> {
+    /// The mean is summed from the first element on: that of a constant row is the constant, where the plain mean is
+    /// off by a rounding error, of which `rstd` = 1 / √eps makes an output.
+    ///
+    /// Where the squares overflow, those of a quarter of the row are summed: one activation of 5e19 among few in
+    /// float32 comes out right. Where these overflow, too, a `rstd` of 0 would make the row its bias; it is NaN instead.
+    #[inline(always)]
+    fn of(x: &[T], eps: T) -> Self {
+        let share = T::ONE / T::from_usize(x.len());
+        let origin = x[0];
+        let mean = origin + sum(x.len(), |c| x[c] - origin) * share;
+        let squares = sum(x.len(), |c| (x[c] - mean) * (x[c] - mean));
+        if squares < T::INFINITY {
+            return Self { mean, rstd: T::ONE / (squares * share + eps).sqrt() };
+        }
+        let quarter = T::from_f64(0.25);
+        let squares = sum(x.len(), |c| ((x[c] - mean) * quarter) * ((x[c] - mean) * quarter));
+        let rstd = if squares < T::INFINITY {
+            quarter / (squares * share + eps * quarter * quarter).sqrt()
+        } else {
+            T::INFINITY * T::ZERO
+        };
+        Self { mean, rstd }
     }
 }
 

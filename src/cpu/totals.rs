@@ -1,0 +1,115 @@
+//! The gradients of parameters, which are sums over all rows, while part after part of the rows is added to them.
+
+use super::block::Block;
+use super::kernels::reduce::ColumnSums;
+use super::kernels::residual::AddRows;
+use super::matrix::{Matrix, MatrixMut};
+
+use super::simd::{run, Real};
+
+/// Parts of a weight's gradient that are added up before they are added to the rest: for so many the sum is one chain,
+/// and one of 625 parts (M = 640,000) was three times less exact than torch's.
+const GROUP: usize = 16;
+
+/// The gradient of a bias, and what rounding has taken from it.
+pub struct ColumnTotal<'a, T: Real> {
+    sums: &'a mut [T],
+    lost: Block<T>,
+}
+
+/// Some columns of it: `[1, columns]` each.
+pub struct ColumnPart<'a, T> {
+    sums: MatrixMut<'a, T>,
+    lost: MatrixMut<'a, T>,
+}
+
+impl<'a, T: Real> ColumnTotal<'a, T> {
+    /// 0, in `sums`.
+    pub fn new(sums: &'a mut [T]) -> Self {
+        let mut lost = Block::new(sums.len());
+        lost.fill(T::ZERO);
+        sums.fill(T::ZERO);
+        Self { sums, lost }
+    }
+
+    /// All columns.
+    pub fn part(&mut self) -> ColumnPart<'_, T> {
+        let columns = self.sums.len();
+        ColumnPart {
+            sums: MatrixMut::new(self.sums, 1, columns),
+            lost: MatrixMut::new(&mut self.lost, 1, columns),
+        }
+    }
+}
+
+impl<T: Real> ColumnPart<'_, T> {
+    /// Blocks of at most so many columns.
+    pub fn split(self, columns: usize) -> impl Iterator<Item = Self> {
+        let blocks = self.sums.split(1, columns).zip(self.lost.split(1, columns));
+        blocks.map(|(sums, lost)| ColumnPart { sums, lost })
+    }
+
+    pub fn add(&mut self, rows: Matrix<T>) {
+        run(ColumnSums { rows, sums: self.sums.row(0), lost: self.lost.row(0) });
+    }
+}
+
+/// The gradient of a weight `[out, in]`.
+pub struct WeightTotal<'a, T: Real> {
+    sum: MatrixMut<'a, T>,
+    /// The sum of the present group, where there are several.
+    group: Option<Block<T>>,
+    parts: usize,
+    next: usize,
+}
+
+/// Some rows of it while a part is added.
+pub struct WeightPart<'a, T> {
+    sum: MatrixMut<'a, T>,
+    group: Option<MatrixMut<'a, T>>,
+    parts: usize,
+    number: usize,
+}
+
+impl<'a, T: Real> WeightTotal<'a, T> {
+    /// What `sum` holds is written over by the first of so many parts.
+    pub fn new(sum: MatrixMut<'a, T>, parts: usize) -> Self {
+        let group = (parts > GROUP).then(|| Block::new(sum.rows() * sum.columns()));
+        Self { sum, group, parts, next: 0 }
+    }
+
+    /// All rows, for the next part.
+    pub fn part(&mut self) -> WeightPart<'_, T> {
+        let (rows, columns, number) = (self.sum.rows(), self.sum.columns(), self.next);
+        self.next += 1;
+        let group = self.group.as_mut().map(|group| MatrixMut::new(group, rows, columns));
+        WeightPart { sum: self.sum.reborrow(), group, parts: self.parts, number }
+    }
+}
+
+impl<T: Real> WeightPart<'_, T> {
+    /// Blocks of at most so many rows.
+    pub fn split_rows(self, rows: usize) -> impl Iterator<Item = Self> {
+        let Self { sum, group, parts, number } = self;
+        let groups = group.map(|group| group.split_rows(rows).map(Some));
+        let groups = groups.into_iter().flatten().chain(std::iter::repeat_with(|| None));
+        let blocks = sum.split_rows(rows).zip(groups);
+        blocks.map(move |(sum, group)| WeightPart { sum, group, parts, number })
+    }
+
+    /// Adds what `add` adds to a matrix; to one that holds anything, `add` writes if its second argument says so.
+    pub fn add(self, add: impl FnOnce(MatrixMut<T>, bool)) {
+        let Self { mut sum, group, parts, number } = self;
+        let Some(mut group) = group else { return add(sum, number == 0) };
+        add(group.reborrow(), number % GROUP == 0);
+        if number % GROUP == GROUP - 1 || number + 1 == parts {
+            if number < GROUP {
+                for row in 0..sum.rows() {
+                    sum.row(row).copy_from_slice(group.row(row));
+                }
+            } else {
+                run(AddRows { summand: group.view(), sum });
+            }
+        }
+    }
+}

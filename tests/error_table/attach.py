@@ -1,0 +1,305 @@
+"""Rows of attach."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+import batchformer as bf
+import stand_ins
+from error_table.mistakes import CHOICE, HEADS, NOT_A_MODULE
+from error_table.row import Mistake, Row
+
+NET = nn.Sequential(
+    OrderedDict(
+        stem=nn.Linear(8, 16), block=nn.TransformerEncoderLayer(16, 4, 16), classifier=nn.Linear(16, 5)
+    )
+)
+SMALL = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 5))
+ATTACHMENT = bf.attach(SMALL, before="1")
+COMPILED = nn.Sequential(nn.Linear(8, 5))
+COMPILED.compile()
+
+NO_SUCH_PATH = Mistake(
+    "The path is misspelled, or that of another version of the model.",
+    "Take a name that `[name for name, _ in model.named_modules()]` lists.",
+)
+NO_PATHS = Mistake(
+    "The list of places is empty, or names one of them twice.",
+    "Name each place once: `attach(model, before=['linears.0', 'linears.1'])`.",
+)
+NOT_A_PATH = Mistake(
+    "The place was given as a module or a number, where its path in the model is needed.",
+    "Write the path as a string: `attach(model, before='fc')`; numbers are for presets: `after=8`.",
+)
+ORDER = Mistake(
+    "Several places are named in another order than the model runs them.",
+    "Name the place that runs first as the first: `after=[0, 2]`, `after=['blocks.4', 'blocks.8']`.",
+)
+INDICES = Mistake(
+    "The preset's encoder has fewer blocks than the index says, or none was named.",
+    "Count from 0, and leave `after` out for the official place.",
+)
+NOT_INDICES = Mistake(
+    "The place of a preset was given as something else than the number of a block.",
+    "Write `after=8`, or `after=[2, 8]`.",
+)
+NOT_ITS_WIDTH = Mistake(
+    "`dim` says another width than the classifier's own weight.",
+    "Leave `dim` out: it is read from the classifier.",
+)
+UNKNOWN_WIDTH = Mistake(
+    "The module at the place has no weight that tells the width of what it takes or gives.",
+    "Say it: `attach(model, after='block', dim=256)`.",
+)
+ONE_MODULE_FOR_TWO_WIDTHS = Mistake(
+    "The places have features of different widths, for which one shared module cannot be made.",
+    "Make one for each place: `attach(model, before=[…], shared=False)`.",
+)
+ONE_LAYOUT = Mistake(
+    "The blocks give tokens in different layouts, of which one module knows one.",
+    "Say the layout, if it is the same after all, or insert after blocks of one kind.",
+)
+BATCH_FIRST = Mistake(
+    "`layout` contradicts `batch_first` of the attention inside the block.",
+    "Leave `layout` out: it is read from the block.",
+)
+MISSPELLED = Mistake(
+    "An option is misspelled, or belongs to another class.",
+    "Take the names from the signatures of `attach` and `BatchFormer`.",
+)
+TWICE = Mistake(
+    "The line with `attach` runs a second time on the same model, as notebook cells do.",
+    "Call `attachment.remove()` first, or keep the first attachment.",
+)
+NAME_TAKEN = Mistake(
+    "The model has an attribute of its own called `batchformer`, which is where the attachment goes.",
+    "Rename that attribute, or attach to the part of the model that has the classifier.",
+)
+UNKNOWN_FAMILY = Mistake(
+    "The model is of no family that `attach` knows, or is one under other names.",
+    "Name the place: `attach(model, before='fc')`, or `attach(model, after='blocks.8')`.",
+)
+OTHER_FAMILY = Mistake(
+    "The preset is that of another family, or the model only a part of the one it is for.",
+    "Pass the model that the sentence describes, or name the place with `before=` or `after=`.",
+)
+NOT_ITS_OPTION = Mistake(
+    "The option means nothing for this family or kind of place.",
+    "Leave it out; the sentence lists what there is.",
+)
+WRAPPED_ALREADY = Mistake(
+    "`attach` stands behind the line that wraps the model.",
+    "Attach first: `attach(model, …)`, then `DistributedDataParallel(model)` or `torch.compile(model)`.",
+)
+DATA_PARALLEL = Mistake(
+    "The model runs in nn.DataParallel, which would mix up the order of the two streams.",
+    "Run one process for each device, with `DistributedDataParallel`, or use one device.",
+)
+
+
+def data_parallel():
+    model = nn.DataParallel(nn.Sequential(nn.Linear(8, 5)))
+    model.device_ids = [0, 1]
+    return model
+
+
+ATTACH = (
+    Row(
+        lambda: bf.attach([nn.Linear(8, 5)]),
+        TypeError,
+        "model: expected a torch.nn.Module, got list",
+        *NOT_A_MODULE,
+    ),
+    Row(
+        lambda: bf.attach(NET, before="classfier"),
+        ValueError,
+        "before: expected the path of a module in Sequential, got 'classfier'; the nearest are 'classifier'",
+        *NO_SUCH_PATH,
+    ),
+    Row(
+        lambda: bf.attach(NET, before="zzz"),
+        ValueError,
+        "before: expected the path of a module in Sequential, got 'zzz'; it has 'stem', 'block', "
+        "'classifier'",
+        *NO_SUCH_PATH,
+    ),
+    Row(
+        lambda: bf.attach(NET, before=[]),
+        ValueError,
+        "before: expected at least one path and none twice, got []",
+        *NO_PATHS,
+    ),
+    Row(
+        lambda: bf.attach(NET, before=["classifier", "classifier"]),
+        ValueError,
+        "before: expected at least one path and none twice, got ['classifier', 'classifier']",
+        *NO_PATHS,
+    ),
+    Row(
+        lambda: bf.attach(NET, before=3),
+        TypeError,
+        "before: expected a path or a list of paths of modules, got 3",
+        *NOT_A_PATH,
+    ),
+    Row(
+        lambda: bf.attach(NET, after=["block", "stem"]),
+        ValueError,
+        "after: expected the order in which the model runs them, as the first doubles the batch, got 'block' "
+        "before 'stem'",
+        *ORDER,
+    ),
+    Row(
+        lambda: bf.attach(NET, before="classifier", dim=32),
+        ValueError,
+        "dim: expected 16, which 'classifier' takes, got 32",
+        *NOT_ITS_WIDTH,
+    ),
+    Row(
+        lambda: bf.attach(nn.Sequential(nn.ReLU()), before="0"),
+        ValueError,
+        "dim: expected a width, as ReLU does not tell it, got None",
+        *UNKNOWN_WIDTH,
+    ),
+    Row(
+        lambda: bf.attach(NET, before=["stem", "classifier"]),
+        ValueError,
+        "shared: expected False, as one module has one width, got True and widths of 8 at 'stem', 16 at "
+        "'classifier'",
+        *ONE_MODULE_FOR_TWO_WIDTHS,
+    ),
+    Row(
+        lambda: bf.attach(NET, after=["stem", "block"]),
+        ValueError,
+        "layout: expected one for all places, got ['LNC', 'NLC']",
+        *ONE_LAYOUT,
+    ),
+    Row(
+        lambda: bf.attach(NET, after="block", layout="NLC"),
+        ValueError,
+        "layout: expected 'LNC', as the attention at 'block' has batch_first=False, got 'NLC'",
+        *BATCH_FIRST,
+    ),
+    Row(
+        lambda: bf.attach(NET, after="block", layout="NHWC"),
+        ValueError,
+        "layout: expected 'NLC' or 'LNC' or 'NCHW' or 'NC', got 'NHWC'",
+        *CHOICE,
+    ),
+    Row(
+        lambda: bf.attach(NET, before="classifier", nhead=3),
+        ValueError,
+        "nhead: expected a divisor of dim=16, got 3",
+        *HEADS,
+    ),
+    Row(
+        lambda: bf.attach(NET, before="classifier", droput=0.1),
+        TypeError,
+        "BatchFormer.__init__() got an unexpected keyword argument 'droput'…",
+        *MISSPELLED,
+    ),
+    Row(
+        lambda: bf.attach(SMALL, before="1"),
+        ValueError,
+        "model: expected a Sequential without BatchFormer, got one that has it",
+        *TWICE,
+    ),
+    Row(
+        lambda: bf.attach(type("Net", (nn.Linear,), {"batchformer": 1})(8, 5), before=""),
+        ValueError,
+        "model: expected no attribute 'batchformer', got a Net that has one",
+        *NAME_TAKEN,
+    ),
+    Row(
+        lambda: bf.attach(NET),
+        ValueError,
+        "model: expected one of a known family, or a place by its path (before= or after=), got Sequential",
+        *UNKNOWN_FAMILY,
+    ),
+    Row(
+        lambda: bf.attach(NET, "detr"),
+        ValueError,
+        "model: expected for 'detr' a Detr, ConditionalDetr or DeformableDetr model (transformers) or "
+        "backbone, input_proj and transformer.encoder.layers (facebookresearch/detr), got Sequential",
+        *OTHER_FAMILY,
+    ),
+    Row(
+        lambda: bf.attach(NET, "resnet"),
+        ValueError,
+        "preset: expected 'detr' or 'deformable_detr' or 'deit' or 'ride' or 'paco' or 'moco_v2' or "
+        "'moco_v3' or 'domainbed' or 'czsl' or 'balanced_softmax' or 'conditional_detr' or 'vit' or "
+        "'swad' or 'cge' or 'compcos', got 'resnet'",
+        *CHOICE,
+    ),
+    Row(
+        lambda: bf.attach(NET, "detr", before="classifier"),
+        ValueError,
+        "preset: expected no value with 'before', which takes before, shared, rejoin, dim and what "
+        "BatchFormer takes, got 'detr'",
+        *NOT_ITS_OPTION,
+    ),
+    Row(
+        lambda: bf.attach(NET, after="block", pairings="all4"),
+        ValueError,
+        "pairings: expected 'all' or 'aligned', got 'all4'",
+        *CHOICE,
+    ),
+    Row(
+        lambda: bf.attach(stand_ins.Ride(), "ride", after=1),
+        ValueError,
+        "after: expected no value with 'ride', which takes reproduce, dim and what BatchFormer takes, got 1",
+        *NOT_ITS_OPTION,
+    ),
+    Row(
+        lambda: bf.attach(stand_ins.Detr(), reproduce=True),
+        ValueError,
+        "reproduce: expected no value with 'detr', which takes after, shared, dim and what BatchFormer "
+        "takes, got True",
+        *NOT_ITS_OPTION,
+    ),
+    Row(
+        lambda: bf.attach(stand_ins.Detr(), after=3),
+        ValueError,
+        "after: expected indices from 0 to 2 of 'transformer.encoder.layers', got [3]",
+        *INDICES,
+    ),
+    Row(
+        lambda: bf.attach(stand_ins.Detr(), after=[]),
+        ValueError,
+        "after: expected indices from 0 to 2 of 'transformer.encoder.layers', got []",
+        *INDICES,
+    ),
+    Row(
+        lambda: bf.attach(stand_ins.Detr(), after=[2, 0]),
+        ValueError,
+        "after: expected ascending indices, as the first doubles the batch, got [2, 0]",
+        *ORDER,
+    ),
+    Row(
+        lambda: bf.attach(stand_ins.Detr(), after=0.5),
+        TypeError,
+        "after: expected an index or a list of indices of blocks, got 0.5",
+        *NOT_INDICES,
+    ),
+    Row(
+        lambda: bf.attach(COMPILED, before="0"),
+        ValueError,
+        "model: expected one before torch.compile, got a compiled one",
+        *WRAPPED_ALREADY,
+    ),
+    Row(
+        lambda: bf.attach(
+            nn.Sequential(type("FullyShardedDataParallel", (nn.Linear,), {})(8, 5)), before="0"
+        ),
+        ValueError,
+        "model: expected one that is not wrapped in FullyShardedDataParallel yet, as that takes over the "
+        "parameters which it finds, got FullyShardedDataParallel",
+        *WRAPPED_ALREADY,
+    ),
+    Row(
+        lambda: bf.attach(data_parallel(), before="module.0"),
+        ValueError,
+        "model: expected no nn.DataParallel around 'module.0', as it gathers both streams of each device in "
+        "turn, got one over 2; use DistributedDataParallel",
+        *DATA_PARALLEL,
+    ),
+)

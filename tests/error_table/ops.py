@@ -1,0 +1,232 @@
+"""Rows of the ops under the modules: what the core checks, and which derivatives there are."""
+
+import torch
+from torch.autograd import forward_ad
+
+import batchformer as bf
+from error_table.mistakes import (
+    ACTIVATION,
+    HEADS,
+    NOT_DENSE,
+    NOT_FLOATING,
+    OTHER_DEVICE,
+    OTHER_DTYPE,
+    PROBABILITY,
+)
+from error_table.modules import LAYER, TOKENS, X
+from error_table.row import Mistake, Row
+from reference import ALL, NOTHING
+
+PARAMETERS = bf.ops.Parameters(*(parameter.detach() for parameter in LAYER._parameters_of_op()))
+CONFIG = LAYER._config()._replace(dropout=(0.0,) * 4)
+_, SAVED = torch.ops.batchformer.encoder_layer(TOKENS, *PARAMETERS, None, *CONFIG, ALL)
+
+
+def op(x=TOKENS, seed=None, parameters=PARAMETERS, needs=NOTHING, **config):
+    """The op itself, whose contract the core checks."""
+    return torch.ops.batchformer.encoder_layer(x, *parameters, seed, *CONFIG._replace(**config), needs)
+
+
+def backward(grad_y=TOKENS, x=TOKENS, saved=SAVED, needs=ALL):
+    return torch.ops.batchformer.encoder_layer_backward(grad_y, x, *PARAMETERS, None, *CONFIG, saved, needs)
+
+
+def parameters(**changed):
+    return PARAMETERS._replace(**changed)
+
+
+HALF = {
+    name: tensor if name.startswith("norm") else tensor.bfloat16()
+    for name, tensor in PARAMETERS._asdict().items()
+}
+
+
+def with_tangent():
+    with forward_ad.dual_level():
+        op(forward_ad.make_dual(TOKENS, torch.ones_like(TOKENS)))
+
+
+def _gradient_with_a_graph():
+    x = TOKENS.clone().requires_grad_()
+    return torch.autograd.grad(LAYER(x).square().sum(), x, create_graph=True)[0]
+
+
+GRADIENT = _gradient_with_a_graph()
+
+NOT_TOKENS = Mistake(
+    "The op is called by hand, with an input that has no axis for positions or another width.",
+    "Pass `[N, L, C]`, for plain features `x.unsqueeze(1)`; or call a module, which does so.",
+)
+NOT_THE_PARAMETERS = Mistake(
+    "A parameter was replaced by one of another size, or two layers' parameters are mixed.",
+    "Take all from one layer, in the order of `bf.ops.Parameters`.",
+)
+NO_SEED = Mistake(
+    "The op is called by hand, and its dropout needs a seed that is a tensor.",
+    "Pass `torch.randint(2**63 - 1, ())`, or call `bf.ops.encoder_layer`, which draws one.",
+)
+NO_BIAS = Mistake(
+    "A gradient is asked for of a bias that the layer was made without.",
+    "Ask for those that exist: `needs = [p is not None and p.requires_grad for p in (x, *parameters)]`.",
+)
+NOT_ITS_BACKWARD = Mistake(
+    "The backward is called by hand with a gradient or saved tensors that are not of the same forward.",
+    "Pass what `torch.ops.batchformer.encoder_layer` gave for the same input, configuration and needs.",
+)
+NO_FORWARD_MODE = Mistake(
+    "Forward-mode AD reaches the op or its backward; the layer itself leaves such calls to torch.",
+    "Call the layer, not the op; for a tangent of the backward use `torch.nn.TransformerEncoderLayer`.",
+)
+NO_SECOND_DERIVATIVE = Mistake(
+    "A gradient is differentiated again, as gradient penalties and some meta-learning do.",
+    "Use `torch.nn.TransformerEncoderLayer`: `theirs.load_state_dict(ours.state_dict())`.",
+)
+
+OP = (
+    Row(lambda: op(X), ValueError, "x: expected shape [N, L, 16], got [6, 16]", *NOT_TOKENS),
+    Row(
+        lambda: op(TOKENS.to_sparse()),
+        TypeError,
+        "x: expected a dense tensor (torch.strided), got layout torch.sparse_coo",
+        *NOT_DENSE,
+    ),
+    Row(
+        lambda: op(X, batch_first=True), ValueError, "x: expected shape [L, N, 16], got [6, 16]", *NOT_TOKENS
+    ),
+    Row(
+        lambda: op(torch.randn(6, 5, 8)),
+        ValueError,
+        "x: expected shape [N, L, 16], got [6, 5, 8]",
+        *NOT_TOKENS,
+    ),
+    Row(
+        lambda: op(TOKENS[:0]),
+        ValueError,
+        "x: expected shape [N, L, 16] with at least one sample and one position, got [0, 5, 16]",
+        "The op is called by hand with an empty input, which the layer leaves to torch.",
+        "Call the layer, or skip the call if `x.numel() == 0`.",
+    ),
+    Row(
+        lambda: op(TOKENS.to(torch.complex64)),
+        TypeError,
+        "x: expected a dtype of float16, bfloat16, float32 and float64, got complex64",
+        *NOT_FLOATING,
+    ),
+    Row(lambda: op(nhead=3), ValueError, "nhead: expected a divisor of the width 16, got 3", *HEADS),
+    Row(lambda: op(nhead=-1), ValueError, "nhead: expected a divisor of the width 16, got -1", *HEADS),
+    Row(
+        lambda: op(dropout=(0.0, 2.0, 0.0, 0.0), seed=torch.tensor(1)),
+        ValueError,
+        "dropout of hidden: expected a probability from 0 to 1, got 2",
+        *PROBABILITY,
+    ),
+    Row(
+        lambda: op(dropout=(float("nan"), 0.0, 0.0, 0.0), seed=torch.tensor(1)),
+        ValueError,
+        "dropout of attention: expected a probability from 0 to 1, got NaN",
+        *PROBABILITY,
+    ),
+    Row(
+        lambda: op(dropout=(0.5,) * 4),
+        ValueError,
+        "seed: expected a 0-d int64 tensor as dropout is on, got None",
+        *NO_SEED,
+    ),
+    Row(
+        lambda: op(dropout=(0.5,) * 4, seed=torch.tensor([1.0])),
+        ValueError,
+        "seed: expected a 0-d int64 tensor, got dtype float32 and shape [1]",
+        *NO_SEED,
+    ),
+    Row(
+        lambda: op(activation="tanh"),
+        ValueError,
+        "activation: expected 'relu' or 'gelu', got 'tanh'",
+        *ACTIVATION,
+    ),
+    Row(
+        lambda: op(parameters=parameters(linear2_weight=torch.randn(16, 7))),
+        ValueError,
+        "linear2_weight: expected shape [16, 16], got [16, 7]",
+        *NOT_THE_PARAMETERS,
+    ),
+    Row(
+        lambda: op(parameters=parameters(in_proj_bias=torch.randn(16))),
+        ValueError,
+        "in_proj_bias: expected shape [48], got [16]",
+        *NOT_THE_PARAMETERS,
+    ),
+    Row(
+        lambda: op(parameters=parameters(norm1_weight=None)),
+        TypeError,
+        "norm1_weight: expected a tensor, got None",
+        "A layer without a weight, as `LayerNorm(elementwise_affine=False)`, was taken apart for the op.",
+        "Pass ones: `torch.ones(C)`; only a bias may be None.",
+    ),
+    Row(
+        lambda: op(parameters=parameters(norm2_weight=torch.randn(16).double())),
+        ValueError,
+        "norm2_weight: expected dtype float32 as in_proj_weight has, got float64",
+        *OTHER_DTYPE,
+    ),
+    Row(
+        lambda: op(TOKENS.half(), parameters=parameters(**HALF)),
+        ValueError,
+        "x: expected dtype bfloat16 as in_proj_weight has, got float16",
+        *OTHER_DTYPE,
+    ),
+    Row(
+        lambda: op(parameters=parameters(norm1_bias=torch.zeros(16, device="meta"))),
+        ValueError,
+        "norm1_bias: expected device cpu as x has, got meta",
+        *OTHER_DEVICE,
+    ),
+    Row(
+        lambda: op(parameters=parameters(linear1_bias=None), needs=ALL),
+        ValueError,
+        "needs: expected False for linear1_bias, which is None, got True",
+        *NO_BIAS,
+    ),
+)
+
+DERIVATIVES = (
+    Row(
+        lambda: backward(saved=SAVED[1:]),
+        ValueError,
+        f"saved: expected the {len(SAVED)} tensors that a forward with these needs leaves, got "
+        f"{len(SAVED) - 1}",
+        *NOT_ITS_BACKWARD,
+    ),
+    Row(
+        lambda: backward(grad_y=TOKENS[:5]),
+        ValueError,
+        "grad_y: expected shape [6, 5, 16], got [5, 5, 16]",
+        *NOT_ITS_BACKWARD,
+    ),
+    Row(
+        lambda: backward(grad_y=TOKENS.double()),
+        ValueError,
+        "grad_y: expected dtype float32 as x has, got float64",
+        *OTHER_DTYPE,
+    ),
+    Row(
+        lambda: backward(grad_y=TOKENS.to("meta")),
+        ValueError,
+        "grad_y: expected device cpu as x has, got meta",
+        *OTHER_DEVICE,
+    ),
+    Row(
+        with_tangent,
+        NotImplementedError,
+        "batchformer::encoder_layer: forward-mode AD is not supported. torch.nn.TransformerEncoderLayer, "
+        "whose state_dict is the same, has what torch has of it.",
+        *NO_FORWARD_MODE,
+    ),
+    Row(
+        lambda: GRADIENT.sum().backward(),
+        RuntimeError,
+        "batchformer::encoder_layer: a second derivative is not supported. For a gradient penalty use "
+        "torch.nn.TransformerEncoderLayer, whose state_dict is the same.",
+        *NO_SECOND_DERIVATIVE,
+    ),
+)

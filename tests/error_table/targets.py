@@ -1,0 +1,31 @@
+"""Rows of the functions on targets and rows: duplicate, original, related."""
+
+import torch
+
+import batchformer as bf
+from error_table.modules import NO_TARGETS, TARGETS_SENTENCE
+from error_table.row import Mistake, Row
+
+NOT_DOUBLED = Mistake(
+    "The rows hold one stream, as in evaluation, or a part of two.",
+    "Take halves only of what was doubled: `related(logits) if model.training else logits`.",
+)
+
+TARGETS = (
+    Row(lambda: bf.duplicate(3), TypeError, f"{TARGETS_SENTENCE}int", *NO_TARGETS),
+    Row(lambda: bf.duplicate(torch.tensor(3)), TypeError, f"{TARGETS_SENTENCE}a 0-d tensor", *NO_TARGETS),
+    Row(lambda: bf.duplicate({1, 2}), TypeError, f"{TARGETS_SENTENCE}set", *NO_TARGETS),
+    Row(lambda: bf.duplicate({"labels": {1, 2}}), TypeError, f"{TARGETS_SENTENCE}set", *NO_TARGETS),
+    Row(
+        lambda: bf.original(torch.randn(7, 3)),
+        ValueError,
+        "x: expected an even number of rows, two streams, got 7",
+        *NOT_DOUBLED,
+    ),
+    Row(
+        lambda: bf.related([1, 2, 3]),
+        ValueError,
+        "x: expected an even number of rows, two streams, got 3",
+        *NOT_DOUBLED,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Random calls, each beside torch in float64 or against a property: `make fuzz`, `make soak`."""
