@@ -3,7 +3,7 @@
 //! From the top down: `forward` and `backward` take tensors apart, `plan` says how their rows are cut, `forward_steps`
 //! and `backward_steps` are the steps on some rows, `linear` and `attention` deal a step out to threads, `kernels`
 //! compute. Beside them: `matrix`, rows of numbers and the right to write them; `pool`, memory that is used again;
-//! `threads`, torch's own; `simd`, the instruction sets.
+//! `threads`, torch's own; `simd`, the instruction sets; `fma_peak`, what they could do at best.
 //!
 //! Unsafe code is in six files, each for one reason: `tensors`, which takes libtorch's word for a pointer; `matrix`,
 //! as blocks of columns are no slices; `chunk`, which allocates; `block`, which makes numbers of that; `libtorch`,
@@ -16,6 +16,7 @@ mod block;
 mod buffers;
 mod chain;
 mod chunk;
+mod fma_peak;
 mod forward;
 mod forward_steps;
 mod kernels;
@@ -67,6 +68,14 @@ pub fn backward(
             backward::backward::<f32>(grad_y, input, saved, dims)
         }
         _ => widened::backward(grad_y, input, saved, dims),
+    }
+}
+
+/// See [`fma_peak::fma_flops`]; in float64 or float32.
+pub fn fma_flops(kind: Kind, rounds: usize) -> usize {
+    match kind {
+        Kind::Double => fma_peak::fma_flops::<f64>(rounds),
+        _ => fma_peak::fma_flops::<f32>(rounds),
     }
 }
 

@@ -6,7 +6,7 @@ mod path;
 
 use tch::{Device, TchError, Tensor};
 
-pub use crate::cpu::{empty_cache, instruction_set};
+pub use crate::cpu::{empty_cache, fma_flops, instruction_set};
 pub use check::{activation, params};
 pub use error::{catch, LayerError};
 pub use path::{aten_alone, choose as choose_path, path_counts};

@@ -16,6 +16,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(ops::path_counts, module)?)?;
     module.add_function(wrap_pyfunction!(ops::aten_alone, module)?)?;
     module.add_function(wrap_pyfunction!(ops::instruction_set, module)?)?;
+    module.add_function(wrap_pyfunction!(ops::fma_flops, module)?)?;
     module.add_function(wrap_pyfunction!(relations::relations, module)?)?;
     module.add_function(wrap_pyfunction!(table::parameter_facts, module)?)?;
     module.add_function(wrap_pyfunction!(table::config_facts, module)?)?;

@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 use pyo3_tch::PyTensor;
+use tch::Kind;
 
 use super::arguments::{input, PyConfig, PyNeeds, PyParameters};
 use crate::layer::{self, LayerError};
@@ -70,4 +71,12 @@ pub fn instruction_set() -> &'static str {
 #[pyfunction]
 pub fn empty_cache(py: Python<'_>) {
     py.allow_threads(layer::empty_cache);
+}
+
+/// The floating point operations of so many rounds of fused multiply-adds in each of torch's threads.
+#[pyfunction]
+#[pyo3(signature = (rounds, *, double))]
+pub fn fma_flops(py: Python<'_>, rounds: usize, double: bool) -> PyResult<usize> {
+    let kind = if double { Kind::Double } else { Kind::Float };
+    outside_gil(py, move || Ok(layer::fma_flops(kind, rounds)))
 }

@@ -3,8 +3,8 @@
 import math
 import random
 
-# Not finite. Where a square alone is not, torch's layer gives rows that are finite and wrong, which are nobody's
-# measure; tests/test_exactness.py says what ours gives.
+# Not finite. Where only a square is not, torch's layer gives rows that are finite and wrong, nobody's measure;
+# tests/test_exactness.py says what ours gives.
 SPECIAL = {
     "float64": ("nan", "inf", "-inf"),
     "float32": ("nan", "inf", "-inf"),

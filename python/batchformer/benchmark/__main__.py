@@ -3,13 +3,17 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from batchformer import ops
 from batchformer.benchmark.competitors import COMPILED, EAGER, OURS, PRODUCTS, Setting, make_competitors
+from batchformer.benchmark.flops import layer_flops
 from batchformer.benchmark.memory import peak_floats, saved_floats
+from batchformer.benchmark.peak import measure_fma_peak
 from batchformer.benchmark.shapes import SETS, Shape
 from batchformer.benchmark.timing import WARM_UP, time_interleaved
 
@@ -39,6 +43,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rounds", type=int, default=10, help="measured runs of each competitor, at least 10"
     )
+    parser.add_argument(
+        "--frozen",
+        action="store_true",
+        help="each shape again with frozen parameters: the gradient of x alone",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile as well; slow to build")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
@@ -64,12 +73,19 @@ def main(arguments: list[str] | None = None) -> int:
     names = [OURS, EAGER, *([COMPILED] if options.compile else []), PRODUCTS]
 
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    rows = measure(SETS[options.shapes], names, setting, options.rounds, options.threads, console)
+    settings = [setting, replace(setting, frozen=True)] if options.frozen else [setting]
+    cases = [*product(SETS[options.shapes], settings)]
+    fma_peak = find_peak(setting)
+    rows = measure(cases, names, options.rounds, fma_peak, console)
     facts = machine(setting.device, options.threads)
+    if fma_peak is not None:
+        facts["fma peak"] = f"{fma_peak / 1e9:.0f} GFLOP/s ({ops.instruction_set()})"
     console.print(table(rows))
     console.print(
         "Medians of a training step; saved and peak memory in floats for each element of the input (M C); "
-        "products: the linears' bare matrix products, for one position with those of attention."
+        "products: the linears' bare matrix products, for one position with those of attention; "
+        "share of FMA peak: the operations of the layer's products, beside those that a loop of fused "
+        "multiply-adds does in the time of a step of ours; frozen: only the input needs a gradient."
     )
     circumstances = ", ".join(f"{key} {value}" for key, value in facts.items())
     console.print(circumstances, highlight=False)
@@ -80,29 +96,53 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def find_peak(setting: Setting) -> float | None:
+    """FLOP/s of the core's fused multiply-adds, if the core has them and kernels for these numbers."""
+    has_kernels = setting.device.type == "cpu" and setting.dtype in (torch.float32, torch.float64)
+    if not has_kernels or ops.instruction_set() == "baseline":
+        return None
+    return measure_fma_peak(setting.dtype)
+
+
 def measure(
-    shapes: Sequence[Shape], names: list[str], setting: Setting, rounds: int, threads: int, console: Console
+    cases: Sequence[tuple[Shape, Setting]],
+    names: list[str],
+    rounds: int,
+    fma_peak: float | None,
+    console: Console,
 ) -> list[Row]:
-    """A row for each shape; a layer that would not fit into memory is left out of its row."""
+    """A row for each case; a layer that would not fit into memory is left out of its row."""
     rows = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=len(shapes) * (rounds + WARM_UP))
-        for shape in shapes:
+        bar = progress.add_task("", total=len(cases) * (rounds + WARM_UP))
+        for shape, setting in cases:
             progress.update(bar, description=str(shape))
             fitting = [name for name in names if fits(name, shape, setting)]
             competitors = make_competitors(fitting, shape, setting)
             before = ops.path_counts()
             times = time_interleaved(competitors, rounds, setting.device, lambda: progress.advance(bar))
             ran = [path for path, calls in ops.path_counts().items() if calls > before[path]]
+            if not ran:
+                ran = ["torch's" if OURS in fitting else "-"]  # the layer declined, or is not there
             layers = [name for name in fitting if name in (OURS, EAGER)]
-            peaks = {name: peak_floats(name, shape, setting, threads) for name in layers}
+            peaks = {name: peak_floats(name, shape, setting, torch.get_num_threads()) for name in layers}
+            flops = layer_flops(shape, frozen=setting.frozen)
+            share = {}
+            if fma_peak is not None:
+                share = {
+                    name: flops.step / parts["step"].median / fma_peak
+                    for name, parts in times.items()
+                    if name != PRODUCTS
+                }
             rows.append(
                 Row(
-                    shape=str(shape),
+                    shape=f"{shape} frozen" if setting.frozen else str(shape),
                     path=" and ".join(ran),
                     times=times,
                     saved={name: saved_floats(name, shape, setting) for name in layers},
                     peak={name: peak for name, peak in peaks.items() if peak is not None},
+                    flops=flops,
+                    fma_share=share,
                 )
             )
     return rows

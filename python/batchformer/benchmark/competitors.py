@@ -20,6 +20,7 @@ class Setting:
     device: torch.device
     dtype: torch.dtype
     dropout: float
+    frozen: bool = False  # no parameter needs a gradient, only the input
 
     def randn(self, *size: int) -> Tensor:
         """Normal numbers on the device."""
@@ -46,6 +47,7 @@ def make_layer(name: str, shape: Shape, setting: Setting) -> nn.Module:
         device=setting.device,
         dtype=setting.dtype,
     )
+    layer.requires_grad_(not setting.frozen)
     if name == COMPILED:
         layer.compile()
     return layer
@@ -68,7 +70,7 @@ def layer_competitor(name: str, shape: Shape, setting: Setting) -> Competitor:
 def product_competitor(shape: Shape, setting: Setting) -> Competitor:
     """The least that the layer computes: the products of its four linears, for V1 with those of attention.
 
-    Forward, gradient of the input and gradient of the weight through torch.mm, with allocated outputs.
+    Forward, gradient of the input and, unless frozen, of the weight through torch.mm, with allocated outputs.
     """
     m, c = shape.tokens, shape.channels
     linears = []
@@ -91,7 +93,8 @@ def product_competitor(shape: Shape, setting: Setting) -> Competitor:
         forward()
         for x, weight, grad_y in linears:
             torch.mm(grad_y, weight)
-            torch.mm(grad_y.T, x)
+            if not setting.frozen:
+                torch.mm(grad_y.T, x)
         if square is not None:
             torch.bmm(head, head.mT)  # grad_P
             for _ in range(3):  # grad_Q, grad_K, grad_V

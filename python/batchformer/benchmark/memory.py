@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ def peak_floats(name: str, shape: Shape, setting: Setting, threads: int) -> floa
         "device": str(setting.device),
         "dtype": str(setting.dtype).removeprefix("torch."),
         "dropout": setting.dropout,
+        "frozen": setting.frozen,
         "threads": threads,
     }
     command = [sys.executable, "-m", "batchformer.benchmark.memory", json.dumps(task)]
@@ -48,11 +50,12 @@ def peak_floats(name: str, shape: Shape, setting: Setting, threads: int) -> floa
     return float(done.stdout) if done.returncode == 0 else None
 
 
-def _measure_here(task: dict[str, str]) -> float:
+def _measure_here(task: dict[str, Any]) -> float:
     """The number that :func:`peak_floats` asks a fresh process for."""
     shape = Shape(*task["shape"])
-    setting = Setting(torch.device(task["device"]), getattr(torch, task["dtype"]), float(task["dropout"]))
-    torch.set_num_threads(int(task["threads"]))
+    device, dtype = torch.device(task["device"]), getattr(torch, task["dtype"])
+    setting = Setting(device, dtype, task["dropout"], task["frozen"])
+    torch.set_num_threads(task["threads"])
     small = Shape("warm-up", 2, 1, 8)
     layer_competitor(task["name"], small, setting).step()  # libraries are loaded, threads are there
     before = _resident(setting.device, reset_peak=True)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from batchformer._extension import BUILT_FOR
 from batchformer.benchmark.competitors import COMPILED, EAGER, OURS, PRODUCTS
+from batchformer.benchmark.flops import Flops
 from batchformer.benchmark.timing import Times
 
 
@@ -21,10 +22,12 @@ class Row:
     """What was measured of one shape; a competitor that did not run is not in the dicts."""
 
     shape: str
-    path: str
+    path: str  # which implementation ran our layer
     times: dict[str, dict[str, Times]]
     saved: dict[str, float]  # floats for each element of the input, M C
     peak: dict[str, float]
+    flops: Flops
+    fma_share: dict[str, float]  # of the processor's peak, that a step reaches
 
     def ratio(self, numerator: str, denominator: str, part: str = "step") -> float | None:
         """Ratio of the medians of two competitors."""
@@ -51,12 +54,14 @@ def table(rows: Sequence[Row]) -> Table:
     compiled = any(COMPILED in row.times for row in rows)
     result = Table(box=None, header_style="bold", pad_edge=False)
     result.add_column("shape", no_wrap=True)
+    result.add_column("path\nof ours")
     for heading in ("ours", "eager", *(["compile"] if compiled else []), "products"):
         result.add_column(f"{heading}\nms", justify="right")
     for heading in (
         "eager\n/ ours",
         "ours /\nproducts",
         "forward:\neager / ours",
+        "share of\nFMA peak",
         "saved ours,\neager",
         "peak ours,\neager",
     ):
@@ -65,10 +70,12 @@ def table(rows: Sequence[Row]) -> Table:
         names = (OURS, EAGER, *([COMPILED] if compiled else []), PRODUCTS)
         result.add_row(
             row.shape,
+            row.path,
             *(_milliseconds(row, name) for name in names),
             _number(row.ratio(EAGER, OURS)),
             _number(row.ratio(OURS, PRODUCTS)),
             _number(row.ratio(EAGER, OURS, "forward")),
+            _number(row.fma_share.get(OURS)),
             f"{_number(row.saved.get(OURS), 1)}, {_number(row.saved.get(EAGER), 1)}",
             f"{_number(row.peak.get(OURS), 1)}, {_number(row.peak.get(EAGER), 1)}",
         )

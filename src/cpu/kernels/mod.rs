@@ -4,6 +4,7 @@ pub mod activation;
 pub mod attention;
 pub mod dropout;
 pub mod few_rows;
+pub mod fma_chains;
 pub mod norm;
 pub mod product;
 pub mod reduce;
