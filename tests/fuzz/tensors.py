@@ -3,7 +3,7 @@
 import math
 import random
 
-# Not finite. Where only a square is not, torch's layer gives rows that are finite and wrong, nobody's measure;
+# Not finite. Where only a square is not, rows of torch's layer are finite and wrong, and no measure;
 # tests/test_exactness.py says what ours gives.
 SPECIAL = {
     "float64": ("nan", "inf", "-inf"),
