@@ -5,7 +5,7 @@
 //! ```text
 //! py      unpack Python's arguments, release the GIL, call, wrap
 //! layer   check the input once, choose the path, call
-//! cpu     the layer in fused kernels: float32 and float64 on the CPU
+//! cpu     the layer in fused kernels on the CPU: float32 and float64, half precision widened to float32
 //! aten    the layer through libtorch: any device, any dtype
 //! call    what a call is made of: sizes, options, parameters, what is saved; every other module knows it
 //! ```

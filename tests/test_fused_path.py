@@ -13,8 +13,16 @@ from batchformer.benchmark.shapes import Shape
 from reference import layers, results
 from tolerances import assert_near
 
-# Tiles of positions, one position, several positions of many samples, small ones; sizes that nothing divides.
-SHAPES = [(4, 331, 64, 4), (257, 1, 96, 1), (133, 5, 48, 2), (1031, 1, 32, 4), (7, 5, 24, 4)]
+# Tiles of positions, tiles of rows of one position, several positions of many samples, small ones, and one
+# position with weights that do not stay in a core's cache; sizes that nothing divides.
+SHAPES = [
+    (4, 331, 64, 4),
+    (257, 1, 96, 1),
+    (133, 5, 48, 2),
+    (1031, 1, 32, 4),
+    (7, 5, 24, 4),
+    (301, 1, 160, 4),
+]
 
 
 @pytest.fixture

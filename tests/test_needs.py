@@ -10,8 +10,8 @@ from reference import ALL, NOTHING
 
 OP, BACKWARD = torch.ops.batchformer.encoder_layer, torch.ops.batchformer.encoder_layer_backward
 NAMES = ("x", *bf.ops.Parameters._fields)
-# One position, tiles of positions, several positions without tiles.
-SHAPES = [(33, 1), (4, 150), (7, 3)]
+# One position, tiles of its rows, tiles of positions, several positions without tiles.
+SHAPES = [(33, 1), (130, 1), (4, 150), (7, 3)]
 CHOSEN = {
     "a frozen layer": {"x"},
     "a first layer": {*NAMES} - {"x"},

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 import batchformer as bf
-from reference import layers
+from reference import ALL, layers
 from tolerances import assert_near
 
 
@@ -310,13 +310,37 @@ def test_as_many_operations_are_counted_as_in_torchs_layer(dropout, training, ba
     x = torch.randn(6, 5, 16)
 
     def op(x):
-        rest = (torch.tensor(3), *ours._config(), True)
+        rest = (torch.tensor(3), *ours._config(), ALL)
         return torch.ops.batchformer.encoder_layer(x, *ours._parameters_of_op(), *rest)[0]
 
     for backward in (False, True):
         expected = flops(theirs, x, backward=backward)
         assert expected >= 2 * 6 * 5 * (4 * 16 * 16 + 2 * 16 * 24)
         assert flops(ours, x, backward=backward) == flops(op, x, backward=backward) == expected
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+@pytest.mark.parametrize(
+    "trained", ["x", "parameters", "linear2.weight", "norm1.weight", "self_attn.out_proj"]
+)
+def test_what_needs_no_gradient_is_not_counted(trained, norm_first):
+    theirs, ours = layers(16, 4, 24, 0.1, norm_first=norm_first)
+    for layer in (theirs, ours):
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(trained == "parameters" or name.startswith(trained))
+    x = torch.randn(6, 5, 16, requires_grad=trained == "x")
+
+    def op(x):
+        parameters = ours._parameters_of_op()
+        needs = [tensor.requires_grad for tensor in (x, *parameters)]
+        return torch.ops.batchformer.encoder_layer(x, *parameters, torch.tensor(3), *ours._config(), needs)[0]
+
+    counts = []
+    for call in (op, theirs):
+        with FlopCounterMode(display=False) as counter:
+            call(x).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
 
 
 def test_the_profiler_shows_the_ops_with_their_shapes():

@@ -21,6 +21,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(table::parameter_facts, module)?)?;
     module.add_function(wrap_pyfunction!(table::config_facts, module)?)?;
     module.add_function(wrap_pyfunction!(table::saved_facts, module)?)?;
+    module.add_function(wrap_pyfunction!(table::passed, module)?)?;
+    module.add_function(wrap_pyfunction!(table::op_devices, module)?)?;
     module.add_function(wrap_pyfunction!(table::saved_dtypes, module)?)?;
     module.add_function(wrap_pyfunction!(table::saved_kept, module)?)
 }

@@ -3,8 +3,8 @@
 use pyo3::prelude::*;
 
 use super::arguments::{config as from_python, PyConfig, PyNeeds};
-use crate::call::{Needs, Shape, CONFIG, PARAMETERS, SAVED};
-use crate::layer;
+use crate::call::{Needs, Piece, Shape, CONFIG, PARAMETERS, SAVED};
+use crate::layer::{self, OP_DEVICES};
 
 /// `(times, letter)` for each axis: 3C is (3, "C").
 type PyShape = Vec<(i64, &'static str)>;
@@ -29,6 +29,21 @@ pub fn config_facts() -> [(&'static str, &'static str); CONFIG.len()] {
 #[pyfunction]
 pub fn saved_facts() -> Vec<(&'static str, PyShape)> {
     SAVED.iter().map(|fact| (fact.name, shape(fact.shape))).collect()
+}
+
+/// Whether the backward goes on behind `in_proj`, `out_proj`, linear1 and linear2, and whether through attention.
+#[pyfunction]
+pub fn passed(config: PyConfig, needs: PyNeeds) -> PyResult<([bool; 4], bool)> {
+    let config = from_python(config)?;
+    let needs = Needs::new(needs.map(|need| need != 0), config.norm_first);
+    let linears = [Piece::InProj, Piece::OutProj, Piece::Linear1, Piece::Linear2];
+    Ok((linears.map(|linear| needs.pass(linear)), needs.reach(Piece::InProj)))
+}
+
+/// Types of devices whose tensors the modules hand to the op.
+#[pyfunction]
+pub fn op_devices() -> [&'static str; OP_DEVICES.len()] {
+    OP_DEVICES
 }
 
 /// Whose dtype each has on a device of this type: that of "x", of the "linears", or in which "sums" are.

@@ -12,9 +12,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils._device import DeviceContext
 
 from batchformer import ops
+from batchformer._extension import core
 from batchformer.ops.forward_mode import has_tangent
 
-OP_DEVICES = ("cpu", "meta")
+OP_DEVICES = tuple(core.op_devices())
 """Where the op has kernels that win. Elsewhere torch's own layer runs, and torch.compile sees into it."""
 
 _PLAIN = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
