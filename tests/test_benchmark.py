@@ -183,15 +183,20 @@ def test_every_thread_of_torch_takes_part_in_the_peak():
         torch.set_num_threads(threads)
 
 
-def test_half_precision_runs_with_its_path_in_the_table_and_no_peak_beside_it():
+def test_the_table_says_which_path_half_precision_took():
     setting = replace(SETTING, dtype=torch.bfloat16)
-    assert benchmark.find_peak(setting) is None
-    (row,) = benchmark.measure([(TINY[0], setting)], NAMES, 10, None, Console(quiet=True))
+    (row,) = benchmark.measure([(TINY[0], setting)], NAMES, 10, PEAK, Console(quiet=True))
     assert list(row.times) == NAMES
     assert row.path in ("cpu", "aten", "torch's")
     console = Console(width=200, record=True)
     console.print(table([row]))
     assert row.path in console.export_text().split()
+
+
+def test_what_runs_on_no_fused_multiply_adds_of_ours_has_no_peak(monkeypatch):
+    assert benchmark.find_peak(replace(SETTING, device=torch.device("cuda"))) is None
+    monkeypatch.setattr(benchmark.ops, "instruction_set", lambda: "baseline")
+    assert benchmark.find_peak(SETTING) is None
 
 
 def test_the_sets_have_the_shapes_of_the_systems():
@@ -220,7 +225,7 @@ def test_bad_options_get_a_sentence(arguments, sentence, capsys):
 @pytest.mark.usefixtures("one_thread")
 def test_the_command_line_runs_from_end_to_end(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(benchmark.SETS, "v1", TINY[1:])
-    monkeypatch.setattr(benchmark, "measure_fma_peak", lambda _: PEAK)
+    monkeypatch.setattr(benchmark, "find_peak", lambda _: PEAK)
     files = ["--json", str(tmp_path / "bench.json"), "--plot", str(tmp_path / "bench.png")]
     assert benchmark.main(["--shapes", "v1", "--threads", "1", "--frozen", *files]) == 0
     printed = capsys.readouterr().out
