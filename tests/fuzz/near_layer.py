@@ -145,7 +145,7 @@ def compared(
         mode=mode,
         backwards=backwards,
         special=any(map(tensors.is_special, (*x, *grad_y))),
-        one_key=one_key or layer.samples == 1,
+        one_key=(one_key or layer.samples == 1) and not _declined(layer),
         may_raise=may_raise,
     )
 
