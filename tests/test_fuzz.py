@@ -1,5 +1,7 @@
 """Short runs of the fuzzer and the soak, and that both find what they look for."""
 
+import mmap
+
 import pytest
 
 from fuzz import __main__ as fuzzer
@@ -108,9 +110,15 @@ def test_memory_of_a_short_soak_is_flat(capsys):
 def test_a_soak_that_leaks_says_so(capsys, monkeypatch):
     kept = []
 
+    def leak():
+        kept.append(
+            mmap.mmap(-1, 2**20)
+        )  # of the system: the heap of a long run may have room that was used before
+        kept[-1].write(bytes(range(256)) * 4096)
+
     def leaks():
         while True:
-            yield lambda: kept.append(bytes(range(256)) * 4096)
+            yield leak
 
     monkeypatch.setattr(soak, "small_steps", leaks)
     assert soak.main(["--steps", "40", "--varied", "20"]) == 1
