@@ -67,14 +67,18 @@ impl Needs {
 
     /// Whether the backward comes to this piece.
     pub fn reach(&self, piece: Piece) -> bool {
-        let order = if self.norm_first { PRE_NORM } else { POST_NORM };
-        order.into_iter().skip_while(|&each| each != piece).any(|piece| self.of(piece))
+        self.order_from(piece).any(|piece| self.of(piece))
     }
 
     /// Whether the backward goes on behind this piece.
     pub fn pass(&self, piece: Piece) -> bool {
+        self.order_from(piece).skip(1).any(|piece| self.of(piece))
+    }
+
+    /// This piece and those that the backward comes to later.
+    fn order_from(&self, piece: Piece) -> impl Iterator<Item = Piece> {
         let order = if self.norm_first { PRE_NORM } else { POST_NORM };
-        order.into_iter().skip_while(|&each| each != piece).skip(1).any(|piece| self.of(piece))
+        order.into_iter().skip_while(move |&each| each != piece)
     }
 }
 

@@ -153,23 +153,10 @@ impl<T: Real> BackwardCall<'_, T> {
         tile: usize,
         grad_x: MatrixMut<T>,
         gathered: [MatrixMut<T>; backward_steps::GATHERED],
-        [norm1_sums, norm2_sums]: [MatrixMut<T>; 2],
+        norm_sums: [MatrixMut<T>; 2],
     ) {
-        let rows = grad_x.rows();
-        let mut scratch = Buffers::new(rows, self.scratch_widths(grad_x.columns()));
-        let [grad_sum, grad_branch, logsumexp, grad_input] = scratch.matrices();
-        let grad_x = if grad_input.columns() > 0 { grad_input } else { grad_x };
-        let grad_y = self.grad_y;
-        let mut all = BackwardRows {
-            grad_y,
-            grad_x,
-            gathered,
-            grad_sum,
-            grad_branch,
-            logsumexp,
-            norm1_sums,
-            norm2_sums,
-        };
+        let mut scratch = self.scratch(&grad_x);
+        let mut all = self.rows(0, grad_x, gathered, norm_sums, scratch.matrices());
         let Self { layer, needs, .. } = *self;
         let sums_of_a_tile = 2 * tile / self.plan.norm_rows;
         let each_tile = |team: &mut Team<T>, all: BackwardRows<T>, go: Go<T>| {
@@ -191,13 +178,37 @@ impl<T: Real> BackwardCall<'_, T> {
         }
     }
 
-    /// Elements of a row of the scratch: gradients of a sum and of a branch, the log-sum-exp where attention is made
-    /// again, and the gradient of x where it is not kept.
-    fn scratch_widths(&self, kept: usize) -> [usize; 4] {
+    /// Gradients of a sum and of a branch, the log-sum-exp where attention is made again, and the gradient of x where it
+    /// is not kept.
+    fn scratch(&self, grad_x: &MatrixMut<T>) -> Buffers<T, 4> {
         let channels = self.layer.channels();
-        let of_input = self.needs.pass(Piece::InProj) && kept == 0;
+        let of_input = self.needs.pass(Piece::InProj) && grad_x.columns() == 0;
         let again = if self.attended_again() { self.layer.heads } else { 0 };
-        [channels, channels, again, if of_input { channels } else { 0 }]
+        let widths = [channels, channels, again, if of_input { channels } else { 0 }];
+        Buffers::new(grad_x.rows(), widths)
+    }
+
+    /// What the steps take of the rows from `first` on.
+    fn rows<'b>(
+        &'b self,
+        first: usize,
+        grad_x: MatrixMut<'b, T>,
+        gathered: [MatrixMut<'b, T>; backward_steps::GATHERED],
+        [norm1_sums, norm2_sums]: [MatrixMut<'b, T>; 2],
+        [grad_sum, grad_branch, logsumexp, grad_input]: [MatrixMut<'b, T>; 4],
+    ) -> BackwardRows<'b, T> {
+        let grad_y = self.grad_y.row_block(first..first + grad_x.rows());
+        let grad_x = if grad_input.columns() > 0 { grad_input } else { grad_x };
+        BackwardRows {
+            grad_y,
+            grad_x,
+            gathered,
+            grad_sum,
+            grad_branch,
+            logsumexp,
+            norm1_sums,
+            norm2_sums,
+        }
     }
 
     /// Elements of a row of what is gathered for the gradients of the linears, as `backward::GATHERED` lists it.
@@ -232,25 +243,12 @@ impl<T: Real> BackwardCall<'_, T> {
         first: usize,
         grad_x: MatrixMut<T>,
         gathered: [MatrixMut<T>; backward_steps::GATHERED],
-        [norm1_sums, norm2_sums]: [MatrixMut<T>; 2],
+        norm_sums: [MatrixMut<T>; 2],
     ) {
-        let rows = first..first + grad_x.rows();
-        let mut scratch = Buffers::new(rows.len(), self.scratch_widths(grad_x.columns()));
-        let [grad_sum, grad_branch, logsumexp, grad_input] = scratch.matrices();
-        let grad_x = if grad_input.columns() > 0 { grad_input } else { grad_x };
-        let grad_y = self.grad_y.row_block(rows.clone());
-        let rows_of_grads = BackwardRows {
-            grad_y,
-            grad_x,
-            gathered,
-            grad_sum,
-            grad_branch,
-            logsumexp,
-            norm1_sums,
-            norm2_sums,
-        };
-        let kept = self.kept.rows(&rows);
-        backward_steps::backward(team, self.layer, self.needs, factors, &kept, rows_of_grads);
+        let kept = self.kept.rows(&(first..first + grad_x.rows()));
+        let mut scratch = self.scratch(&grad_x);
+        let rows = self.rows(first, grad_x, gathered, norm_sums, scratch.matrices());
+        backward_steps::backward(team, self.layer, self.needs, factors, &kept, rows);
     }
 
     /// Each linear's parameters, from its input and the gradient of its output.
