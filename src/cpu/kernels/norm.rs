@@ -43,8 +43,9 @@ struct Statistics<T> {
 }
 
 impl<T: Real> Statistics<T> {
-    /// The mean is summed from the first element on: that of a constant row is the constant, where the plain mean is
-    /// off by a rounding error, of which `rstd` = 1 / √eps makes an output.
+    /// The mean is summed from the first element on, and then from there: that of a constant row is the constant, where
+    /// the plain mean is off by a rounding error, of which `rstd` = 1 / √eps makes an output. Without the second sum it
+    /// is off by the rounding errors of the first element, and among tokens that are alike these add up.
     ///
     /// Where the squares overflow, those of a quarter of the row are summed: one activation of 5e19 among few in
     /// float32 comes out right. Where these overflow, too, a `rstd` of 0 would make the row its bias; it is NaN instead.
@@ -52,7 +53,8 @@ impl<T: Real> Statistics<T> {
     fn of(x: &[T], eps: T) -> Self {
         let share = T::ONE / T::from_usize(x.len());
         let origin = x[0];
-        let mean = origin + sum(x.len(), |c| x[c] - origin) * share;
+        let near = origin + sum(x.len(), |c| x[c] - origin) * share;
+        let mean = near + sum(x.len(), |c| x[c] - near) * share;
         let squares = sum(x.len(), |c| (x[c] - mean) * (x[c] - mean));
         if squares < T::INFINITY {
             return Self { mean, rstd: T::ONE / (squares * share + eps).sqrt() };
