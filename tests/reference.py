@@ -4,12 +4,15 @@ Written apart from the package, from the papers: Vaswani et al. (2017) for the l
 (2014) for SplitMix64.
 """
 
+import contextlib
+import copy
 import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import batchformer as bf
 
@@ -134,3 +137,19 @@ def results(
     y.backward(grad_y)
     grads = {f"grad of {name}": parameter.grad for name, parameter in module.named_parameters()}
     return {"output": y.detach(), "grad of x": x.grad, **grads}
+
+
+def unfused_attention() -> contextlib.AbstractContextManager[None]:
+    """The softmax as it stands, for references.
+
+    Torch's fused one takes the exponential of a difference to a rounded log-sum-exp, and with scores of 1e20
+    that makes 6e44 of a gradient of 7, in float64, too.
+    """
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def exact_results(layer: nn.Module, x: Tensor, grad_y: Tensor) -> dict[str, Tensor]:
+    """What `results` would be without rounding: those of torch's layer in float64."""
+    layer = copy.deepcopy(layer).double()
+    with unfused_attention():
+        return results(layer, layer, x.double(), grad_y.double())

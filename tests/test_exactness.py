@@ -1,13 +1,11 @@
 """As exact as torch's own layer, finite where it is and right there; `exactness.py` has the whole grid."""
 
-import copy
-
 import pytest
 import torch
 
 import batchformer as bf
 from exactness import INPUTS, shares
-from reference import layers, results
+from reference import exact_results, layers, results
 from tolerances import HALF, assert_near, assert_no_worse_than_twice, shares_of_bound, squared_errors
 
 PROJECTIONS = ("grad of self_attn.in_proj_weight", "grad of self_attn.in_proj_bias")
@@ -33,12 +31,32 @@ def test_sums_over_many_tokens_are_as_exact_as_torchs(shape, norm_first):
 
 
 @pre_and_post
+@pytest.mark.parametrize("shape", [(128, 1, 5, 5), (129, 4, 15, 15), (36, 2, 1, 1)])
+def test_heads_of_one_channel_are_as_exact_where_samples_are_alike(shape, norm_first):
+    """One chain of as many additions as there are samples was ten times less exact."""
+    assert_within_bound(shares(shape, norm_first, "gelu", "samples alike", 1.0, draws_of_small=6))
+
+
+@pytest.mark.parametrize("name", ["one 1e15", "one 5e19", "tokens of 1e6"])
+def test_large_scores_over_several_blocks_of_keys_are_as_exact_as_torchs(name):
+    """Their log-sum-exp is rounded by more than the scores of a query differ."""
+    assert_within_bound(shares((300, 2, 16, 2), False, "gelu", name, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_samples_that_are_alike_leave_no_gradient_of_scores(dtype):
+    layer = bf.TransformerEncoderLayer(15, 3, 15, 0.0, dtype=dtype)
+    x = torch.full((28, 2, 15), -1e3, dtype=dtype)
+    actual = results(layer, layer, x, torch.randn_like(x))
+    assert [actual[name][:30].abs().max().item() for name in PROJECTIONS] == [0, 0]
+
+
+@pre_and_post
 @pytest.mark.parametrize("value", [0.1, 7.3, 1e6])
 def test_tokens_of_one_value_have_the_mean_that_is_the_value(value, norm_first):
     theirs, ours = layers(1000, 4, 64, 0.0, "gelu", norm_first=norm_first)
     x, grad_y = torch.full((3, 2, 1000), value), torch.randn(3, 2, 1000)
-    exact_layer = copy.deepcopy(theirs).double()
-    exact = results(exact_layer, exact_layer, x.double(), grad_y.double())
+    exact = exact_results(theirs, x, grad_y)
     runs = [results(layer, layer, x, grad_y) for layer in (ours, theirs)]
     for each in (*runs, exact):
         each["output"] -= x  # beside which the branches would be rounding errors
@@ -98,18 +116,18 @@ def test_large_scores_are_as_exact_as_torchs_in_half_precision(dtype, mean):
     theirs_squared: dict[str, float] = {}
     for _ in range(4):
         theirs, ours = layers(32, 4, 32, 0.0, "gelu", dtype=dtype)
-        exact_layer = copy.deepcopy(theirs).double()
         x, grad_y = (torch.randn(16, 5, 32) + mean).to(dtype), torch.randn(16, 5, 32).to(dtype)
-        exact = results(exact_layer, exact_layer, x.double(), grad_y.double())
+        exact = exact_results(theirs, x, grad_y)
         for layer, squared in ((ours, ours_squared), (theirs, theirs_squared)):
             for name, error in squared_errors(results(layer, layer, x, grad_y), exact).items():
                 squared[name] = squared.get(name, 0.0) + error
     assert_no_worse_than_twice(ours_squared, theirs_squared)
 
 
-def test_an_attention_that_one_key_takes_whole_has_no_gradient_of_scores():
+@pytest.mark.parametrize("samples", [6, 300])
+def test_an_attention_that_one_key_takes_whole_has_no_gradient_of_scores(samples):
     """Torch's is rounding noise here, too: the difference of two equal sums in different order."""
     layer = bf.TransformerEncoderLayer(32, 1, 32, 0.0)
-    x = 1e6 * torch.randn(6, 3, 32)
+    x = 1e6 * torch.randn(samples, 3, 32)
     actual = results(layer, layer, x, torch.randn_like(x))
     assert [actual[name][:64].abs().max().item() for name in PROJECTIONS] == [0, 0]

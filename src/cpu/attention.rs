@@ -42,7 +42,7 @@ impl<T: Real> HeadRows<'_, T> {
         positions * samples
     }
 
-    /// The queries `rows` of a head over the keys `keys`, both of one position or of the same whole ones.
+    /// The queries `rows` of a head over the keys `keys`: all of the same one position, or of several.
     fn attention(&self, head: usize, rows: Range<usize>, keys: Range<usize>) -> Attention<'_, T> {
         let LayerView { samples, heads, masks, .. } = *self.layer;
         let (channels, width) = (self.layer.channels(), self.width());
@@ -50,12 +50,11 @@ impl<T: Real> HeadRows<'_, T> {
             |part: usize| part * channels + head * width..part * channels + (head + 1) * width;
         let first = self.tokens.first + rows.start;
         let (position, query) = (first / samples, first % samples);
-        let key = (self.tokens.first + keys.start) % samples;
         Attention {
             pairs: Pairs {
                 queries: samples - query,
-                keys: samples.min(keys.len()),
-                element: (((position * heads + head) * samples + query) * samples + key) as u64,
+                keys: samples,
+                element: (((position * heads + head) * samples + query) * samples) as u64,
                 query_step: samples as u64,
                 position_step: (heads * samples * samples) as u64,
             },
@@ -144,7 +143,7 @@ pub fn backward<T: Real>(
         let grad_queries = std::iter::once(query).chain(others.into_iter().flatten());
         let grad_keys = key.split_rows(step).zip(value.split_rows(step));
         grad_queries.zip(grad_keys).enumerate().map(move |(part, (query, (key, value)))| {
-            let keys = first + part * step..first + part * step + key.rows();
+            let keys = part * step..part * step + key.rows();
             (head, all.clone(), keys, AttentionGrads { query, key, value })
         })
     });
@@ -164,8 +163,8 @@ pub fn backward<T: Real>(
                 key: key.reborrow(),
                 value: value.reborrow(),
             };
-            let attention = heads.attention(head, rows, keys.clone());
-            attention.backward(results, &mut grads, first == all.start, workspace);
+            let attention = heads.attention(head, rows, all.clone());
+            attention.backward(keys.clone(), results, &mut grads, first == all.start, workspace);
         }
     });
     for other in memory.iter().flatten() {

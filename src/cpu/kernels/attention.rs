@@ -1,11 +1,15 @@
 //! Attention of a block of queries over all keys, key block by key block (Dao et al., 2022): the N x M
 //! probabilities are never there as a whole, forward or backward.
 
+use std::ops::Range;
+
 use super::dropout::Mask;
 use super::product::{Product, Start, Transposed};
 use super::reduce::sum;
 use super::right::{Pack, Packed, Right};
-use super::softmax::{Running, Softmax, SoftmaxBackward, LANES};
+use super::softmax::{
+    AddToTotals, Running, Softmax, SoftmaxBackward, SoftmaxBackwardFromTotals, Totals, LANES,
+};
 use crate::cpu::matrix::{Matrix, MatrixMut};
 use crate::cpu::simd::{run, Real, MOST_LANES};
 use crate::cpu::workspace::{Buffer, Workspace};
@@ -16,6 +20,9 @@ pub use super::softmax::Pairs;
 pub const QUERIES: usize = LANES;
 /// Keys of a block.
 const KEYS: usize = 128;
+/// From this size on, the rounding of a log-sum-exp counts: that of 32 in float32 makes sixteen last digits of every
+/// probability, and that of 1e12 anything. Such queries see all keys twice; ordinary data has none.
+const LARGE: f64 = 32.0;
 /// Lanes come in so many, for every instruction set.
 pub const LANE_STEP: usize = MOST_LANES;
 const _: () = assert!(QUERIES % LANE_STEP == 0);
@@ -57,20 +64,20 @@ impl<T: Real> Attention<'_, T> {
         let query = Packed::new(query, self.query.columns(), lanes);
         let scores = scores.get(KEYS * lanes);
         let mut running = Running::new();
-        for first in (0..self.key.rows()).step_by(KEYS) {
-            let keys = first..(first + KEYS).min(self.key.rows());
+        for keys in key_blocks(0..self.key.rows()) {
+            let first = keys.start == 0;
             let mut scores = MatrixMut::new(&mut scores[..keys.len() * lanes], keys.len(), lanes);
             self.scores(&query, keys.clone(), scores.reborrow());
             let (pairs, mask) = (self.pairs_of(keys.clone()), self.mask);
             run(Softmax { scores: scores.reborrow(), pairs, mask, running: &mut running });
-            if first > 0 {
+            if !first {
                 scale_rows(out.reborrow(), &running.rescale);
             }
             run(Product {
                 left: Transposed(scores.view().column_block(0..self.query.rows())),
                 right: Right::Plain(self.value.row_block(keys)),
                 columns: 0..self.value.columns(),
-                start: if first == 0 { Start::Zero } else { Start::Out },
+                start: if first { Start::Zero } else { Start::Out },
                 out: out.reborrow(),
                 panel,
             });
@@ -81,13 +88,15 @@ impl<T: Real> Attention<'_, T> {
         }
     }
 
-    /// The gradients for that of the output, from the output and its log-sum-exp. That of the queries is written;
-    /// to those of keys and values the block's part is added, or written if it is the `first`.
+    /// What the keys `some` add to the gradients for that of the output, from the output and its log-sum-exp. That of
+    /// the queries is written; to those of these keys and values the block's part is added, or written if it is the
+    /// `first`.
     ///
     /// With P = softmax(S) and P̃ its dropout: `grad_V` = P̃ᵀ `grad_Y`, `grad_P̃` = `grad_Y` Vᵀ, `grad_S` as in
     /// [`SoftmaxBackward`], `grad_Q` = `grad_S` K, `grad_K` = `grad_S`ᵀ Q.
     pub fn backward(
         &self,
+        some: Range<usize>,
         [out, grad_out, logsumexp]: [Matrix<T>; 3],
         grads: &mut AttentionGrads<T>,
         first: bool,
@@ -98,38 +107,20 @@ impl<T: Real> Attention<'_, T> {
         let query = pack_lanes(self.query, lanes, query.get(lanes * width));
         scale_all(query, self.scale);
         let grad_lanes = pack_lanes(grad_out, lanes, grad_query.get(lanes * width));
-        let (query, grad_lanes) =
-            (Packed::new(query, width, lanes), Packed::new(grad_lanes, width, lanes));
-        let mut logsumexps = [T::ZERO; LANES];
-        let mut delta = [T::ZERO; LANES];
-        let in_one_block = self.pairs_of(0..self.key.rows().min(KEYS)).hold_all_keys();
-        for i in 0..queries {
-            logsumexps[i] = logsumexp.row(i)[0];
-            if !in_one_block {
-                let (out, grad_out) = (out.row(i), grad_out.row(i));
-                delta[i] = sum(width, |d| out[d] * grad_out[d]);
-            }
-        }
-        let scores = scores.get(KEYS * lanes);
-        let grad_scores = grad_scores.get(KEYS * lanes);
-        for start in (0..self.key.rows()).step_by(KEYS) {
-            let keys = start..(start + KEYS).min(self.key.rows());
-            let mut scores = MatrixMut::new(&mut scores[..keys.len() * lanes], keys.len(), lanes);
-            let mut grad_scores =
-                MatrixMut::new(&mut grad_scores[..keys.len() * lanes], keys.len(), lanes);
-            self.scores(&query, keys.clone(), scores.reborrow());
-            multiply_lanes(self.value.row_block(keys.clone()), &grad_lanes, grad_scores.reborrow());
-            run(SoftmaxBackward {
-                scores: scores.reborrow(),
-                grads: grad_scores.reborrow(),
-                pairs: self.pairs_of(keys.clone()),
-                mask: self.mask,
-                scale: self.scale,
-                logsumexp: &logsumexps,
-                delta: (!in_one_block).then_some(&delta),
-            });
+        let mut blocks = BackwardBlocks {
+            attention: self,
+            factors: [query, grad_lanes].map(|factor| Packed::new(factor, width, lanes)),
+            logsumexp: std::array::from_fn(
+                |i| if i < queries { logsumexp.row(i)[0] } else { T::ZERO },
+            ),
+            memory: [scores.get(KEYS * lanes), grad_scores.get(KEYS * lanes)],
+        };
+        let method = blocks.method(&some, out, grad_out);
+        for keys in key_blocks(some.clone()) {
+            let [scores, grad_scores] = blocks.softmax_backward(&keys, &method);
             let scores = scores.view().column_block(0..queries);
             let grad_scores = grad_scores.view().column_block(0..queries);
+            let of_some = keys.start - some.start..keys.end - some.start;
             let of_keys = if first { Start::Zero } else { Start::Out };
             let mut product = |left, right, start, out| {
                 run(Product {
@@ -141,13 +132,14 @@ impl<T: Real> Attention<'_, T> {
                     panel: &mut *panel,
                 });
             };
-            product(scores, grad_out, of_keys, grads.value.row_block(keys.clone()));
-            product(grad_scores, self.query, of_keys, grads.key.row_block(keys.clone()));
+            product(scores, grad_out, of_keys, grads.value.row_block(of_some.clone()));
+            product(grad_scores, self.query, of_keys, grads.key.row_block(of_some));
+            let start = if keys.start == some.start { Start::Zero } else { Start::Out };
             run(Product {
                 left: Transposed(grad_scores),
                 right: Right::Plain(self.key.row_block(keys)),
                 columns: 0..width,
-                start: if start == 0 { Start::Zero } else { Start::Out },
+                start,
                 out: grads.query.reborrow(),
                 panel,
             });
@@ -155,7 +147,7 @@ impl<T: Real> Attention<'_, T> {
     }
 
     /// `[keys, lanes]`
-    fn scores(&self, query: &Packed<T>, keys: std::ops::Range<usize>, scores: MatrixMut<T>) {
+    fn scores(&self, query: &Packed<T>, keys: Range<usize>, scores: MatrixMut<T>) {
         multiply_lanes(self.key.row_block(keys), query, scores);
     }
 
@@ -164,12 +156,129 @@ impl<T: Real> Attention<'_, T> {
     }
 
     /// The pairs of the queries with some of the keys; several positions come with all of theirs.
-    fn pairs_of(&self, keys: std::ops::Range<usize>) -> Pairs {
+    fn pairs_of(&self, keys: Range<usize>) -> Pairs {
         if self.pairs.keys < self.key.rows() {
             return self.pairs;
         }
         self.pairs.skip_keys(keys.start, keys.len())
     }
+}
+
+/// How the backward knows each query's δ.
+enum Method<T> {
+    /// It has all keys in one block, and sums.
+    OneBlock,
+    /// From the output.
+    Delta([T; LANES]),
+    /// From a pass over all keys before.
+    Totals(Totals<T>),
+}
+
+/// What the backward of a block of queries needs for each block of keys.
+struct BackwardBlocks<'a, T> {
+    attention: &'a Attention<'a, T>,
+    /// Queries, times the scale, and the gradients of their outputs: `[D, lanes]`.
+    factors: [Packed<'a, T>; 2],
+    logsumexp: [T; LANES],
+    memory: [&'a mut [T]; 2],
+}
+
+impl<T: Real> BackwardBlocks<'_, T> {
+    fn method(&mut self, some: &Range<usize>, out: Matrix<T>, grad_out: Matrix<T>) -> Method<T> {
+        let all = 0..self.attention.key.rows();
+        if *some == all && all.len() <= KEYS {
+            return Method::OneBlock;
+        }
+        if self.logsumexp.iter().all(|value| value.abs() < T::from_f64(LARGE)) {
+            let delta = |i| sum(out.columns(), |d| out.row(i)[d] * grad_out.row(i)[d]);
+            return Method::Delta(std::array::from_fn(|i| {
+                if i < out.rows() {
+                    delta(i)
+                } else {
+                    T::ZERO
+                }
+            }));
+        }
+        let mut totals = Totals::new();
+        for keys in key_blocks(all) {
+            self.add_to_totals(&keys, &mut totals);
+        }
+        Method::Totals(totals)
+    }
+
+    /// P̃ and the gradient of the scores `[keys, lanes]`.
+    fn softmax_backward(
+        &mut self,
+        keys: &Range<usize>,
+        method: &Method<T>,
+    ) -> [MatrixMut<'_, T>; 2] {
+        let Attention { mask, scale, .. } = *self.attention;
+        if let Method::Delta(delta) = method {
+            let (pairs, logsumexp) = (self.attention.pairs_of(keys.clone()), self.logsumexp);
+            let [mut scores, mut grads] = self.scores_and_grads(keys);
+            run(SoftmaxBackward {
+                scores: scores.reborrow(),
+                grads: grads.reborrow(),
+                pairs,
+                mask,
+                scale,
+                logsumexp: &logsumexp,
+                delta,
+            });
+            return [scores, grads];
+        }
+        let mut of_block = Totals::new();
+        let [mut scores, mut grads] = self.add_to_totals(keys, &mut of_block);
+        let (totals, all_keys) = match method {
+            Method::Totals(totals) => (totals, false),
+            _ => (&of_block, true),
+        };
+        run(SoftmaxBackwardFromTotals {
+            scores: scores.reborrow(),
+            grads: grads.reborrow(),
+            mask,
+            scale,
+            totals,
+            all_keys,
+        });
+        [scores, grads]
+    }
+
+    fn add_to_totals(
+        &mut self,
+        keys: &Range<usize>,
+        totals: &mut Totals<T>,
+    ) -> [MatrixMut<'_, T>; 2] {
+        let (pairs, mask) = (self.attention.pairs_of(keys.clone()), self.attention.mask);
+        let logsumexp = self.logsumexp;
+        let [mut scores, mut grads] = self.scores_and_grads(keys);
+        run(AddToTotals {
+            scores: scores.reborrow(),
+            grads: grads.reborrow(),
+            pairs,
+            mask,
+            logsumexp: &logsumexp,
+            totals,
+        });
+        [scores, grads]
+    }
+
+    /// The scores and the gradient of P̃ `[keys, lanes]`.
+    fn scores_and_grads(&mut self, keys: &Range<usize>) -> [MatrixMut<'_, T>; 2] {
+        let Self { attention, factors: [query, grad_out], memory, .. } = self;
+        let lanes = attention.lanes();
+        let [mut scores, mut grads] = memory
+            .each_mut()
+            .map(|memory| MatrixMut::new(&mut memory[..keys.len() * lanes], keys.len(), lanes));
+        attention.scores(query, keys.clone(), scores.reborrow());
+        multiply_lanes(attention.value.row_block(keys.clone()), grad_out, grads.reborrow());
+        [scores, grads]
+    }
+}
+
+/// Ranges of at most [`KEYS`].
+fn key_blocks(keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    keys.clone().step_by(KEYS).map(move |first| first..(first + KEYS).min(keys.end))
 }
 
 /// Rows `[queries, D]` as the columns of a right factor `[D, lanes]`, filled up with 0.
@@ -303,7 +412,7 @@ mod tests {
             };
             let grad = Matrix::new(grad, queries, width).row_block(rows.clone());
             let kept = [out.view().row_block(rows.clone()), grad, logsumexp.view().row_block(rows)];
-            attention.backward(kept, &mut grads, first == 0, &mut workspace);
+            attention.backward(0..keys, kept, &mut grads, first == 0, &mut workspace);
         }
         results
     }

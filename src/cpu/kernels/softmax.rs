@@ -30,11 +30,6 @@ impl Pairs {
         Self { keys, element: self.element + first as u64, ..self }
     }
 
-    /// Whether the keys are all that their queries see.
-    pub fn hold_all_keys(&self) -> bool {
-        self.keys as u64 == self.query_step
-    }
-
     /// The lanes of the queries that see a key.
     #[inline(always)]
     fn lanes_of(&self, key: usize, lanes: usize) -> std::ops::Range<usize> {
@@ -151,7 +146,7 @@ impl<T: Real> Kernel for Softmax<'_, T> {
     }
 }
 
-/// Scores to P̃ = dropout(P), and the gradient of P̃ to that of the scores.
+/// Scores to P̃ = dropout(P), and the gradient of P̃ to that of the scores, for some of the keys.
 ///
 /// P = exp(S - log Σ exp S), `grad_S` = scale P (dropout(`grad_P̃`) - δ), where δ = Σ `grad_P̃` P̃ over the keys of
 /// a query, which is the product of the query's output and its gradient (Dao et al., 2022, appendix B).
@@ -162,24 +157,13 @@ pub struct SoftmaxBackward<'a, T: Real> {
     pub mask: Mask<T>,
     pub scale: T,
     pub logsumexp: &'a [T; LANES],
-    /// δ, unless the block holds all keys.
-    pub delta: Option<&'a [T; LANES]>,
+    pub delta: &'a [T; LANES],
 }
 
 impl<T: Real> Kernel for SoftmaxBackward<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        match self.delta {
-            Some(delta) => self.part_of_keys::<S>(delta),
-            None => self.all_keys::<S>(),
-        }
-    }
-}
-
-impl<T: Real> SoftmaxBackward<'_, T> {
-    #[inline(always)]
-    fn part_of_keys<S: Simd>(self, delta: &[T; LANES]) {
-        let Self { mut scores, mut grads, pairs, mask, scale, logsumexp, .. } = self;
+        let Self { mut scores, mut grads, pairs, mask, scale, logsumexp, delta } = self;
         let (keys, lanes) = (scores.rows(), scores.columns());
         let delta = &delta[..lanes];
         let mut factors = DropoutFactors::new(&mask, &pairs);
@@ -200,21 +184,44 @@ impl<T: Real> SoftmaxBackward<'_, T> {
             }
         }
     }
+}
 
-    /// P is divided by its sum once more, as the rounding of a large log-sum-exp makes that differ from 1, and δ is
-    /// summed as the formula has it: `grad_S` is exactly 0 where a query has one key, or one key has all of its
-    /// attention. With δ from the output, which is summed in another order, it would be the rounding error.
+/// Each lane's Σ exp(S - log Σ exp S) over the keys, which the rounding of a large log-sum-exp makes differ from 1, and
+/// the sum of the same times the gradients, of which δ is made.
+pub struct Totals<T> {
+    sum: [T; LANES],
+    product: [T; LANES],
+}
+
+impl<T: Real> Totals<T> {
+    pub fn new() -> Self {
+        Self { sum: [T::ZERO; LANES], product: [T::ZERO; LANES] }
+    }
+}
+
+/// Scores to exp(S - log Σ exp S), negative where dropout drops them, and the gradients of P̃ to dropout of them; what
+/// the keys add to the totals.
+pub struct AddToTotals<'a, T: Real> {
+    pub scores: MatrixMut<'a, T>,
+    pub grads: MatrixMut<'a, T>,
+    pub pairs: Pairs,
+    pub mask: Mask<T>,
+    pub logsumexp: &'a [T; LANES],
+    pub totals: &'a mut Totals<T>,
+}
+
+impl<T: Real> Kernel for AddToTotals<'_, T> {
     #[inline(always)]
-    fn all_keys<S: Simd>(self) {
-        let Self { mut scores, mut grads, pairs, mask, scale, logsumexp, .. } = self;
+    fn run<S: Simd>(self) {
+        let Self { mut scores, mut grads, pairs, mask, logsumexp, totals } = self;
         let (keys, lanes) = (scores.rows(), scores.columns());
         let mut factors = DropoutFactors::new(&mask, &pairs);
         let mut factor = [T::ONE; LANES];
-        let (mut sum, mut delta) = ([T::ZERO; LANES], [T::ZERO; LANES]);
-        let (sum, delta) = (&mut sum[..lanes], &mut delta[..lanes]);
+        let (sum, product) = (&mut totals.sum[..lanes], &mut totals.product[..lanes]);
         for first in (0..keys).step_by(CHAIN) {
-            let (mut sum_of_few, mut delta_of_few) = ([T::ZERO; LANES], [T::ZERO; LANES]);
-            let (sum_of_few, delta_of_few) = (&mut sum_of_few[..lanes], &mut delta_of_few[..lanes]);
+            let (mut sum_of_few, mut product_of_few) = ([T::ZERO; LANES], [T::ZERO; LANES]);
+            let (sum_of_few, product_of_few) =
+                (&mut sum_of_few[..lanes], &mut product_of_few[..lanes]);
             for key in first..(first + CHAIN).min(keys) {
                 let (row, grad) = (&mut scores.row(key)[..lanes], &mut grads.row(key)[..lanes]);
                 probabilities::<T, S>(row, &pairs, key, logsumexp);
@@ -224,24 +231,61 @@ impl<T: Real> SoftmaxBackward<'_, T> {
                 for lane in 0..lanes {
                     grad[lane] *= factor[lane];
                     sum_of_few[lane] += row[lane];
-                    delta_of_few[lane] += row[lane] * grad[lane];
-                    // The sign tells below what was dropped: to draw the mask again costs more.
+                    product_of_few[lane] += row[lane] * grad[lane];
+                    // The sign tells later what was dropped: to draw the mask again costs more.
                     row[lane] = if factor[lane] > T::ZERO { row[lane] } else { -row[lane] };
                 }
             }
             for lane in 0..lanes {
                 sum[lane] += sum_of_few[lane];
-                delta[lane] += delta_of_few[lane];
+                product[lane] += product_of_few[lane];
             }
         }
+    }
+}
+
+/// [`SoftmaxBackward`] from what [`AddToTotals`] leaves, with P divided by its sum and δ summed as the formula has it:
+/// `grad_S` is exactly 0 where a query has one key, or one key has all of its attention. With δ from the output, which
+/// is summed in another order, it would be the rounding error, and a large log-sum-exp has large ones.
+pub struct SoftmaxBackwardFromTotals<'a, T: Real> {
+    pub scores: MatrixMut<'a, T>,
+    pub grads: MatrixMut<'a, T>,
+    pub mask: Mask<T>,
+    pub scale: T,
+    pub totals: &'a Totals<T>,
+    /// Whether these are the keys of the totals. Then what the rounding of δ leaves of Σ P (`grad` - δ), which is 0, is
+    /// added to it: where all gradients of a query are alike, as those of samples are that are, `grad_S` is 0.
+    pub all_keys: bool,
+}
+
+impl<T: Real> Kernel for SoftmaxBackwardFromTotals<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { mut scores, mut grads, mask, scale, totals, all_keys } = self;
+        let (keys, lanes) = (scores.rows(), scores.columns());
+        let (mut share, mut delta) = ([T::ZERO; LANES], [T::ZERO; LANES]);
+        let (share, delta) = (&mut share[..lanes], &mut delta[..lanes]);
         for lane in 0..lanes {
-            sum[lane] = T::ONE / sum[lane]; // infinite in lanes without a query, which nobody reads
-            delta[lane] *= sum[lane];
+            share[lane] = T::ONE / totals.sum[lane]; // infinite in lanes without a query, which nobody reads
+            delta[lane] = totals.product[lane] * share[lane];
+        }
+        if all_keys {
+            let mut rest = [T::ZERO; LANES];
+            let rest = &mut rest[..lanes];
+            for key in 0..keys {
+                let (row, grad) = (&scores.row(key)[..lanes], &grads.row(key)[..lanes]);
+                for lane in 0..lanes {
+                    rest[lane] += row[lane].abs() * (grad[lane] - delta[lane]);
+                }
+            }
+            for lane in 0..lanes {
+                delta[lane] += rest[lane] * share[lane];
+            }
         }
         for key in 0..keys {
             let (row, grad) = (&mut scores.row(key)[..lanes], &mut grads.row(key)[..lanes]);
             for lane in 0..lanes {
-                let p = row[lane] * sum[lane];
+                let p = row[lane] * share[lane];
                 grad[lane] = p.abs() * (grad[lane] - delta[lane]) * scale;
                 row[lane] = if p < T::ZERO { T::ZERO } else { p * mask.scale }; // NaN stays
             }
