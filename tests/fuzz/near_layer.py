@@ -36,6 +36,7 @@ def draw_layer(rng: random.Random) -> Call:
         [under(mode or (hooks and f"torch.autograd.graph.saved_tensors_hooks({hooks})"), statement)],
         mode=mode,
         may_raise=bool(hooks),
+        masked=bool(lines),
     )
 
 
@@ -107,6 +108,7 @@ def compared(
     backward_line: bool = True,
     y_shape: tuple[int, ...] | None = None,
     one_key: bool = False,
+    masked: bool = False,
 ) -> Call:
     """The call with its input, its gradient and the backward."""
     finite = layer.dropout == 1.0 or any(
@@ -145,7 +147,7 @@ def compared(
         mode=mode,
         backwards=backwards,
         special=any(map(tensors.is_special, (*x, *grad_y))),
-        one_key=(one_key or layer.samples == 1) and not _declined(layer),
+        one_key=(one_key or layer.samples == 1) and not masked and not _declined(layer),
         may_raise=may_raise,
     )
 

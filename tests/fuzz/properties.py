@@ -13,7 +13,7 @@ RUN = (
     "    leaf = x.detach().requires_grad_(); module.zero_grad()",
     "    y = module(leaf); y.backward(grad_y)",
     "    return [y.detach(), leaf.grad, *(p.grad for p in module.parameters())]",
-    "def same(a, b): return all(map(torch.equal, a, b))",
+    "def same(a, b): return all(torch.equal(u.nan_to_num(7.5), v.nan_to_num(7.5)) for u, v in zip(a, b))",
 )
 TEARDOWN = "torch.set_num_threads(1)"
 

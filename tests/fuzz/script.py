@@ -16,13 +16,19 @@ def reproduction(call: Call, wrong: Wrong) -> str:
     )
     backward = f"if r.requires_grad: r.backward(grad_y{double}.to(r.dtype), retain_graph=True)"
     actual, expected = _tensor(wrong.tensor, "y", "x", "encoder"), _tensor(wrong.tensor, "r", "z", "exact")
+    steps = [plain, *[backward] * call.backwards]
+    if exact:
+        steps = [
+            "from torch.nn.attention import SDPBackend, sdpa_kernel",
+            "with sdpa_kernel(SDPBackend.MATH):",
+            *(f"    {step}" for step in steps),
+        ]
     return call.text + "\n".join(
         (
             "# torch's layer" + (" in float64" if exact else ""),
             f"exact, z = copy.deepcopy(theirs){double}, x.detach(){double}.clone()",
             "z.requires_grad_(x.requires_grad)",
-            plain,
-            *[backward] * call.backwards,
+            *steps,
             f"actual, expected = {actual}, {expected}",
             *_check(wrong),
             "",

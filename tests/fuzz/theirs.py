@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fuzz.call import Call
+from reference import unfused_attention
+from tolerances import HALF
 
 Results = dict[str, Tensor | None]
 Change = Callable[[Tensor], Tensor]
@@ -28,12 +30,26 @@ class Theirs:
 
     def exact(self) -> Results:
         """In float64."""
-        return self._run(Tensor.double, "" if "autocast" in self.call.mode else self.call.mode)
+        return self._run_exactly(Tensor.double, "" if "autocast" in self.call.mode else self.call.mode)
 
     def errors(self, times: int) -> Iterator[dict[str, float]]:
-        """Errors of torch's layer, by name, in calls next to this one."""
+        """Errors of torch's layer, by name, in calls next to this one.
+
+        Of a call in half precision also what the exact results move by when its tensors move by rounding: a
+        norm over two channels that are nearly alike changes its sign with the layout of what it is given, in
+        torch's layer, too.
+        """
         exact = self.exact()
+        dtype = getattr(torch, self.call.dtype)
         for _ in range(times):
+            if dtype in HALF:
+                by = torch.finfo(dtype).eps
+                yield errors(
+                    self._run_exactly(
+                        lambda tensor, by=by: self._moved(tensor, by, tensor.shape).double(), ""
+                    ),
+                    exact,
+                )
             if self.call.dtype == "float64":
                 by = ROUNDING * torch.finfo(torch.float64).eps
                 yield errors(
@@ -43,7 +59,7 @@ class Theirs:
             state = self.generator.get_state()
             own = self._run(lambda tensor: self._moved(tensor, 0.1, ()), self.call.mode)
             self.generator.set_state(state)
-            yield errors(own, self._run(lambda tensor: self._moved(tensor, 0.1, ()).double(), ""))
+            yield errors(own, self._run_exactly(lambda tensor: self._moved(tensor, 0.1, ()).double(), ""))
 
     def nearest_kink(self) -> float:
         """How near a hidden unit is to the ReLU's 0, in what torch's own rounding moves hidden units by."""
@@ -54,7 +70,7 @@ class Theirs:
             for linear in linears
         ]
         self._run(Tensor.detach, self.call.mode)
-        self._run(Tensor.double, "torch.enable_grad()")
+        self._run_exactly(Tensor.double, "torch.enable_grad()")
         for hook in hooks:
             hook.remove()
         distances = [float("inf")]
@@ -68,6 +84,10 @@ class Theirs:
         """Times factors from 1 - by to 1 + by."""
         factor = 1 + by * (2 * torch.rand(shape, generator=self.generator, dtype=torch.float64) - 1)
         return (tensor.detach().double() * factor).to(tensor.dtype)
+
+    def _run_exactly(self, change: Change, mode: str) -> Results:
+        with unfused_attention():
+            return self._run(change, mode)
 
     def _run(self, change: Change, mode: str) -> Results:
         """The call with every tensor changed; the layer has its own parameters back afterwards."""
