@@ -59,6 +59,19 @@ def test_any_number_of_threads_gives_the_same_bits(n, l, c, heads, norm_first, d
     assert_same(runs[2], runs[0])
 
 
+@pytest.mark.parametrize(("n", "l", "c", "heads"), [(4, 850, 32, 4), (600, 1, 128, 4)])
+def test_sixteen_and_sixty_four_threads_give_the_bits_of_one(n, l, c, heads, threads):
+    """So many get smaller tiles, and more of them before the gradients of the weights."""
+    layer = bf.TransformerEncoderLayer(c, heads, c, 0.5)
+    x = torch.randn(n, l, c)
+    runs = []
+    for count in (1, 16, 64):
+        threads(count)
+        runs.append(training_step(layer, x, seed=1))
+    assert_same(runs[1], runs[0])
+    assert_same(runs[2], runs[0])
+
+
 def test_callers_in_eight_threads_get_what_one_gets():
     x = [torch.randn(n, l, c) for n, l, c, _ in SHAPES]
     made = [bf.TransformerEncoderLayer(c, heads, c, 0.0) for *_, c, heads in SHAPES]

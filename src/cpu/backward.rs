@@ -6,6 +6,7 @@ use tch::{TchError, Tensor};
 use super::backward_steps::{self, BackwardRows, BackwardSteps};
 use super::buffers::{split, Buffers};
 use super::layer_view::{LayerView, RightFactors};
+use super::libtorch::threads;
 use super::linear::{parameter_grads, LinearGrad};
 use super::matrix::{Matrix, MatrixMut};
 use super::packed::PackedFactors;
@@ -15,7 +16,7 @@ use super::setup::{contiguous, empty_grads, layer_view, ParamGrads};
 use super::simd::Real;
 use super::tensors::{readable, tokens, tokens_mut};
 use super::threads::{team, Team};
-use super::totals::{ColumnTotal, WeightTotal};
+use super::totals::ColumnTotal;
 use super::workspace::Workspace;
 use crate::call::{Activation, Dims, Grads, Input, Needs, Params, Piece, SavedTensors};
 
@@ -29,13 +30,13 @@ pub fn backward<T: Real + Element>(
     let (x, grad_y, params) = (readable(&input.x)?, readable(grad_y)?, contiguous(&input.params)?);
     let saved = saved_rows::contiguous(saved)?;
     let layer = layer_view::<T>(input, &params, dims)?;
-    let plan = Plan::new(dims);
+    let plan = Plan::new(dims, threads());
     let mut grads = empty_grads::<T>(input, dims)?;
 
     let kept = SavedRows::new(&saved, tokens(&x, dims), dims);
     let grad_y = tokens(&grad_y, dims);
     let call = BackwardCall { layer: &layer, needs: &input.needs, plan, grad_y, kept };
-    let mut params = ParamGrads::new(&mut grads.params, plan.parts(layer.positions));
+    let mut params = ParamGrads::new(&mut grads.params, plan.units(layer.positions));
     let grad_x = match &mut grads.x {
         Some(grad_x) => tokens_mut(grad_x, dims),
         None => MatrixMut::new(&mut [], dims.tokens() as usize, 0),
@@ -82,10 +83,7 @@ impl<T: Real> BackwardCall<'_, T> {
     ) {
         let rows = grad_x.rows();
         let tile = self.plan.tile.map_or(rows, |tile| tile * self.layer.samples);
-        let norm_blocks = match self.plan.row_tile {
-            Some(_) => rows.div_ceil(self.plan.norm_rows),
-            None => rows.div_ceil(tile) * tile.div_ceil(self.plan.norm_rows),
-        };
+        let norm_blocks = rows.div_ceil(self.plan.norm_rows);
         let mut gathered = Buffers::new(rows, self.gathered_widths());
         let norm_widths = [self.needs.params.norm1, self.needs.params.norm2].map(|norm| {
             if norm.weight || norm.bias {
@@ -208,6 +206,7 @@ impl<T: Real> BackwardCall<'_, T> {
             logsumexp,
             norm1_sums,
             norm2_sums,
+            norm_rows: self.plan.norm_rows,
         }
     }
 
@@ -272,12 +271,14 @@ impl<T: Real> BackwardCall<'_, T> {
         let inputs = [x, attended, feedforward_input, hidden];
         let grad_outputs = [grad_qkv, grad_projected, grad_hidden, grad_output];
         let linears = inputs.into_iter().zip(grad_outputs).zip(&mut grads.linears);
+        let units = rows.div_ceil(self.plan.unit * self.layer.samples);
         let linears = linears.map(|((x, grad_y), (weight, bias))| LinearGrad {
             x,
             grad_y,
-            weight: weight.as_mut().map(WeightTotal::part),
+            weight: weight.as_mut().map(|weight| weight.part(units)),
             bias: bias.as_mut().map(ColumnTotal::part),
         });
-        parameter_grads(team, linears);
+        let widths = grad_outputs.iter().map(Matrix::columns).sum();
+        parameter_grads(team, self.plan.unit * self.layer.samples, widths, linears);
     }
 }

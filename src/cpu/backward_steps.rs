@@ -30,6 +30,8 @@ pub struct BackwardRows<'a, T> {
     /// `[2 x blocks, C]` each: what the blocks of rows add to the gradients of the norms.
     pub norm1_sums: MatrixMut<'a, T>,
     pub norm2_sums: MatrixMut<'a, T>,
+    /// Rows of such a block.
+    pub norm_rows: usize,
 }
 
 /// What the gradients of the linears' parameters are made of, besides what was kept: the gradients of the outputs of
@@ -58,7 +60,7 @@ pub fn backward<T: Real>(
 impl<'a, T> BackwardRows<'a, T> {
     /// Parts of at most `rows` rows, and so many of the norms' sums.
     pub fn split(self, rows: usize, sums: usize) -> impl Iterator<Item = BackwardRows<'a, T>> {
-        let Self { grad_y, grad_x, grad_sum, grad_branch, logsumexp, .. } = self;
+        let Self { grad_y, grad_x, grad_sum, grad_branch, logsumexp, norm_rows, .. } = self;
         let own = split([grad_x, grad_sum, grad_branch, logsumexp], rows);
         let of_norms = split([self.norm1_sums, self.norm2_sums], sums);
         let parts = own.zip(split(self.gathered, rows)).zip(of_norms).enumerate();
@@ -74,6 +76,7 @@ impl<'a, T> BackwardRows<'a, T> {
                 logsumexp,
                 norm1_sums,
                 norm2_sums,
+                norm_rows,
             }
         })
     }
@@ -88,6 +91,7 @@ impl<'a, T> BackwardRows<'a, T> {
             logsumexp: self.logsumexp.reborrow(),
             norm1_sums: self.norm1_sums.reborrow(),
             norm2_sums: self.norm2_sums.reborrow(),
+            norm_rows: self.norm_rows,
         }
     }
 }
@@ -111,10 +115,18 @@ impl<T: Real> BackwardSteps<'_, T> {
         let [attention_input, again, feedforward_input, activated] = inputs;
         let Masks { residual1: mask1, residual2: mask2, .. } = layer.masks;
         let (params, statistics) = ([layer.norm1, layer.norm2], [[mean1, rstd1], [mean2, rstd2]]);
-        let norm1 =
-            NormStep { params: params[0], statistics: statistics[0], sums: rows.norm1_sums };
-        let norm2 =
-            NormStep { params: params[1], statistics: statistics[1], sums: rows.norm2_sums };
+        let norm1 = NormStep {
+            params: params[0],
+            statistics: statistics[0],
+            sums: rows.norm1_sums,
+            step: rows.norm_rows,
+        };
+        let norm2 = NormStep {
+            params: params[1],
+            statistics: statistics[1],
+            sums: rows.norm2_sums,
+            step: rows.norm_rows,
+        };
         let branch2 = (grad_output, grad_hidden.reborrow(), activated);
         let branch1 = (again, rows.logsumexp, grad_projected);
         if layer.norm_first {
@@ -174,7 +186,8 @@ impl<T: Real> BackwardSteps<'_, T> {
         if self.layer.norm_first {
             let SavedRows { x, saved: Saved { mean1, rstd1, .. }, .. } = *self.kept;
             let (params, statistics) = (self.layer.norm1, [mean1, rstd1]);
-            let norm1 = NormStep { params, statistics, sums: rows.norm1_sums };
+            let norm1 =
+                NormStep { params, statistics, sums: rows.norm1_sums, step: rows.norm_rows };
             norm1.backward(team, x, grad_x.reborrow());
         }
         if self.needs.x {
@@ -240,6 +253,8 @@ struct NormStep<'a, T> {
     params: NormView<'a, T>,
     statistics: [Matrix<'a, T>; 2],
     sums: MatrixMut<'a, T>,
+    /// Rows of each pair of sums.
+    step: usize,
 }
 
 impl<T: Real> NormStep<'_, T> {
@@ -256,10 +271,9 @@ impl<T: Real> NormStep<'_, T> {
         });
     }
 
-    /// The gradient of x in the place of that of y. Blocks of rows are as many as there are pairs of sums.
+    /// The gradient of x in the place of that of y.
     fn backward(self, team: &mut Team<T>, x: Matrix<T>, grad: MatrixMut<T>) {
-        let Self { params, statistics, sums } = self;
-        let step = x.rows().div_ceil(sums.rows() / 2);
+        let Self { params, statistics, sums, step } = self;
         let parts = grad.split_rows(step).zip(sums.split_rows(2)).enumerate();
         team.for_each(parts, |(number, (grad, sums)), _| {
             let rows = number * step..number * step + grad.rows();

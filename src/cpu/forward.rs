@@ -6,6 +6,7 @@ use tch::{TchError, Tensor};
 use super::buffers::{split, Buffers};
 use super::forward_steps::{self, Attended, ForwardRows};
 use super::layer_view::{LayerView, RightFactors};
+use super::libtorch::threads;
 use super::matrix::{Matrix, MatrixMut};
 use super::packed::PackedFactors;
 use super::plan::Plan;
@@ -25,7 +26,7 @@ pub fn forward<T: Real + Element>(
 ) -> Result<(Tensor, SavedTensors), TchError> {
     let (x, params) = (readable(&input.x)?, contiguous(&input.params)?);
     let layer = layer_view::<T>(input, &params, dims)?;
-    let plan = Plan::new(dims);
+    let plan = Plan::new(dims, threads());
     let widths = SavedWidths::new(input, dims);
     let mut y = empty::<T>(&input.x.size())?;
     let mut kept = SavedBuffers::new(dims.tokens() as usize, widths.kept);

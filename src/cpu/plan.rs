@@ -1,5 +1,4 @@
-//! How the rows of a call are cut: by its sizes alone, so that the order of every sum is the same for any number of
-//! threads.
+//! How the rows of a call are cut, so that the order of every sum is the same for any number of threads.
 
 use super::kernels::attention::QUERIES;
 use crate::call::Dims;
@@ -12,6 +11,10 @@ const TILED_SAMPLES: usize = TILE_ROWS;
 const TILED_ROWS: usize = 512;
 /// Tiles are made in eights, for two, four or eight threads.
 const TILES: usize = 8;
+/// Blocks of a tile, over which the norms' sums run. Where there are many threads, tiles are fewer of them.
+const BLOCKS: usize = 4;
+/// Tiles that each thread has, where there are as many blocks.
+const TILES_OF_A_THREAD: usize = 2;
 /// With one position: a block of queries. Every step by all threads would be a wait for the slowest after each, which
 /// takes as long as the step where a layer is small.
 const ROW_TILE: usize = QUERIES;
@@ -22,7 +25,8 @@ const CACHED_WEIGHTS: i64 = 1 << 17;
 /// 4096 take the same time, and 1024 the least memory.
 const GATHERED_ROWS: usize = 1024;
 
-/// The cut of a call.
+/// The cut of a call. Sums run over blocks of rows and are added up over units of rows; both are cut by the sizes of the
+/// call alone. Tiles and parts are whole blocks and whole units, and as large as the number of threads allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Positions that one thread takes through the whole layer; None: threads share every step.
@@ -31,34 +35,96 @@ pub struct Plan {
     pub row_tile: Option<usize>,
     /// Positions whose backward is done before the gradients of the weights.
     pub gathered: usize,
-    /// Rows over which a norm's sums run before they are added up.
+    /// Positions of a unit, whose gradients of the weights are added up before they are added to those of the others.
+    pub unit: usize,
+    /// Rows of a block, over which a norm's sums run before they are added up.
     pub norm_rows: usize,
 }
 
 impl Plan {
-    pub fn new(dims: &Dims) -> Self {
+    pub fn new(dims: &Dims, threads: usize) -> Self {
         let (samples, positions) = (dims.samples as usize, dims.positions as usize);
         let rows = samples * positions;
         if positions > 1 && samples <= TILED_SAMPLES && rows >= TILED_ROWS {
-            let tiles = TILES * rows.div_ceil(TILES * TILE_ROWS);
-            let tile = positions.div_ceil(tiles);
-            let gathered = tile * TILES * (GATHERED_ROWS / (TILES * tile * samples)).max(1);
-            return Self {
-                tile: Some(tile),
-                row_tile: None,
-                gathered: gathered.min(positions),
-                norm_rows: tile * samples,
-            };
+            return Self::tiled(samples, positions, threads);
         }
-        let gathered = (GATHERED_ROWS / samples).clamp(1, positions);
+        let unit = (GATHERED_ROWS / samples).clamp(1, positions);
         let norm_rows = if samples < 1024 { 16 } else { 64 };
         let weights = dims.channels * (4 * dims.channels + 2 * dims.feedforward);
         let by_rows = positions == 1 && samples > ROW_TILE && weights <= CACHED_WEIGHTS;
-        Self { tile: None, row_tile: by_rows.then_some(ROW_TILE), gathered, norm_rows }
+        let row_tile = by_rows.then_some(ROW_TILE);
+        Self { tile: None, row_tile, gathered: unit, unit, norm_rows }
+    }
+
+    fn tiled(samples: usize, positions: usize, threads: usize) -> Self {
+        let tiles = TILES * (samples * positions).div_ceil(TILES * TILE_ROWS);
+        let most = positions.div_ceil(tiles);
+        let block = most.div_ceil(BLOCKS);
+        let most = block * most.div_ceil(block);
+        let wanted = TILES_OF_A_THREAD * threads;
+        let tile = block * (positions.div_ceil(block) / wanted).clamp(1, most / block);
+        let unit = TILES * most;
+        let unit = unit * (GATHERED_ROWS / (unit * samples)).max(1);
+        let gathered = unit * (wanted * tile).div_ceil(unit);
+        Self {
+            tile: Some(tile),
+            row_tile: None,
+            gathered: gathered.min(positions),
+            unit,
+            norm_rows: block * samples,
+        }
     }
 
     /// How many times the gradients of the weights are added to.
-    pub fn parts(&self, positions: usize) -> usize {
-        positions.div_ceil(self.gathered)
+    pub fn units(&self, positions: usize) -> usize {
+        positions.div_ceil(self.unit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// N, L and C of DETR at 2, 4 and 16 images, `DeiT`, and Deformable DETR.
+    const TILED: [[i64; 3]; 5] =
+        [[2, 850, 256], [4, 850, 256], [16, 850, 256], [64, 197, 384], [2, 17821, 256]];
+
+    fn plan([samples, positions, channels]: [i64; 3], threads: usize) -> Plan {
+        let (heads, feedforward, batch_first) = (4, channels, true);
+        let dims = Dims { samples, positions, channels, heads, feedforward, batch_first };
+        Plan::new(&dims, threads)
+    }
+
+    #[test]
+    fn sums_are_cut_alike_for_any_number_of_threads() {
+        for shape in TILED {
+            let few = plan(shape, 1);
+            for threads in [2, 3, 8, 16, 64, 1000] {
+                let many = plan(shape, threads);
+                assert_eq!((many.unit, many.norm_rows), (few.unit, few.norm_rows));
+                assert_eq!(
+                    many.tile.map(|tile| tile * shape[0] as usize % many.norm_rows),
+                    Some(0)
+                );
+                let units = many.gathered % many.unit == 0;
+                assert!(units || many.gathered == shape[1] as usize, "{shape:?} {threads}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_of_many_threads_has_a_tile() {
+        for (threads, shapes) in [(2, &TILED[..]), (16, &TILED[..]), (64, &TILED[1..])] {
+            for &shape in shapes {
+                let plan = plan(shape, threads);
+                let tile = plan.tile.unwrap_or(usize::MAX);
+                let (all, of_a_part) =
+                    ((shape[1] as usize).div_ceil(tile), plan.gathered.div_ceil(tile));
+                assert!(
+                    all >= threads && of_a_part >= threads,
+                    "{shape:?} {threads}: {all} {of_a_part}"
+                );
+            }
+        }
     }
 }

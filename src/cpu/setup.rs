@@ -94,13 +94,13 @@ pub struct ParamGrads<'a, T: Real> {
 }
 
 impl<'a, T: Real + Element> ParamGrads<'a, T> {
-    /// For so many parts of the rows.
-    pub fn new(grads: &'a mut Params<Option<Tensor>, Option<Tensor>>, parts: usize) -> Self {
+    /// For so many units of the rows.
+    pub fn new(grads: &'a mut Params<Option<Tensor>, Option<Tensor>>, units: usize) -> Self {
         let Params { in_proj, out_proj, linear1, linear2, norm1, norm2 } = grads;
         let weight = |grad: &'a mut Tensor| {
             let size = grad.size();
             let (rows, columns) = (size[0] as usize, size[1] as usize);
-            WeightTotal::new(MatrixMut::new(elements_mut(grad), rows, columns), parts)
+            WeightTotal::new(MatrixMut::new(elements_mut(grad), rows, columns), units)
         };
         let vector = |grad: &'a mut Tensor| ColumnTotal::new(elements_mut(grad));
         let linear = |linear: &'a mut Affine<Option<Tensor>, Option<Tensor>>| {

@@ -27,6 +27,13 @@ pub enum Team<'a, T: Real> {
 }
 
 impl<T: Real> Team<'_, T> {
+    pub fn threads(&self) -> usize {
+        match self {
+            Self::All => libtorch::threads(),
+            Self::One(_) => 1,
+        }
+    }
+
     /// Does `work` once for every item; each comes to one thread.
     pub fn for_each<I: Send>(
         &mut self,

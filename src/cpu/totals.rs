@@ -7,8 +7,8 @@ use super::matrix::{Matrix, MatrixMut};
 
 use super::simd::{run, Real};
 
-/// Parts of a weight's gradient that are added up before they are added to the rest: for so many the sum is one chain,
-/// and one of 625 parts (M = 640,000) was three times less exact than torch's.
+/// Units of a weight's gradient that are added up before they are added to the rest: for so many the sum is one chain,
+/// and one of 625 units (M = 640,000) was three times less exact than torch's.
 const GROUP: usize = 16;
 
 /// The gradient of a bias, and what rounding has taken from it.
@@ -54,61 +54,64 @@ impl<T: Real> ColumnPart<'_, T> {
     }
 }
 
-/// The gradient of a weight `[out, in]`.
+/// The gradient of a weight `[out, in]`, which is the sum of those of units of rows.
 pub struct WeightTotal<'a, T: Real> {
     sum: MatrixMut<'a, T>,
     /// The sum of the present group, where there are several.
     group: Option<Block<T>>,
-    parts: usize,
+    units: usize,
     next: usize,
 }
 
-/// Some rows of it while a part is added.
+/// Some rows of it while units are added.
 pub struct WeightPart<'a, T> {
     sum: MatrixMut<'a, T>,
     group: Option<MatrixMut<'a, T>>,
-    parts: usize,
-    number: usize,
+    units: usize,
+    next: usize,
 }
 
 impl<'a, T: Real> WeightTotal<'a, T> {
-    /// What `sum` holds is written over by the first of so many parts.
-    pub fn new(sum: MatrixMut<'a, T>, parts: usize) -> Self {
-        let group = (parts > GROUP).then(|| Block::new(sum.rows() * sum.columns()));
-        Self { sum, group, parts, next: 0 }
+    /// What `sum` holds is written over by the first of so many units.
+    pub fn new(sum: MatrixMut<'a, T>, units: usize) -> Self {
+        let group = (units > GROUP).then(|| Block::new(sum.rows() * sum.columns()));
+        Self { sum, group, units, next: 0 }
     }
 
-    /// All rows, for the next part.
-    pub fn part(&mut self) -> WeightPart<'_, T> {
-        let (rows, columns, number) = (self.sum.rows(), self.sum.columns(), self.next);
-        self.next += 1;
+    /// All rows, for the next `units`.
+    pub fn part(&mut self, units: usize) -> WeightPart<'_, T> {
+        let (rows, columns, next) = (self.sum.rows(), self.sum.columns(), self.next);
+        self.next += units;
         let group = self.group.as_mut().map(|group| MatrixMut::new(group, rows, columns));
-        WeightPart { sum: self.sum.reborrow(), group, parts: self.parts, number }
+        WeightPart { sum: self.sum.reborrow(), group, units: self.units, next }
     }
 }
 
 impl<T: Real> WeightPart<'_, T> {
     /// Blocks of at most so many rows.
     pub fn split_rows(self, rows: usize) -> impl Iterator<Item = Self> {
-        let Self { sum, group, parts, number } = self;
+        let Self { sum, group, units, next } = self;
         let groups = group.map(|group| group.split_rows(rows).map(Some));
         let groups = groups.into_iter().flatten().chain(std::iter::repeat_with(|| None));
         let blocks = sum.split_rows(rows).zip(groups);
-        blocks.map(move |(sum, group)| WeightPart { sum, group, parts, number })
+        blocks.map(move |(sum, group)| WeightPart { sum, group, units, next })
     }
 
-    /// Adds what `add` adds to a matrix; to one that holds anything, `add` writes if its second argument says so.
-    pub fn add(self, add: impl FnOnce(MatrixMut<T>, bool)) {
-        let Self { mut sum, group, parts, number } = self;
-        let Some(mut group) = group else { return add(sum, number == 0) };
+    /// Adds what `add` adds to a matrix for the next unit; to one that holds anything, `add` writes if its second
+    /// argument says so.
+    pub fn add(&mut self, add: impl FnOnce(MatrixMut<T>, bool)) {
+        let Self { sum, group, units, next } = self;
+        let number = *next;
+        *next += 1;
+        let Some(group) = group else { return add(sum.reborrow(), number == 0) };
         add(group.reborrow(), number % GROUP == 0);
-        if number % GROUP == GROUP - 1 || number + 1 == parts {
+        if number % GROUP == GROUP - 1 || number + 1 == *units {
             if number < GROUP {
                 for row in 0..sum.rows() {
-                    sum.row(row).copy_from_slice(group.row(row));
+                    sum.row(row).copy_from_slice(group.view().row(row));
                 }
             } else {
-                run(AddRows { summand: group.view(), sum });
+                run(AddRows { summand: group.view(), sum: sum.reborrow() });
             }
         }
     }
