@@ -45,7 +45,7 @@ def with_one(x: Tensor, value: float) -> Tensor:
 
 
 # Of small shapes: of few, one in which a hidden unit of tokens of 1e6 changes sides at the ReLU's 0 decides.
-DRAWS = 12
+DRAWS = 40
 
 INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "normal": lambda x: x,

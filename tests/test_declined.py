@@ -13,9 +13,10 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 import batchformer as bf
+from batchformer._extension import core
 from batchformer.modules import _declined, _encoder
 from reference import layers, results
-from tolerances import assert_near
+from tolerances import HALF, assert_near
 
 
 def causal(n: int) -> torch.Tensor:
@@ -363,6 +364,36 @@ def test_a_device_that_the_op_does_not_know_runs_torchs_implementation(monkeypat
     ]
     assert "aten.scaled_dot_product_attention.default" in functions
     assert not [name for name in functions if "batchformer" in name]
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_where_torchs_layer_is_faster_in_half_precision_it_runs(dtype, batch_first, monkeypatch):
+    asked = []
+    monkeypatch.setattr(core, "torch_is_faster", lambda *arguments: not asked.append(arguments))
+    theirs, ours = layers(32, 4, 16, 0.0, batch_first=batch_first, dtype=dtype)
+    x, grad_y = torch.randn(3, 5, 32).to(dtype), torch.randn(3, 5, 32).to(dtype)
+    assert str(dtype) in ours.declined(x)
+    assert asked == [(dtype == torch.bfloat16, 32, 5 if batch_first else 3)]
+    actual, expected = results(ours, ours, x, grad_y), results(theirs, theirs, x, grad_y)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_float32_is_asked_for_half_precision_under_autocast_alone(monkeypatch):
+    monkeypatch.setattr(core, "torch_is_faster", lambda *arguments: True)
+    _, ours = layers(32, 4, 16, 0.0)
+    assert ours.declined(torch.randn(3, 5, 32)) is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "bfloat16" in ours.declined(torch.randn(3, 5, 32))
+
+
+def test_the_ratio_of_products_to_samples_decides_in_half_precision():
+    for bfloat16, narrow in ((True, 384), (False, 512)):
+        fast = core.torch_is_faster(bfloat16, 4096, 2)  # whether the processor multiplies in it
+        assert not core.torch_is_faster(bfloat16, narrow, 1)
+        assert core.torch_is_faster(bfloat16, narrow + 128, 2) == fast
+        assert core.torch_is_faster(bfloat16, 4096, None) == fast
+        assert not core.torch_is_faster(bfloat16, narrow + 128, 4096)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

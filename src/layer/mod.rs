@@ -9,7 +9,7 @@ use tch::{Device, TchError, Tensor};
 pub use crate::cpu::{empty_cache, fma_flops, instruction_set};
 pub use check::{activation, params};
 pub use error::{catch, LayerError};
-pub use path::{aten_alone, choose as choose_path, path_counts, OP_DEVICES};
+pub use path::{aten_alone, choose as choose_path, path_counts, torch_is_faster, OP_DEVICES};
 
 use crate::aten;
 use crate::call::{Grads, Input, Linear, SavedTensors};

@@ -23,6 +23,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(table::saved_facts, module)?)?;
     module.add_function(wrap_pyfunction!(table::passed, module)?)?;
     module.add_function(wrap_pyfunction!(table::op_devices, module)?)?;
+    module.add_function(wrap_pyfunction!(table::torch_is_faster, module)?)?;
     module.add_function(wrap_pyfunction!(table::saved_dtypes, module)?)?;
     module.add_function(wrap_pyfunction!(table::saved_kept, module)?)
 }

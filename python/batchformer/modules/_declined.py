@@ -91,6 +91,20 @@ def for_modules(layer: nn.TransformerEncoderLayer, inside: dict[str, Any]) -> st
     return None
 
 
+def for_precision(src: Tensor, batch_first: bool) -> str | None:
+    """Why a call in half precision, by its dtype or by autocast, is not the op's."""
+    dtype = src.dtype
+    if torch.is_autocast_enabled("cpu") and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype("cpu")
+    if dtype not in (torch.bfloat16, torch.float16) or src.device.type != "cpu":
+        return None
+    samples = src.shape[-2 if batch_first else 0]
+    known = samples if type(samples) is int else None  # a symbolic one would become a guard
+    if core.torch_is_faster(dtype == torch.bfloat16, int(src.shape[-1]), known):
+        return f"torch's layer is the faster one in {dtype} at this width"
+    return None
+
+
 def for_tensors(src: Tensor, parameters: ops.Parameters) -> str | None:
     """Why these tensors, all that the op would be given, are not for it."""
     for tensor in (src, *parameters):

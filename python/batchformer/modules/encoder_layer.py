@@ -123,7 +123,9 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         """What the op is given, or why torch's own implementation runs."""
         if src_mask is not None or src_key_padding_mask is not None or is_causal:
             return "the call has a mask"
-        reason = _declined.for_call(src) or _declined.for_modules(self, self._inside())
+        inside = self._inside()
+        reason = _declined.for_call(src) or _declined.for_modules(self, inside)
+        reason = reason or _declined.for_precision(src, inside["self_attn"].batch_first)
         if reason is not None:
             return reason
         parameters = self._parameters_of_op()

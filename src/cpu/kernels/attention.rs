@@ -8,7 +8,8 @@ use super::product::{Product, Start, Transposed};
 use super::reduce::sum;
 use super::right::{Pack, Packed, Right};
 use super::softmax::{
-    AddToTotals, Running, Softmax, SoftmaxBackward, SoftmaxBackwardFromTotals, Totals, LANES,
+    AddRest, AddToTotals, Running, Softmax, SoftmaxBackward, SoftmaxBackwardFromTotals, Totals,
+    LANES,
 };
 use crate::cpu::matrix::{Matrix, MatrixMut};
 use crate::cpu::simd::{run, Real, MOST_LANES};
@@ -21,7 +22,7 @@ pub const QUERIES: usize = LANES;
 /// Keys of a block.
 const KEYS: usize = 128;
 /// From this size on, the rounding of a log-sum-exp counts: that of 32 in float32 makes sixteen last digits of every
-/// probability, and that of 1e12 anything. Such queries see all keys twice; ordinary data has none.
+/// probability, and that of 1e12 anything. Such queries go through all keys three times; ordinary data has none.
 const LARGE: f64 = 32.0;
 /// Lanes come in so many, for every instruction set.
 pub const LANE_STEP: usize = MOST_LANES;
@@ -170,7 +171,7 @@ enum Method<T> {
     OneBlock,
     /// From the output.
     Delta([T; LANES]),
-    /// From a pass over all keys before.
+    /// From two passes over all keys before.
     Totals(Totals<T>),
 }
 
@@ -200,8 +201,12 @@ impl<T: Real> BackwardBlocks<'_, T> {
             }));
         }
         let mut totals = Totals::new();
-        for keys in key_blocks(all) {
+        for keys in key_blocks(all.clone()) {
             self.add_to_totals(&keys, &mut totals);
+        }
+        for keys in key_blocks(all) {
+            let [scores, grads] = self.add_to_totals(&keys, &mut Totals::new());
+            run(AddRest { scores, grads, totals: &mut totals });
         }
         Method::Totals(totals)
     }
@@ -229,9 +234,12 @@ impl<T: Real> BackwardBlocks<'_, T> {
         }
         let mut of_block = Totals::new();
         let [mut scores, mut grads] = self.add_to_totals(keys, &mut of_block);
-        let (totals, all_keys) = match method {
-            Method::Totals(totals) => (totals, false),
-            _ => (&of_block, true),
+        let totals = if let Method::Totals(of_all) = method {
+            of_all
+        } else {
+            let (scores, grads) = (scores.reborrow(), grads.reborrow());
+            run(AddRest { scores, grads, totals: &mut of_block });
+            &of_block
         };
         run(SoftmaxBackwardFromTotals {
             scores: scores.reborrow(),
@@ -239,7 +247,6 @@ impl<T: Real> BackwardBlocks<'_, T> {
             mask,
             scale,
             totals,
-            all_keys,
         });
         [scores, grads]
     }

@@ -187,15 +187,29 @@ impl<T: Real> Kernel for SoftmaxBackward<'_, T> {
 }
 
 /// Each lane's Σ exp(S - log Σ exp S) over the keys, which the rounding of a large log-sum-exp makes differ from 1, and
-/// the sum of the same times the gradients, of which δ is made.
+/// δ, for [`SoftmaxBackwardFromTotals`].
 pub struct Totals<T> {
     sum: [T; LANES],
     product: [T; LANES],
+    /// What the rounding of δ leaves of Σ P (`grad` - δ), which is 0.
+    rest: [T; LANES],
 }
 
 impl<T: Real> Totals<T> {
     pub fn new() -> Self {
-        Self { sum: [T::ZERO; LANES], product: [T::ZERO; LANES] }
+        Self { sum: [T::ZERO; LANES], product: [T::ZERO; LANES], rest: [T::ZERO; LANES] }
+    }
+
+    /// What exp(S - log Σ exp S) is multiplied by to be P; infinite in lanes without a query, which nobody reads.
+    fn share(&self) -> [T; LANES] {
+        self.sum.map(|sum| T::ONE / sum)
+    }
+
+    /// δ, corrected by the rest: where all gradients of a query are alike, as those of samples are that are, it is that
+    /// gradient, and `grad_S` is 0.
+    fn delta(&self) -> [T; LANES] {
+        let share = self.share();
+        std::array::from_fn(|lane| self.product[lane] * share[lane] + self.rest[lane] * share[lane])
     }
 }
 
@@ -244,6 +258,30 @@ impl<T: Real> Kernel for AddToTotals<'_, T> {
     }
 }
 
+/// What is left of Σ P (`grad` - δ) with δ as it is known, from what [`AddToTotals`] leaves.
+pub struct AddRest<'a, T: Real> {
+    pub scores: MatrixMut<'a, T>,
+    pub grads: MatrixMut<'a, T>,
+    pub totals: &'a mut Totals<T>,
+}
+
+impl<T: Real> Kernel for AddRest<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { mut scores, mut grads, totals } = self;
+        let (keys, lanes) = (scores.rows(), scores.columns());
+        let share = totals.share();
+        let delta: [T; LANES] = std::array::from_fn(|lane| totals.product[lane] * share[lane]);
+        let (delta, rest) = (&delta[..lanes], &mut totals.rest[..lanes]);
+        for key in 0..keys {
+            let (row, grad) = (&scores.row(key)[..lanes], &grads.row(key)[..lanes]);
+            for lane in 0..lanes {
+                rest[lane] += row[lane].abs() * (grad[lane] - delta[lane]);
+            }
+        }
+    }
+}
+
 /// [`SoftmaxBackward`] from what [`AddToTotals`] leaves, with P divided by its sum and δ summed as the formula has it:
 /// `grad_S` is exactly 0 where a query has one key, or one key has all of its attention. With δ from the output, which
 /// is summed in another order, it would be the rounding error, and a large log-sum-exp has large ones.
@@ -253,35 +291,15 @@ pub struct SoftmaxBackwardFromTotals<'a, T: Real> {
     pub mask: Mask<T>,
     pub scale: T,
     pub totals: &'a Totals<T>,
-    /// Whether these are the keys of the totals. Then what the rounding of δ leaves of Σ P (`grad` - δ), which is 0, is
-    /// added to it: where all gradients of a query are alike, as those of samples are that are, `grad_S` is 0.
-    pub all_keys: bool,
 }
 
 impl<T: Real> Kernel for SoftmaxBackwardFromTotals<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { mut scores, mut grads, mask, scale, totals, all_keys } = self;
+        let Self { mut scores, mut grads, mask, scale, totals } = self;
         let (keys, lanes) = (scores.rows(), scores.columns());
-        let (mut share, mut delta) = ([T::ZERO; LANES], [T::ZERO; LANES]);
-        let (share, delta) = (&mut share[..lanes], &mut delta[..lanes]);
-        for lane in 0..lanes {
-            share[lane] = T::ONE / totals.sum[lane]; // infinite in lanes without a query, which nobody reads
-            delta[lane] = totals.product[lane] * share[lane];
-        }
-        if all_keys {
-            let mut rest = [T::ZERO; LANES];
-            let rest = &mut rest[..lanes];
-            for key in 0..keys {
-                let (row, grad) = (&scores.row(key)[..lanes], &grads.row(key)[..lanes]);
-                for lane in 0..lanes {
-                    rest[lane] += row[lane].abs() * (grad[lane] - delta[lane]);
-                }
-            }
-            for lane in 0..lanes {
-                delta[lane] += rest[lane] * share[lane];
-            }
-        }
+        let (share, delta) = (totals.share(), totals.delta());
+        let (share, delta) = (&share[..lanes], &delta[..lanes]);
         for key in 0..keys {
             let (row, grad) = (&mut scores.row(key)[..lanes], &mut grads.row(key)[..lanes]);
             for lane in 0..lanes {
