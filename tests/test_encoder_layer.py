@@ -172,6 +172,23 @@ def test_the_two_norms_may_have_their_own_epsilon():
     assert_near({"output": ours(x)}, {"output": theirs(x)}, torch.float64)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tensors_at_an_odd_address_give_what_others_give(dtype):
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        memory = bytearray(tensor.nbytes + 1)
+        odd = torch.frombuffer(memory, dtype=dtype, offset=1, count=tensor.numel()).view(tensor.shape)
+        assert odd.data_ptr() % 2 == 1
+        return odd.copy_(tensor)
+
+    layer = bf.TransformerEncoderLayer(16, 4, 24, 0.0, dtype=dtype)
+    x, grad_y = torch.randn(5, 3, 16, dtype=dtype), torch.randn(5, 3, 16, dtype=dtype)
+    expected = results(layer, layer, x, grad_y)
+    for parameter in layer.parameters():
+        parameter.data = moved(parameter.data)
+    actual = results(layer, layer, moved(x), moved(grad_y))
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
 def test_the_output_is_contiguous_whatever_the_input_is():
     ours = bf.TransformerEncoderLayer(16, 4, 16, norm_first=True)
     assert ours(make_input((7, 5, 16), False)).is_contiguous()

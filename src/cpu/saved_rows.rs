@@ -9,7 +9,7 @@ use super::buffers::Buffers;
 use super::matrix::{Matrix, MatrixMut};
 use super::rows::TokenRows;
 use super::simd::Real;
-use super::tensors::elements;
+use super::tensors::{self, elements};
 use crate::call::{Dims, Input, Saved, SavedTensors, SAVED};
 
 /// One buffer for each tensor of [`Saved`].
@@ -63,7 +63,7 @@ pub fn into_tensors<T: Real + Element>(
 
 /// The same tensors without gaps; a user's hooks may have given them other strides.
 pub fn contiguous(saved: &SavedTensors) -> Result<SavedTensors, TchError> {
-    saved.as_ref().try_map(|tensor| tensor.as_ref().map(Tensor::f_contiguous).transpose())
+    saved.as_ref().try_map(|tensor| tensor.as_ref().map(tensors::contiguous).transpose())
 }
 
 /// What the backward reads of some rows, of whole positions; what is not kept has no columns.

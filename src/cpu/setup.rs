@@ -8,14 +8,14 @@ use super::kernels::norm::NormView;
 use super::layer_view::{LayerView, LinearView, Masks};
 use super::matrix::{Matrix, MatrixMut};
 use super::simd::Real;
-use super::tensors::{elements, elements_mut, empty_of_pool};
+use super::tensors::{self, elements, elements_mut, empty_of_pool};
 use super::totals::{ColumnTotal, WeightTotal};
 use crate::call::random::Site;
 use crate::call::{self, Affine, Dims, Grads, Input, Params, PARAMETERS};
 
 /// The same parameters without gaps.
 pub fn contiguous(params: &Params<Tensor>) -> Result<Params<Tensor>, TchError> {
-    params.map(Tensor::f_contiguous)
+    params.map(tensors::contiguous)
 }
 
 /// Uninitialised gradients of x and the parameters, those that are needed.

@@ -18,10 +18,26 @@ const OF_POOL: usize = 1 << 20;
 pub fn readable(tensor: &Tensor) -> Result<Tensor, TchError> {
     let (size, stride) = (tensor.size(), tensor.stride());
     if size.last() == Some(&1) || stride.last() == Some(&1) {
-        Ok(tensor.shallow_clone())
+        aligned(tensor.shallow_clone())
     } else {
-        with_what_is_kept(|| tensor.f_contiguous())
+        contiguous(tensor)
     }
+}
+
+/// The same without gaps.
+pub fn contiguous(tensor: &Tensor) -> Result<Tensor, TchError> {
+    aligned(with_what_is_kept(|| tensor.f_contiguous())?)
+}
+
+/// The same at an address that a number of its dtype may have: `torch.frombuffer` takes any offset.
+fn aligned(tensor: Tensor) -> Result<Tensor, TchError> {
+    if tensor.data_ptr() as usize % tensor.f_kind()?.elt_size_in_bytes() == 0 {
+        return Ok(tensor);
+    }
+    let mut copy =
+        with_what_is_kept(|| Tensor::f_empty(tensor.size(), (tensor.f_kind()?, Device::Cpu)))?;
+    copy.f_copy_(&tensor)?;
+    Ok(copy)
 }
 
 /// An uninitialised contiguous tensor in memory of torch's: an output. [`super::pool`] says why.
