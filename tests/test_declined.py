@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 import batchformer as bf
-from batchformer._extension import core
 from batchformer.modules import _declined, _encoder
 from reference import layers, results
 from tolerances import HALF, assert_near
@@ -366,34 +365,42 @@ def test_a_device_that_the_op_does_not_know_runs_torchs_implementation(monkeypat
     assert not [name for name in functions if "batchformer" in name]
 
 
+WIDE = {torch.bfloat16: (16, 256), torch.float16: (24, 512)}
+"""In place of the processor's: C above 16 and fewer than C² / 256 samples, ..."""
+
+
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_where_torchs_layer_is_faster_in_half_precision_it_runs(dtype, batch_first, monkeypatch):
-    asked = []
-    monkeypatch.setattr(core, "torch_is_faster", lambda *arguments: not asked.append(arguments))
-    theirs, ours = layers(32, 4, 16, 0.0, batch_first=batch_first, dtype=dtype)
-    x, grad_y = torch.randn(3, 5, 32).to(dtype), torch.randn(3, 5, 32).to(dtype)
+    monkeypatch.setattr(_declined, "TORCH_IS_FASTER", WIDE)
+    theirs, ours = layers(64, 4, 16, 0.0, batch_first=batch_first, dtype=dtype)
+    shape = (9, 3, 64) if batch_first else (3, 9, 64)
+    x, grad_y = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     assert str(dtype) in ours.declined(x)
-    assert asked == [(dtype == torch.bfloat16, 32, 5 if batch_first else 3)]
     actual, expected = results(ours, ours, x, grad_y), results(theirs, theirs, x, grad_y)
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    many = (3, 16, 64) if batch_first else (16, 3, 64)
+    assert ours.declined(torch.randn(many).to(dtype)) is None
+    _, narrow = layers(16, 4, 16, 0.0, batch_first=batch_first, dtype=dtype)
+    assert narrow.declined(torch.randn(3, 2, 16).to(dtype)) is None
 
 
-def test_float32_is_asked_for_half_precision_under_autocast_alone(monkeypatch):
-    monkeypatch.setattr(core, "torch_is_faster", lambda *arguments: True)
-    _, ours = layers(32, 4, 16, 0.0)
-    assert ours.declined(torch.randn(3, 5, 32)) is None
+def test_autocast_decides_as_its_dtype_does(monkeypatch):
+    monkeypatch.setattr(_declined, "TORCH_IS_FASTER", WIDE)
+    _, ours = layers(64, 4, 16, 0.0)
+    x = torch.randn(3, 5, 64)
+    assert ours.declined(x) is None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert "bfloat16" in ours.declined(torch.randn(3, 5, 32))
+        assert "bfloat16" in ours.declined(x)
 
 
-def test_the_ratio_of_products_to_samples_decides_in_half_precision():
-    for bfloat16, narrow in ((True, 384), (False, 512)):
-        fast = core.torch_is_faster(bfloat16, 4096, 2)  # whether the processor multiplies in it
-        assert not core.torch_is_faster(bfloat16, narrow, 1)
-        assert core.torch_is_faster(bfloat16, narrow + 128, 2) == fast
-        assert core.torch_is_faster(bfloat16, 4096, None) == fast
-        assert not core.torch_is_faster(bfloat16, narrow + 128, 4096)
+def test_a_symbolic_number_of_samples_is_no_guard(monkeypatch):
+    monkeypatch.setattr(_declined, "TORCH_IS_FASTER", WIDE)
+    _, ours = layers(64, 4, 16, 0.0, dtype=torch.bfloat16)
+    samples = torch.export.Dim("samples", min=2, max=4096)
+    x = torch.randn(3, 5, 64).bfloat16()
+    program = torch.export.export(ours.eval(), (x,), dynamic_shapes=({0: samples},))
+    assert program.module()(torch.randn(50, 5, 64).bfloat16()).shape == (50, 5, 64)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

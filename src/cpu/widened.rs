@@ -2,7 +2,7 @@
 //! with y and the gradients rounded.
 //!
 //! Tried and dropped: op by op through libtorch, which takes up to 2.4 times as long as torch's own layer. This takes
-//! 0.3 to 0.9 of its time; where `torch_is_faster`, which knows of wide layers, the modules run torch's own.
+//! 0.3 to 0.9 of its time; where `TorchIsFaster`, which knows of wide layers, the modules run torch's own.
 
 use tch::{Kind, TchError, Tensor};
 

@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use tch::Kind;
-
 use crate::call::{DtypeOf, SavedFact};
 
 /// An implementation of the layer.
@@ -19,21 +17,29 @@ pub enum Path {
 /// for accelerators yet but libtorch's, with four times the launches of torch's layer. Meta has shapes alone.
 pub const OP_DEVICES: [&str; 2] = ["cpu", "meta"];
 
-/// Whether torch's own layer is faster than the op on the CPU, whose kernels compute half precision in float32: where the
+/// Where torch's own layer is faster than the op on the CPU, whose kernels compute half precision in float32: where the
 /// processor multiplies in half precision, and the products, which grow with C², outweigh what torch's layer takes longer
-/// for, which grows with N. Without the number of samples, as under a symbolic one, it is where it can be.
+/// for, which grows with N.
 ///
 /// torch's time over the op's, N x L x C, on a Xeon with AMX for bfloat16 and AVX-512 FP16: bfloat16 96 x 1 x 256 1.47,
 /// 64 x 197 x 384 2.24, 96 x 1 x 512 0.81, 256 x 1 x 512 1.09, 1024 x 1 x 512 1.83, 32 x 50 x 512 0.95, 512 x 1 x 1024 0.69,
 /// 8 x 50 x 2048 0.38; float16 96 x 1 x 512 1.06, 4 x 50 x 512 1.15, 128 x 1 x 1024 0.86, 512 x 1 x 1024 1.07,
 /// 128 x 1 x 2048 0.56.
-pub fn torch_is_faster(kind: Kind, channels: i64, samples: Option<i64>) -> bool {
-    let (narrow, many) = match kind {
-        Kind::BFloat16 if processor_has_bf16() => (384, channels * channels / 1024),
-        Kind::Half if processor_has_fp16() => (512, channels * channels / 2048),
-        _ => return false,
-    };
-    channels > narrow && samples.is_none_or(|samples| samples < many)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TorchIsFaster {
+    pub dtype: &'static str,
+    /// With C above this ...
+    pub channels: i64,
+    /// ... and fewer samples than C² over this.
+    pub divisor: i64,
+}
+
+/// On this processor.
+pub fn torch_is_faster() -> impl Iterator<Item = TorchIsFaster> {
+    let bfloat16 = TorchIsFaster { dtype: "bfloat16", channels: 384, divisor: 1024 };
+    let float16 = TorchIsFaster { dtype: "float16", channels: 512, divisor: 2048 };
+    let rules = [(bfloat16, processor_has_bf16()), (float16, processor_has_fp16())];
+    rules.into_iter().filter_map(|(rule, multiplies)| multiplies.then_some(rule))
 }
 
 #[cfg(target_arch = "x86_64")]

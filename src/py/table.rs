@@ -1,7 +1,6 @@
 //! The table of the op as data: what Python makes the schema and the fake tensors from.
 
 use pyo3::prelude::*;
-use tch::Kind;
 
 use super::arguments::{config as from_python, PyConfig, PyNeeds};
 use crate::call::{Needs, Piece, Shape, CONFIG, PARAMETERS, SAVED};
@@ -47,11 +46,11 @@ pub fn op_devices() -> [&'static str; OP_DEVICES.len()] {
     OP_DEVICES
 }
 
-/// Whether torch's own layer is the faster one on the CPU in half precision, of `samples` where their number is known.
+/// `(dtype, channels, divisor)`: on the CPU torch's own layer is faster in this half precision with C above `channels` and
+/// fewer samples than C² / `divisor`.
 #[pyfunction]
-pub fn torch_is_faster(bfloat16: bool, channels: i64, samples: Option<i64>) -> bool {
-    let kind = if bfloat16 { Kind::BFloat16 } else { Kind::Half };
-    layer::torch_is_faster(kind, channels, samples)
+pub fn torch_is_faster() -> Vec<(&'static str, i64, i64)> {
+    layer::torch_is_faster().map(|rule| (rule.dtype, rule.channels, rule.divisor)).collect()
 }
 
 /// Whose dtype each has on a device of this type: that of "x", of the "linears", or in which "sums" are.

@@ -63,7 +63,7 @@ def judge(call: Call, names: dict[str, Any]) -> Wrong | None:
 
 def _too_far(call: Call, theirs: Theirs, actual: Results, own: Results, exact: Results) -> Wrong | None:
     found = errors(actual, exact)
-    bounds = _bounds(call, errors(own, exact), exact)
+    bounds = _bounds(call, errors(own, exact), exact, theirs.grad_y)
     far = [name for name in found if not found[name] <= bounds[name]]
     if not far:
         return None
@@ -72,7 +72,7 @@ def _too_far(call: Call, theirs: Theirs, actual: Results, own: Results, exact: R
     allowed = errors(own, exact)
     for errors_next_to_it in theirs.errors(VARIATIONS if far else 0):
         allowed = {name: max(allowed[name], errors_next_to_it[name]) for name in allowed}
-    bounds = _bounds(call, allowed, exact)
+    bounds = _bounds(call, allowed, exact, theirs.grad_y)
     largest = max(_largest(truth) for truth in exact.values() if truth is not None)
     for name in far:
         if not own[name].isfinite().all():  # no measure is left but the plain one
@@ -83,8 +83,11 @@ def _too_far(call: Call, theirs: Theirs, actual: Results, own: Results, exact: R
     return None
 
 
-def _bounds(call: Call, theirs: dict[str, float], exact: Results) -> dict[str, float]:
-    """How far each tensor may be off where torch's layer is off by `theirs`."""
+def _bounds(call: Call, theirs: dict[str, float], exact: Results, grad_y: Tensor) -> dict[str, float]:
+    """How far each tensor may be off where torch's layer is off by `theirs`.
+
+    The gradient of a bias is a sum over tokens; where they cancel, it is off by their rounding errors.
+    """
     dtype = getattr(torch, call.dtype)
     finfo = torch.finfo(dtype)
     largest = {name: _largest(truth) for name, truth in exact.items() if truth is not None}
@@ -92,7 +95,11 @@ def _bounds(call: Call, theirs: dict[str, float], exact: Results) -> dict[str, f
     if call.dtype == "float64":
         floor = dict.fromkeys(largest, tolerances.RELATIVE[torch.float64] * max(largest.values()))
     else:
-        floor = {name: tolerances.FUZZ_UNITS * finfo.eps * value for name, value in largest.items()}
+        terms = {name: _largest(grad_y) if name.endswith("bias") else 0.0 for name in largest}
+        floor = {
+            name: tolerances.FUZZ_UNITS * finfo.eps * max(value, terms[name])
+            for name, value in largest.items()
+        }
     # Float64 itself has its GELU 0 where that is 1e-16 of what else there is.
     least = max(torch.finfo(torch.float64).eps * max(largest.values(), default=0.0), finfo.smallest_normal)
     return {name: max(factor * theirs[name], floor[name], least) for name in largest}

@@ -18,6 +18,12 @@ from batchformer.ops.forward_mode import has_tangent
 OP_DEVICES = tuple(core.op_devices())
 """Where the op has kernels that win. Elsewhere torch's own layer runs, and torch.compile sees into it."""
 
+TORCH_IS_FASTER = {
+    getattr(torch, dtype): (channels, divisor) for dtype, channels, divisor in core.torch_is_faster()
+}
+"""Where the processor multiplies in half precision: above how many channels torch's own layer wins, and by
+what their square is divided for the number of samples from which on it does not."""
+
 _PLAIN = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
 _LINEARS = (nn.Linear, NonDynamicallyQuantizableLinear)
 _KINDS: dict[str, type[nn.Module]] = {
@@ -96,13 +102,16 @@ def for_precision(src: Tensor, batch_first: bool) -> str | None:
     dtype = src.dtype
     if torch.is_autocast_enabled("cpu") and dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cpu")
-    if dtype not in (torch.bfloat16, torch.float16) or src.device.type != "cpu":
+    if dtype not in TORCH_IS_FASTER or src.device.type != "cpu":
         return None
-    samples = src.shape[-2 if batch_first else 0]
-    known = samples if type(samples) is int else None  # a symbolic one would become a guard
-    if core.torch_is_faster(dtype == torch.bfloat16, int(src.shape[-1]), known):
-        return f"torch's layer is the faster one in {dtype} at this width"
-    return None
+    wide, divisor = TORCH_IS_FASTER[dtype]
+    samples, channels = src.shape[-2 if batch_first else 0], src.shape[-1]
+    if channels <= wide:
+        return None
+    # A symbolic number of samples would become a guard: then the width alone decides.
+    if type(samples) is int and samples * divisor >= channels**2:
+        return None
+    return f"torch's layer is the faster one in {dtype} at this width"
 
 
 def for_tensors(src: Tensor, parameters: ops.Parameters) -> str | None:

@@ -14,9 +14,10 @@ use crate::cpu::matrix::{Matrix, MatrixMut};
 use crate::cpu::simd::{panel_width, Kernel, Real, Simd, Vector, WIDEST_PANEL};
 use crate::cpu::workspace::Buffer;
 
-/// Terms of one chain where the right factor is one column. BLAS sums such products in many chains side by side: of 128
+/// Terms of one chain where the right factor is so narrow. BLAS sums such products in many chains side by side: of 128
 /// terms that are alike, as those of samples are that are, one chain was up to fourteen times less exact.
-const DEPTH_OF_ONE_COLUMN: usize = 8;
+const DEPTH_OF_NARROW: usize = 8;
+const NARROW: usize = 4;
 
 /// What the product is added to.
 #[derive(Clone, Copy)]
@@ -107,7 +108,7 @@ impl<T: Real, L: Left<T>> Kernel for Product<'_, T, L> {
     fn run<S: Simd>(self) {
         let Self { left, right, columns, start, mut out, panel } = self;
         debug_assert_eq!((left.height(), columns.len()), (out.rows(), out.columns()));
-        let together = if right.columns() == 1 { DEPTH_OF_ONE_COLUMN } else { DEPTH };
+        let together = if right.columns() <= NARROW { DEPTH_OF_NARROW } else { DEPTH };
         for first in (0..right.depth()).step_by(together) {
             let depth = first..(first + together).min(right.depth());
             let start = if first == 0 { start } else { Start::Out };
