@@ -1,7 +1,7 @@
 //! The linears over a team: products with a weight, and the gradients of weights and biases.
 
 use super::kernels::few_rows::{FewRows, FEW};
-use super::kernels::product::{Product, Start, Transposed};
+use super::kernels::product::{Product, Start, Transposed, TALL};
 use super::kernels::right::Right;
 use super::matrix::{Matrix, MatrixMut};
 use super::simd::{divide_all, run, Real, PANEL_WIDTHS};
@@ -26,8 +26,6 @@ const GRAD_ROWS: usize = 256;
 const LEAST_GRAD_ROWS: usize = 24;
 /// Blocks of rows that each thread has, where there are as many rows.
 const GRAD_BLOCKS: usize = 3;
-/// Rows of a tall tile of a product.
-const TALL: usize = 6;
 /// Rows that are one chain of additions in a weight's gradient. With 512, sums of one sign were
 /// up to four times less exact than torch's.
 const GRAD_CHAIN: usize = 128;
@@ -82,8 +80,8 @@ pub struct LinearGrad<'a, T: Real> {
 
 /// Adds what the rows contribute to the gradients of weights and biases.
 ///
-/// The order of the sums is that of the rows, unit after unit, whatever the threads. `widths` is what the linears' outputs have
-/// together.
+/// The order of the sums is that of the rows, unit after unit, whatever the threads. `widths` is what the linears'
+/// outputs have together.
 pub fn parameter_grads<'a, T: Real>(
     team: &mut Team<T>,
     unit: usize,

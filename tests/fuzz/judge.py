@@ -39,8 +39,9 @@ def judge(call: Call, names: dict[str, Any]) -> Wrong | None:
     theirs = Theirs(call, names)
     own, exact = theirs.own(), theirs.exact()
     # Between two layers, a gradient beyond the largest number of half precision is infinite.
-    overflown = getattr(torch, call.dtype) in tolerances.HALF and any(
-        truth is not None and _largest(truth) > torch.finfo(getattr(torch, call.dtype)).max / call.backwards
+    dtype = getattr(torch, call.dtype)
+    overflown = dtype in tolerances.HALF and any(
+        truth is not None and _largest(truth) > torch.finfo(dtype).max / call.backwards
         for truth in exact.values()
     )
     for name in exact:

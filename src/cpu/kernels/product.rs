@@ -19,6 +19,9 @@ use crate::cpu::workspace::Buffer;
 const DEPTH_OF_NARROW: usize = 8;
 const NARROW: usize = 4;
 
+/// Rows of a tall tile, which with a panel's width fill the registers.
+pub const TALL: usize = 6;
+
 /// What the product is added to.
 #[derive(Clone, Copy)]
 pub enum Start<'a, T> {
@@ -145,9 +148,9 @@ impl<T: Real, L: Left<T>> PanelProduct<'_, T, L> {
     fn all_rows<S: Simd, const VECTORS: usize>(&self, out: &mut MatrixMut<T>) {
         let rows = self.left.height();
         let mut row = 0;
-        while rows - row >= 6 {
-            self.tile::<S, 6, VECTORS>(row, out);
-            row += 6;
+        while rows - row >= TALL {
+            self.tile::<S, TALL, VECTORS>(row, out);
+            row += TALL;
         }
         while rows - row >= 2 {
             self.tile::<S, 2, VECTORS>(row, out);

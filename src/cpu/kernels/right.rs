@@ -7,9 +7,9 @@ use crate::cpu::simd::{panel_width, Kernel, Real, Simd, Vector, MOST_LANES};
 use crate::cpu::workspace::Buffer;
 
 /// Rows of a right factor that are multiplied at a time: a panel of so many stays in the second cache, and the result
-/// is not read and written too often. Tiles of 128 to 384 rows were measured, all at the peak; with 128, a
-/// step of N = 1024, C = 512 takes 4 % longer. A chain of 512 additions is
-/// less exact than torch's products by more than three times.
+/// is not read and written too often. Tiles of 128 to 384 rows were measured, all at the peak; with 128, a step of
+/// N = 1024, C = 512 takes 4 % longer. A chain of 512 additions is less exact than torch's products by more than three
+/// times.
 pub const DEPTH: usize = 256;
 
 /// The right factor `[depth, columns]`.
