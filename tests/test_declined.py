@@ -289,8 +289,9 @@ LAYOUTS = {
     "layout torch.sparse_coo": torch.Tensor.to_sparse,
     "layout torch.sparse_csr": torch.Tensor.to_sparse_csr,
     "layout torch._mkldnn": torch.Tensor.to_mkldnn,
-    "names ('a', None, None)": lambda x: x.rename("a", None, None),
 }
+if hasattr(torch.Tensor, "rename"):  # torch has no names from 2.13 on
+    LAYOUTS["names ('a', None, None)"] = lambda x: x.rename("a", None, None)
 
 
 @pytest.mark.filterwarnings("ignore:Named tensors", "ignore:Sparse CSR")
@@ -315,7 +316,13 @@ def test_a_sparse_weight_runs_torchs_implementation():
         layer.linear2.weight = nn.Parameter(layer.linear2.weight.detach().to_sparse())
     x = torch.randn(7, 5, 16)
     assert ours.declined(x) == "a parameter has the layout torch.sparse_coo"
-    assert torch.equal(ours(x), theirs(x))
+    try:
+        expected = theirs(x)
+    except RuntimeError as error:  # torch 2.9 does not multiply by one
+        with pytest.raises(RuntimeError, match=re.escape(str(error))):
+            ours(x)
+    else:
+        assert torch.equal(ours(x), expected)
 
 
 def test_parameters_swapped_for_a_call_are_the_ones_used():

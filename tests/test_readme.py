@@ -14,9 +14,9 @@ import batchformer as bf
 README = Path(__file__).parents[1] / "README.md"
 
 
-def python_blocks() -> list[str]:
-    """The README's Python, block by block."""
-    return re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+def python_blocks(file: Path = README) -> list[str]:
+    """The Python of a file in Markdown, block by block."""
+    return re.findall(r"^```python\n(.*?)^```", file.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def test_the_readme_has_python():

@@ -25,6 +25,7 @@ def arguments(device: str, *, contiguous: bool = True, grad: bool = True, needed
     return x.requires_grad_(grad), *parameters, seed, *layer._config(), needs
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch 2.14's own, of its copies
 @pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
 @pytest.mark.parametrize("batch_first", [False, True], ids=["seq_first", "batch_first"])
 @pytest.mark.parametrize(

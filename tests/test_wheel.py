@@ -6,14 +6,20 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
+import batchformer
+from batchformer._extension import BUILT_FOR
 from test_readme import python_blocks
 
 ROOT = Path(__file__).parents[1]
 UV = Path(sys.executable).parent / "uv"
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+TORCH = torch.__version__.split("+")[0]
 
 # What `make` exports for the checkout's own build; a user's shell has none of it.
 OF_THE_CHECKOUT = {
@@ -22,6 +28,7 @@ OF_THE_CHECKOUT = {
     "LD_LIBRARY_PATH",
     "PYO3_PYTHON",
     "PYO3_BUILD_EXTENSION_MODULE",
+    "CARGO_TARGET_DIR",
 }
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in OF_THE_CHECKOUT}
 
@@ -43,29 +50,26 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
     return done.stdout
 
 
-def bare_environment(folder: Path) -> Path:
-    """The Python of a new environment with torch and numpy of the lock file, and nothing else."""
-    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=ROOT)
+def bare_environment(folder: Path, *, pip: bool = False) -> Path:
+    """The Python of a new environment with the torch and the numpy of this one, and nothing else."""
+    run(sys.executable, "-m", "venv", *([] if pip else ["--without-pip"]), folder, cwd=ROOT)
     python = folder / "bin" / "python"
-    pins = re.findall(
-        r"^(?:torch|numpy)==\S+(?: ; [^\\\n]+)?", (ROOT / "requirements.lock").read_text(), re.M
-    )
-    pinned = folder / "pins.txt"
-    pinned.write_text("\n".join(pins))
-    run(UV, "pip", "install", "--quiet", "--python", python, "-r", pinned, cwd=ROOT)
+    pins = [f"torch=={TORCH}", f"numpy=={version('numpy')}"]
+    run(UV, "pip", "install", "--quiet", "--python", python, *pins, cwd=ROOT)
     return python
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    run(UV, "build", "--quiet", "--wheel", "--no-build-isolation", "--out-dir", folder, cwd=ROOT)
+    command = ("build", "--quiet", "--wheel", "--no-build-isolation", "--out-dir", folder)
+    run(UV, *command, cwd=ROOT, VIRTUAL_ENV=sys.prefix, CARGO_TARGET_DIR=str(TARGET))
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
 def test_the_wheel_is_small_and_serves_every_python_from_3_10(wheel):
-    assert wheel.name.startswith("batchformer-0.1.0-cp310-abi3-")
+    assert wheel.name.startswith(f"batchformer-{batchformer.__version__}-cp310-abi3-")
     assert wheel.stat().st_size < 5_000_000
 
 
@@ -109,15 +113,75 @@ def test_the_wheel_works_in_a_bare_environment_from_another_folder(wheel, tmp_pa
     assert str(tmp_path / "environment") in where
 
 
-def test_installing_from_a_clone_builds_in_isolation(tmp_path):
-    clone = tmp_path / "clone"
+def test_the_wheel_requires_the_torch_it_is_built_for(wheel):
+    with zipfile.ZipFile(wheel) as files:
+        metadata = files.read(next(name for name in files.namelist() if name.endswith("/METADATA"))).decode()
+        assert files.read("batchformer/built_for.txt").decode().strip() == BUILT_FOR
+    assert re.findall(r"^Requires-Dist: (\S+)$", metadata, re.M) == ["numpy>=1.26", f"torch=={BUILT_FOR}.*"]
+
+
+def test_the_readme_of_the_wheel_has_whole_addresses(wheel):
+    with zipfile.ZipFile(wheel) as files:
+        metadata = files.read(next(name for name in files.namelist() if name.endswith("/METADATA"))).decode()
+    links = re.findall(r"\]\(([^)]+)\)", metadata)
+    assert len(links) > 5
+    assert all(link.startswith(("https:", "#")) for link in links)
+
+
+def test_the_wheel_brings_the_licences_of_all_that_is_linked(wheel):
+    with zipfile.ZipFile(wheel) as files:
+        names = files.namelist()
+        (file,) = (name for name in names if name.endswith("licenses/licences/THIRD_PARTY"))
+        text = files.read(file).decode()
+    assert any(".dist-info/sboms/" in name for name in names)
+    edges = ("--edges", "normal,no-proc-macro", "--prefix", "none", "--format", "{p}")
+    tree = run("cargo", "tree", "--locked", *edges, cwd=ROOT).splitlines()
+    linked = {" ".join(line.split()[:2]).replace(" v", " ") for line in tree} - {""}
+    linked = {name for name in linked if not name.startswith("batchformer ")}
+    assert len(linked) > 30
+    assert [name for name in sorted(linked) if f"\n{name}" not in text] == []
+
+
+def clone_of_the_checkout(folder: Path) -> Path:
+    """As `git clone` makes it, of what is there now."""
     files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
     for file in files:
-        (clone / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / file, clone / file)
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / file, folder / file)
     # What is compiled already need not be compiled again; the clone's own crate is.
-    run("cp", "-a", ROOT / "target", clone / "target", cwd=ROOT)
-    python = bare_environment(tmp_path / "environment")
-    run(UV, "pip", "install", "--quiet", "--no-deps", "--python", python, clone, cwd=tmp_path)
-    code = "import torch, batchformer as bf; print(bf.BatchFormer(8)(torch.rand(3, 8))[0].shape)"
-    assert run(python, "-I", "-c", code, cwd=tmp_path).strip() == "torch.Size([6, 8])"
+    run("cp", "-a", TARGET, folder / "target", cwd=ROOT)
+    return folder
+
+
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_installing_from_a_clone_builds_in_isolation_for_the_torch_that_is_there(tmp_path, installer):
+    clone = clone_of_the_checkout(tmp_path / "clone")
+    python = bare_environment(tmp_path / "environment", pip=installer == "pip")
+    if installer == "pip":
+        run(python, "-m", "pip", "install", "--quiet", clone, cwd=tmp_path)
+    else:  # uv builds in an environment that knows nothing of the one that it installs into
+        command = ("pip", "install", "--quiet", "--python", python, clone)
+        run(UV, *command, cwd=tmp_path, BATCHFORMER_TORCH=TORCH)
+    code = (
+        "import torch, batchformer as bf; "
+        "print(torch.__version__.split('+')[0], *bf.BatchFormer(8)(torch.rand(3, 8))[0].shape)"
+    )
+    assert run(python, "-I", "-c", code, cwd=tmp_path).strip() == f"{TORCH} 6 8"
+
+
+@pytest.mark.parametrize("missing", ["cargo", "c++"])
+def test_without_a_compiler_the_build_says_so_before_it_downloads_anything(tmp_path, missing):
+    for tool in {"cargo", "c++"} - {missing}:
+        (tmp_path / tool).symlink_to("/bin/true")
+    code = "import build_backend; build_backend.get_requires_for_build_wheel()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "needs Rust 1.85 or newer and a C++ compiler" in done.stderr
+    assert f"no `{missing}`" in done.stderr

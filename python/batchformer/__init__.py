@@ -15,4 +15,4 @@ from batchformer.targets import duplicate as duplicate
 from batchformer.targets import original as original
 from batchformer.targets import related as related
 
-__version__ = "0.1.0"
+__version__: str = _extension.core.__version__

@@ -10,6 +10,7 @@ from torch import Tensor
 from batchformer.ops.arguments import Config, Parameters
 
 __all__ = [
+    "__version__",
     "aten_alone",
     "config_facts",
     "empty_cache",
@@ -27,6 +28,8 @@ __all__ = [
     "saved_kept",
     "torch_is_faster",
 ]
+
+__version__: str
 
 def encoder_layer_forward(
     x: Tensor, parameters: Parameters, seed: Tensor | None, config: Config, needs: Sequence[bool]

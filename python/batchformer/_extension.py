@@ -1,8 +1,28 @@
 """The extension module, loaded beside the torch that it links; a load error that explains itself."""
 
+import json
 import os
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
-BUILT_FOR = "2.11.0"
+
+def _built_for() -> str:
+    """The minor release of torch that the extension was compiled against, as the build has left it here."""
+    file = Path(__file__).with_name("built_for.txt")
+    return file.read_text().strip() if file.exists() else "(none yet)"
+
+
+def _install_again() -> str:
+    """The command that builds the package for the torch that is there."""
+    try:
+        origin = json.loads(distribution("batchformer").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:  # used from a checkout
+        return "make build"
+    from_source = "url" in origin and "archive_info" not in origin
+    return f"pip install --force-reinstall --no-deps {origin['url'] if from_source else 'batchformer'}"
+
+
+BUILT_FOR = _built_for()
 
 
 def _check_torch() -> None:
@@ -11,13 +31,12 @@ def _check_torch() -> None:
     except ImportError as error:
         raise ImportError(
             f"batchformer is built for torch {BUILT_FOR}, but no torch could be imported ({error}). "
-            f"Install it: pip install torch=={BUILT_FOR}"
+            f"Install it: pip install 'torch=={BUILT_FOR}.*'"
         ) from error
-    if torch.__version__.split("+")[0] != BUILT_FOR:
+    if torch.__version__.split(".")[:2] != BUILT_FOR.split("."):
         raise ImportError(
             f"batchformer is built for torch {BUILT_FOR}, but this is torch {torch.__version__}, and the C++ "
-            f"interface changes with every release. Install the one it is built for: "
-            f"pip install torch=={BUILT_FOR}"
+            f"interface changes with every release. Build it for this one: {_install_again()}"
         )
 
 
@@ -44,7 +63,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"the extension module of batchformer, built for torch {BUILT_FOR}, could not be loaded ({error}). "
-        f"Install the package anew, or in a checkout build it: make build"
+        f"Build it again: {_install_again()}"
     ) from error
 
 __all__ = ["BUILT_FOR", "core"]

@@ -101,7 +101,7 @@ def _half(rows: Any) -> int:
 
 
 def _is_rows(value: Any) -> bool:
-    return isinstance(value, list) or (isinstance(value, Tensor | np.ndarray) and value.ndim > 0)
+    return isinstance(value, list) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0)
 
 
 def _map_leaves(targets: Any, function: Callable[[Any], Any], *, inside: bool = False) -> Any:

@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(ops::encoder_layer_forward, module)?)?;
     module.add_function(wrap_pyfunction!(ops::encoder_layer_backward, module)?)?;
     module.add_function(wrap_pyfunction!(ops::empty_cache, module)?)?;

@@ -16,11 +16,11 @@ BUILT_FOR = _extension.BUILT_FOR
 
 NO_TORCH = Mistake(
     "The package was installed without its dependencies, or into another environment than torch.",
-    f"Install both into one environment: `pip install torch=={BUILT_FOR} batchformer`.",
+    f"Install both into one environment: `pip install 'torch=={BUILT_FOR}.*' batchformer`.",
 )
 OTHER_TORCH = Mistake(
     "Another package moved torch to another release after batchformer was installed.",
-    f"`pip install torch=={BUILT_FOR}`, and pin it where your requirements are kept.",
+    f"The command builds batchformer for it; or back to `pip install 'torch=={BUILT_FOR}.*'`, pinned.",
 )
 NO_EXTENSION = Mistake(
     "A checkout was put on the path without being built, or the wheel is for another platform.",
@@ -76,21 +76,21 @@ IMPORT = (
         without_torch,
         ImportError,
         f"batchformer is built for torch {BUILT_FOR}, but no torch could be imported (…). Install it: pip "
-        f"install torch=={BUILT_FOR}",
+        f"install 'torch=={BUILT_FOR}.*'",
         *NO_TORCH,
     ),
     Row(
         beside_another_torch,
         ImportError,
         f"batchformer is built for torch {BUILT_FOR}, but this is torch 2.12.1+cu130, and the C++ interface "
-        f"changes with every release. Install the one it is built for: pip install torch=={BUILT_FOR}",
+        "changes with every release. Build it for this one: make build",
         *OTHER_TORCH,
     ),
     Row(
         without_the_extension,
         ImportError,
-        f"the extension module of batchformer, built for torch {BUILT_FOR}, could not be loaded (…). Install "
-        "the package anew, or in a checkout build it: make build",
+        f"the extension module of batchformer, built for torch {BUILT_FOR}, could not be loaded (…). Build "
+        "it again: make build",
         *NO_EXTENSION,
     ),
     Row(

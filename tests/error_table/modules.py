@@ -1,6 +1,9 @@
 """Rows of the modules: BatchFormer, BatchFormerV2, TransformerEncoderLayer."""
 
+from unittest import mock
+
 import torch
+from torch import Tensor
 
 import batchformer as bf
 from error_table.mistakes import (
@@ -221,10 +224,20 @@ BATCHFORMER_V2 = (
     ),
 )
 
+
+def with_names():
+    if hasattr(Tensor, "rename"):
+        return LAYER(TOKENS.rename("S", "B", None))
+    # Torch has none from 2.13 on.
+    names = {"has_names": lambda tensor: True, "names": ("S", "B", None)}
+    with mock.patch.multiple(Tensor, create=True, **names):
+        return LAYER(TOKENS)
+
+
 ENCODER_LAYER = (
     Row(lambda: LAYER(3), TypeError, "src: expected a torch.Tensor, got int", *NOT_A_TENSOR),
     Row(
-        lambda: LAYER(TOKENS.rename("S", "B", None)),
+        with_names,
         TypeError,
         "src: expected a tensor without names, got names ('S', 'B', None)",
         *NOT_DENSE,

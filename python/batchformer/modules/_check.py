@@ -21,7 +21,8 @@ def dense(name: str, value: Any) -> None:
     tensor(name, value)
     if value.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense tensor (torch.strided), got layout {value.layout}")
-    if not torch.compiler.is_compiling() and value.has_names():  # the compiler takes no tensor with names
+    # The compiler takes no tensor with names, and torch has none from 2.13 on.
+    if not torch.compiler.is_compiling() and hasattr(value, "has_names") and value.has_names():
         raise TypeError(f"{name}: expected a tensor without names, got names {value.names}")
 
 

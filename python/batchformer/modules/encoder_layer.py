@@ -21,8 +21,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     replaced forwards, torch function modes. :meth:`declined` tells.
 
     Args:
-        d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias,
-        device, dtype: as for torch's layer.
+        d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps: as for torch's layer.
+        batch_first, norm_first, bias, device, dtype: as for torch's layer.
         recompute: keep the input alone for the backward, which then runs the forward again: a third more time
             for a fraction of the memory.
 

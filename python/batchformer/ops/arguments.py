@@ -29,13 +29,15 @@ class Config(NamedTuple):
     """What of the layer is not a tensor."""
 
     nhead: int
+    """Heads of the attention, a divisor of C."""
     dropout: Sequence[float]
-    """The probability of dropping: attention probabilities, hidden layer, first residual, second residual."""
+    """With which probability attention probabilities, hidden layer, first and second residual are dropped."""
     activation: str
     """"relu" or "gelu"."""
     norm_first: bool
+    """Whether a norm stands in front of each block instead of behind it."""
     batch_first: bool
-    """False: x is [N, L, C]; True: [L, N, C]. The layer attends over N."""
+    """Whether x is [L, N, C] instead of [N, L, C]. The layer attends over N."""
     layer_norm_eps: Sequence[float]
     """Of norm1 and of norm2."""
 

@@ -4,7 +4,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from batchformer._extension import core
 from batchformer.ops.arguments import unpack
@@ -12,7 +12,8 @@ from batchformer.ops.arguments import unpack
 
 @register_flop_formula(torch.ops.batchformer.encoder_layer)
 def _forward(x: torch.Size, *arguments: Any, **_out_shape: Any) -> int:
-    return 2 * (sum(_linears(x, arguments)) + _attention(x, arguments))
+    products, _ = _attention_products(arguments)
+    return 2 * (sum(_linears(x, arguments)) + products * _scores(x, arguments))
 
 
 @register_flop_formula(torch.ops.batchformer.encoder_layer_backward)
@@ -21,13 +22,14 @@ def _backward(_grad_y: torch.Size, x: torch.Size, *arguments: Any, **_out_shape:
     _, _, config, (_, needs) = unpack(arguments)
     _, *of_parameters = needs
     passed, attention = core.passed(config, needs)
-    products = sum(
+    linears = sum(
         linear * (bool(of_weight) + of_input)
         for linear, of_weight, of_input in zip(
             _linears(x, arguments), of_parameters[:8:2], passed, strict=True
         )
     )
-    return 2 * (products + (2 * _attention(x, arguments) if attention else 0))
+    _, products = _attention_products(arguments)
+    return 2 * (linears + (products * _scores(x, arguments) if attention else 0))
 
 
 def _linears(x: torch.Size, arguments: tuple[Any, ...]) -> list[int]:
@@ -36,9 +38,19 @@ def _linears(x: torch.Size, arguments: tuple[Any, ...]) -> list[int]:
     return [x[0] * x[1] * prod(weight) for weight in weights]
 
 
-def _attention(x: torch.Size, arguments: tuple[Any, ...]) -> int:
-    """Of q kᵀ and the probabilities times v; without dropout torch's table does not have torch's kernel."""
-    config = unpack(arguments).config
+def _scores(x: torch.Size, arguments: tuple[Any, ...]) -> int:
+    """Of q kᵀ, and of each other product of attention."""
     first, second, channels = x
-    samples = second if config.batch_first else first
-    return 2 * first * second * samples * channels if config.dropout[0] > 0 else 0
+    samples = second if unpack(arguments).config.batch_first else first
+    return first * second * samples * channels
+
+
+def _attention_products(arguments: tuple[Any, ...]) -> tuple[int, int]:
+    """How many are counted in torch's layer, forward and backward.
+
+    Without dropout torch runs a fused kernel, which makes the scores again in its backward; the table of
+    formulas has that of the CPU in later releases only.
+    """
+    if unpack(arguments).config.dropout[0] > 0:
+        return 2, 4
+    return (2, 5) if torch.ops.aten._scaled_dot_product_flash_attention_for_cpu in flop_registry else (0, 0)

@@ -202,7 +202,7 @@ def _differentiable(
     if not (torch.is_grad_enabled() and torch._C._any_requires_grad(x, *parameters)):
         return forward(x, parameters, seed, config, needs)
     saved: list[Tensor] = []
-    y: Tensor = _EncoderLayer.apply(forward, saved, seed, config, needs, x, *parameters)  # type: ignore[no-untyped-call]
+    y: Tensor = _EncoderLayer.apply(forward, saved, seed, config, needs, x, *parameters)
     return y, saved
 
 

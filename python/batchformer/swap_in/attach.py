@@ -72,7 +72,7 @@ def attach(
             its blocks; if None, DETR's encoder layer 0 and DeiT's block 8.
         layout: of what the blocks give, "NLC", "LNC", "NCHW", or "NC" for features. If None, what their
             modules tell: batch_first of an attention, convolutions; else "NLC".
-        dim: C. If None, what the modules tell.
+        dim: the width C. If None, what the modules tell.
         shared: one module for all places, or one for each.
         rejoin: the model returns the originals' rows alone, and the wrapped criterion gets those of both
             streams: for scripts that compare training logits with labels. Presets whose scripts do have it.

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from batchformer.targets import duplicate, has_samples
 
+Key: TypeAlias = str | int  # of an argument; torch 2.9 compiles no function that makes a union
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # args and kwargs
 
 
 def double_targets(
-    args: tuple[Any, ...], kwargs: dict[str, Any], samples: int, targets: Sequence[str | int] | None
+    args: tuple[Any, ...], kwargs: dict[str, Any], samples: int, targets: Sequence[Key] | None
 ) -> Call:
     """Arguments of a criterion with the targets doubled.
 
@@ -21,7 +22,7 @@ def double_targets(
     sample, as collate functions of detection give it, is as good as a list.
     """
 
-    def doubled(key: str | int, value: Any) -> Any:
+    def doubled(key: Key, value: Any) -> Any:
         if (key == 0) if targets is None else (key not in targets):
             return value
         if (
@@ -45,7 +46,7 @@ def by_name(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any])
 
 def first(output: Any) -> Tensor:
     """The tensor that a block gives: the output itself, or the first of a tuple."""
-    tensor = output[0] if isinstance(output, tuple | list) and output else output
+    tensor = output[0] if isinstance(output, (tuple, list)) and output else output
     if not isinstance(tensor, Tensor):
         raise TypeError(f"x: expected a block that returns a torch.Tensor, got {type(tensor).__name__}")
     return tensor
