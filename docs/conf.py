@@ -1,0 +1,49 @@
+"""How Sphinx builds these pages: `make docs`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the table of errors
+sys.path.insert(0, str(Path(__file__).parent))  # generated.py and included.py
+
+import batchformer
+
+project = "batchformer"
+release = version = batchformer.__version__
+html_title = f"batchformer {release}"
+html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
+html_show_copyright = False
+html_show_sphinx = False
+html_copy_source = False
+
+extensions = [
+    "generated",
+    "included",
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["inventories"]
+nitpicky = True
+# Type variables stand in signatures and have no page.
+nitpick_ignore_regex = [("py:class", r"batchformer\..+\.(Criterion|Model|Targets)")]
+
+# README.md and the others are plain Markdown, where a line may begin with %.
+myst_disable_syntax = ["myst_line_comment", "myst_block_break"]
+smartquotes_action = "D"  # dashes alone: quotes in docstrings are code's
+default_role = "code"  # `x` in a docstring is code, as in Markdown
+napoleon_numpy_docstring = False
+napoleon_use_param = False  # else the shapes in "x (Tensor[N, C])" are taken for the names of classes
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 100
+
+# From the files beside this one, as the build is offline; inventories/make.py says where they are from.
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", "inventories/python.inv"),
+    "torch": ("https://docs.pytorch.org/docs/stable", "inventories/torch.inv"),
+    "numpy": ("https://numpy.org/doc/stable", "inventories/numpy.inv"),
+}
