@@ -153,15 +153,10 @@ def clone_of_the_checkout(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("installer", ["pip", "uv"])
-def test_installing_from_a_clone_builds_in_isolation_for_the_torch_that_is_there(tmp_path, installer):
+def test_pip_installs_a_clone_for_the_torch_that_is_there(tmp_path):
     clone = clone_of_the_checkout(tmp_path / "clone")
-    python = bare_environment(tmp_path / "environment", pip=installer == "pip")
-    if installer == "pip":
-        run(python, "-m", "pip", "install", "--quiet", clone, cwd=tmp_path)
-    else:  # uv builds in an environment that knows nothing of the one that it installs into
-        command = ("pip", "install", "--quiet", "--python", python, clone)
-        run(UV, *command, cwd=tmp_path, BATCHFORMER_TORCH=TORCH)
+    python = bare_environment(tmp_path / "environment", pip=True)
+    run(python, "-m", "pip", "install", "--quiet", clone, cwd=tmp_path)
     code = (
         "import torch, batchformer as bf; "
         "print(torch.__version__.split('+')[0], *bf.BatchFormer(8)(torch.rand(3, 8))[0].shape)"
