@@ -94,6 +94,7 @@ def build_wheel(
     settings = dict(config_settings or {})
     tagged = settings.pop("torch-in-version", None) is not None
     torch = _prepare()
+    print(f"building batchformer for torch {torch.version} in {torch.folder}", file=sys.stderr)
     name = maturin.build_wheel(wheel_directory, settings)
     return _say_what_for(torch, Path(wheel_directory), name, tagged=tagged)
 
@@ -164,8 +165,8 @@ def _main(command: list[str]) -> None:
     torch = _prepare()
     if command == ["--release"]:
         print(torch.minor)
-    else:
-        os.execvp(command[0], command)
+        return
+    os.execvp(command[0], command)
 
 
 def _prepare() -> Torch:
@@ -187,7 +188,6 @@ def _prepare() -> Torch:
             "If it does not compile, compat/torch_compat.h has to say what torch has removed.",
             file=sys.stderr,
         )
-    print(f"building batchformer for torch {torch.version} in {torch.folder}", file=sys.stderr)
     os.environ.update(environment(torch))
     os.environ.pop("LIBTORCH_USE_PYTORCH", None)
     return torch

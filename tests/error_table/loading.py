@@ -12,7 +12,7 @@ from batchformer import _extension
 from batchformer.ops import arguments
 from error_table.row import Mistake, Row, Unreached
 
-BUILT_FOR = _extension.BUILT_FOR
+BUILT_FOR, INSTALL_AGAIN = _extension.BUILT_FOR, _extension._install_again()
 
 NO_TORCH = Mistake(
     "The package was installed without its dependencies, or into another environment than torch.",
@@ -83,14 +83,14 @@ IMPORT = (
         beside_another_torch,
         ImportError,
         f"batchformer is built for torch {BUILT_FOR}, but this is torch 2.12.1+cu130, and the C++ interface "
-        "changes with every release. Build it for this one: make build",
+        f"changes with every release. Build it for this one: {INSTALL_AGAIN}",
         *OTHER_TORCH,
     ),
     Row(
         without_the_extension,
         ImportError,
         f"the extension module of batchformer, built for torch {BUILT_FOR}, could not be loaded (…). Build "
-        "it again: make build",
+        f"it again: {INSTALL_AGAIN}",
         *NO_EXTENSION,
     ),
     Row(
