@@ -30,6 +30,8 @@ COMPAT = ROOT / "compat" / "torch_compat.h"
 BUILT_FOR = "built_for.txt"  # beside the extension
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETTINGS = PYPROJECT["tool"]["batchformer"]
+REPOSITORY = PYPROJECT["project"]["urls"]["Repository"]
+RELATIVE = r"\((?!https?:|#)"  # the start of a link's address in Markdown
 OLDEST, NEWEST = (tuple(map(int, SETTINGS["torch"][end].split("."))) for end in ("oldest", "newest"))
 
 
@@ -240,12 +242,13 @@ def _say_what_for(torch: Torch, folder: Path, name: str, *, tagged: bool = False
 
 def _with_whole_addresses(metadata: str, version: str) -> str:
     """Metadata whose readme shows its pictures and follows its links outside of the repository, too."""
-    repository = PYPROJECT["project"]["urls"]["Repository"]
-    for start, kind in (("!", "raw"), ("", "blob")):
-        metadata = re.sub(
-            rf"({start}\[[^]]*\])\((?!https?:|#)", rf"\1({repository}/{kind}/v{version}/", metadata
-        )
-    return metadata
+    pictures = rf"\1({REPOSITORY}/raw/v{version}/"
+    return with_whole_links(re.sub(rf"(!\[[^]]*\]){RELATIVE}", pictures, metadata), f"v{version}")
+
+
+def with_whole_links(text: str, reference: str) -> str:
+    """Markdown whose relative links, pictures aside, lead to the repository at a branch or tag."""
+    return re.sub(rf"(?<!!)(\[[^]]*\]){RELATIVE}", rf"\1({REPOSITORY}/blob/{reference}/", text)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # build_backend.py, which has the repository's address
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the table of errors
 sys.path.insert(0, str(Path(__file__).parent))  # generated.py and included.py
 

@@ -1,23 +1,16 @@
 """Links of the files that pages include: `src/cpu` in README.md is a folder of the repository, not a page."""
 
-import re
 from pathlib import Path
 
-import tomllib
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
-PYPROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
-FILES = PYPROJECT["project"]["urls"]["Repository"] + "/blob/main"
-
-LINK = re.compile(
-    r"(?<!!)(\[[^\]]+\])\((?!https?:|#)([^)]+)\)"
-)  # an image is included with :relative-images:
+from build_backend import with_whole_links
 
 
 def link_to_the_repository(_app: Sphinx, _file: Path, _page: str, content: list[str]) -> None:
-    """Lead the relative links of an included file to the repository."""
-    content[0] = LINK.sub(rf"\1({FILES}/\2)", content[0])
+    """Lead the relative links of an included file there; its pictures go by :relative-images:."""
+    content[0] = with_whole_links(content[0], "main")
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

@@ -38,8 +38,8 @@ def test_every_release_of_the_range_has_its_torchvision(capsys):
 def test_tch_and_the_header_are_those_of_the_oldest_release():
     oldest = int(SETTINGS["torch"]["oldest"].removeprefix("2."))
     assert f"#if BATCHFORMER_OLDEST_TORCH_MINOR != {oldest}\n" in build_backend.COMPAT.read_text()
-    build_script = r'^name = "tch"\nversion = "0\.(\d+)\.\d+"'  # tch 0.22 wraps torch 2.9, 0.23 2.10
-    tch = re.search(build_script, (ROOT / "Cargo.lock").read_text(), re.MULTILINE)
+    entry = r'^name = "tch"\nversion = "0\.(\d+)\.\d+"'  # tch 0.22 wraps torch 2.9, 0.23 2.10
+    tch = re.search(entry, (ROOT / "Cargo.lock").read_text(), re.MULTILINE)
     assert tch is not None
     assert int(tch[1]) - 13 == oldest
 

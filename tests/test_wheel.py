@@ -113,16 +113,20 @@ def test_the_wheel_works_in_a_bare_environment_from_another_folder(wheel, tmp_pa
     assert str(tmp_path / "environment") in where
 
 
-def test_the_wheel_requires_the_torch_it_is_built_for(wheel):
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> str:
     with zipfile.ZipFile(wheel) as files:
-        metadata = files.read(next(name for name in files.namelist() if name.endswith("/METADATA"))).decode()
+        (name,) = (name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
+        return files.read(name).decode()
+
+
+def test_the_wheel_requires_the_torch_it_is_built_for(wheel, metadata):
+    with zipfile.ZipFile(wheel) as files:
         assert files.read("batchformer/built_for.txt").decode().strip() == BUILT_FOR
     assert re.findall(r"^Requires-Dist: (\S+)$", metadata, re.M) == ["numpy>=1.26", f"torch=={BUILT_FOR}.*"]
 
 
-def test_the_readme_of_the_wheel_has_whole_addresses(wheel):
-    with zipfile.ZipFile(wheel) as files:
-        metadata = files.read(next(name for name in files.namelist() if name.endswith("/METADATA"))).decode()
+def test_the_readme_of_the_wheel_has_whole_addresses(metadata):
     links = re.findall(r"\]\(([^)]+)\)", metadata)
     assert len(links) > 5
     assert all(link.startswith(("https:", "#")) for link in links)

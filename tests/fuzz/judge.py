@@ -64,14 +64,13 @@ def judge(call: Call, names: dict[str, Any]) -> Wrong | None:
 
 
 def _too_far(call: Call, theirs: Theirs, actual: Results, own: Results, exact: Results) -> Wrong | None:
-    found = errors(actual, exact)
-    bounds = _bounds(call, errors(own, exact), exact, theirs.grad_y)
+    found, allowed = errors(actual, exact), errors(own, exact)
+    bounds = _bounds(call, allowed, exact, theirs.grad_y)
     far = [name for name in found if not found[name] <= bounds[name]]
     if not far:
         return None
     if call.dtype != "float64" and theirs.nearest_kink() < tolerances.KINK:
         far = [name for name in far if name == "y"]
-    allowed = errors(own, exact)
     for errors_next_to_it in theirs.errors(VARIATIONS if far else 0):
         allowed = {name: max(allowed[name], errors_next_to_it[name]) for name in allowed}
         bounds = _bounds(call, allowed, exact, theirs.grad_y)
