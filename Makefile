@@ -141,8 +141,8 @@ sdist: $(VENV)/.installed ## Pack the sources into dist/
 licences: ## Collect those of the linked crates in licences/THIRD_PARTY (cargo install cargo-about --features cli)
 	cargo about generate --config licences/about.toml licences/about.hbs --output-file licences/THIRD_PARTY
 
-lock: $(VENV)/.installed ## Resolve pyproject.toml anew into requirements.lock
-	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --group dev pyproject.toml -o requirements.lock
+lock: $(VENV)/.installed ## Resolve the groups of pyproject.toml anew into requirements.lock
+	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --group dev -o requirements.lock
 
 clean: ## Remove everything that was built, .venv included
 	rm -rf $(VENV) target dist results python/batchformer/*.so

@@ -36,19 +36,19 @@ def compare_with_torch(rank: int, world_size: int, store: str) -> None:
 def train_attached(rank: int, world_size: int, store: str) -> None:
     """An attached module gets the mean of the gradients that it gets on each rank's samples."""
     _join(rank, world_size, store)
-    for rejoin, find_unused in (
-        (False, False),
-        (True, False),
-        (True, True),
+    for outputs, find_unused in (
+        ("both", False),
+        ("originals", False),
+        ("originals", True),
     ):  # DDP copies outputs in the last
-        _compare_attached(rank, world_size, rejoin=rejoin, find_unused=find_unused)
+        _compare_attached(rank, world_size, outputs, find_unused=find_unused)
     dist.destroy_process_group()
 
 
-def _compare_attached(rank: int, world_size: int, *, rejoin: bool, find_unused: bool) -> None:
+def _compare_attached(rank: int, world_size: int, outputs: str, *, find_unused: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 5)).double()
-    attachment = bf.attach(model, before="1", dropout=0.0, rejoin=rejoin)
+    attachment = bf.attach(model, before="1", dropout=0.0, outputs=outputs)
     criterion = attachment.wrap(nn.CrossEntropyLoss())
     batches = [(torch.randn(6, 8).double(), torch.randint(5, (6,))) for _ in range(world_size)]
 
@@ -66,13 +66,13 @@ def _compare_attached(rank: int, world_size: int, *, rejoin: bool, find_unused: 
 def unshuffle_both_streams(rank: int, world_size: int, store: str) -> None:
     """Keys of this rank's images in their order, in both streams, after a shuffle over all ranks.
 
-    With attend="self" a related row depends on its own image alone: it can be told where it came from.
+    With attend="alone" a related row depends on its own image alone: it can be told where it came from.
     """
     _join(rank, world_size, store)
     for pairings, streams in (("aligned", "ob"), ("all", "obob")):
         torch.manual_seed(0)
         model = stand_ins.MoCo()
-        attachment = bf.attach(model, "moco_v2", pairings=pairings, attend="self", dropout=0.0)
+        attachment = bf.attach(model, "moco_v2", pairings=pairings, attend="alone", dropout=0.0)
         torch.manual_seed(rank + 1)
         images = torch.randn(4, 3, 8, 8)
         torch.manual_seed(5)

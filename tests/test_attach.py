@@ -40,9 +40,9 @@ PLACES = {
     "one classifier": {"before": "heads.1"},
     "three classifiers": {"before": HEADS},
     "three classifiers apart": {"before": HEADS, "shared": False},
-    "after a block": {"after": "blocks.1"},
-    "after two blocks": {"after": ["blocks.0", "blocks.2"]},
-    "after two blocks apart": {"after": ["blocks.0", "blocks.2"], "shared": False},
+    "after a block": {"after": "blocks.1", "layout": "NLC"},
+    "after two blocks": {"after": ["blocks.0", "blocks.2"], "layout": "NLC"},
+    "after two blocks apart": {"after": ["blocks.0", "blocks.2"], "layout": "NLC", "shared": False},
 }
 
 
@@ -57,7 +57,7 @@ def test_features_of_classifiers_are_doubled_as_by_hand():
 
 def test_tokens_are_doubled_once_and_transformed_in_the_second_half_from_then_on():
     model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 5))
-    attachment = bf.attach(model, after=["0", "1"], shared=False, dropout=0.0)
+    attachment = bf.attach(model, after=["0", "1"], layout="NLC", shared=False, dropout=0.0)
     x = torch.randn(6, 3, 8)
     first, second = (module.encoder for module in attachment.inserted)
 
@@ -214,9 +214,8 @@ def test_the_device_and_dtype_are_those_of_the_place():
             (6, 8, 2, 2),
             (12, 16, 2, 2),
         ),
-        (nn.Linear(16, 16), (6, 3, 16), (12, 3, 16)),
     ],
-    ids=["batch_first", "batch_second", "convolution", "convolutions", "linear"],
+    ids=["batch_first", "batch_second", "convolution", "convolutions"],
 )
 def test_layout_and_width_of_a_block_are_those_that_its_modules_tell(block, x, doubled):
     model = nn.Sequential(block, nn.Identity())
@@ -285,39 +284,37 @@ def test_targets_are_doubled_however_the_criterion_is_called(call):
 @pytest.mark.parametrize("collate", [list, tuple])
 def test_one_dict_a_sample_is_doubled_in_a_list_and_in_a_tuple(collate):
     model, attachment = doubling()
-    model(X)
     targets, seen = collate({"labels": label} for label in Y), []
-    attachment.wrap(lambda outputs, targets: seen.append(targets))(torch.zeros(12, 5), targets)
+    attachment.wrap(lambda outputs, targets: seen.append(targets))(model(X), targets)
     assert seen == [targets + targets]
 
 
-def test_tuples_of_outputs_are_left_alone():
+def test_containers_of_outputs_are_left_alone():
     model, attachment = doubling()
-    model(X)
-    seen = []
+    logits, seen = model(X), []
     criterion = attachment.wrap(lambda outputs, targets: seen.append((outputs, targets)))
-    outputs = (torch.zeros(12, 5), torch.zeros(12, 5))
+    outputs = ({"logits": logits}, [logits[:, :3]])
     criterion(outputs, Y)
     assert len(seen[0][1]) == 12
     assert seen[0][0] is outputs
 
 
-def test_what_comes_before_the_outputs_is_left_alone():
+def test_the_order_of_outputs_targets_and_images_does_not_matter():
     model, attachment = doubling()
     logits, seen = model(X), []
-    attachment.wrap(lambda *arguments: seen.extend(arguments))(X, logits, Y)
-    assert [len(each) for each in seen] == [6, 12, 12]
+    attachment.wrap(lambda *arguments: seen.extend(arguments))(X, Y, logits)
+    assert [len(each) for each in seen] == [12, 12, 12]
+    assert seen[2] is logits
 
 
 def test_named_targets_are_doubled_and_nothing_else():
     model, attachment = doubling()
-    model(X)
     seen = {}
-    weights = torch.ones(6)  # as many classes as samples
+    others = torch.ones(6)  # as many as samples
     criterion = attachment.wrap(lambda logits, **rest: seen.update(rest), targets=["target"])
-    criterion(torch.zeros(12, 6), target=Y, weight=weights)
+    criterion(model(X), target=Y, others=others)
     assert len(seen["target"]) == 12
-    assert seen["weight"] is weights
+    assert seen["others"] is others
 
 
 def test_a_wrapped_criterion_doubles_nothing_in_evaluation_and_after_removal():
@@ -332,20 +329,30 @@ def test_a_wrapped_criterion_doubles_nothing_in_evaluation_and_after_removal():
 
 
 def test_a_teacher_inside_the_criterion_sees_every_image_once():
+    seen = []
+
+    class Teacher(nn.Linear):
+        def forward(self, images):
+            seen.append(len(images))
+            return super().forward(images)
+
     class Distillation(nn.Module):
         def __init__(self):
             super().__init__()
-            self.teacher_model = nn.Linear(8, 5)
+            self.teacher_model = Teacher(8, 5)
 
         def forward(self, images, outputs, labels):
             teacher = self.teacher_model(images)
-            self.seen = len(images), len(teacher)
             return F.cross_entropy(outputs, labels) + F.mse_loss(outputs, teacher)
 
     model, attachment = doubling()
-    criterion = attachment.wrap(Distillation())
-    criterion(X, model(X), Y).backward()
-    assert criterion.seen == (6, 12)
+    stock = Distillation()
+    criterion = attachment.wrap(copy.deepcopy(stock))
+    outputs = model(X)
+    expected = [stock(X, half, Y) for half in outputs.chunk(2)]
+    torch.testing.assert_close(criterion(X, outputs, Y), sum(expected) / 2)
+    criterion.teacher_model(X)
+    assert seen == [6, 6, 6, 6]
 
 
 # Meters
@@ -355,7 +362,7 @@ def test_a_meter_of_training_accuracy_sees_the_originals_and_the_criterion_both_
     torch.manual_seed(1)
     model = Network()
     whole = copy.deepcopy(model)
-    attachment = bf.attach(model, before=HEADS, rejoin=True, dropout=0.0)
+    attachment = bf.attach(model, before=HEADS, outputs="originals", dropout=0.0)
     reference = bf.attach(whole, before=HEADS, dropout=0.0)
     whole.load_state_dict(model.state_dict())
     logits, both = model(X), whole(X)
@@ -381,10 +388,10 @@ def test_outputs_of_equal_values_are_told_apart():
             return [head(x) for head in self.heads]
 
     grads = []
-    for rejoin in (False, True):
+    for outputs in ("both", "originals"):
         torch.manual_seed(1)
         model = TwoHeads()
-        attachment = bf.attach(model, before=["heads.0", "heads.1"], rejoin=rejoin, dropout=0.0)
+        attachment = bf.attach(model, before=["heads.0", "heads.1"], outputs=outputs, dropout=0.0)
         criterion = attachment.wrap(lambda a, b, y: F.cross_entropy(a, y) + 2 * F.cross_entropy(b, y))
         criterion(*model(X), Y).backward()
         grads.append([head.weight.grad for head in model.heads])
@@ -392,17 +399,16 @@ def test_outputs_of_equal_values_are_told_apart():
         torch.testing.assert_close(rejoined, plain)
 
 
-def test_related_rows_that_reach_no_criterion_are_warned_of():
+def test_related_rows_that_reach_no_criterion_stop_the_training():
     model = Network()
-    bf.attach(model, before=HEADS, rejoin=True)
-    model(X)
-    with pytest.warns(UserWarning, match="reached no criterion"):
-        model(X)
+    bf.attach(model, before=HEADS, outputs="originals")
+    with pytest.raises(RuntimeError, match="criterion: expected one that knows of both streams"):
+        F.cross_entropy(model(X), Y).backward()
 
 
-def test_rows_that_did_reach_the_criterion_are_not():
+def test_nothing_is_said_of_rows_that_reach_their_criterion():
     model = Network()
-    attachment = bf.attach(model, before=HEADS, rejoin=True)
+    attachment = bf.attach(model, before=HEADS, outputs="originals")
     criterion = attachment.wrap(nn.CrossEntropyLoss())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -413,7 +419,7 @@ def test_rows_that_did_reach_the_criterion_are_not():
 @pytest.mark.parametrize("handed_on", [torch.clone, torch.Tensor.double], ids=["a copy", "another dtype"])
 def test_a_copy_of_the_models_output_is_rejoined_as_well(handed_on):
     model = Network()
-    attachment = bf.attach(model, before=HEADS, rejoin=True, dropout=0.0)
+    attachment = bf.attach(model, before=HEADS, outputs="originals", dropout=0.0)
     seen = []
     criterion = attachment.wrap(lambda logits, labels: seen.append(logits) or F.cross_entropy(logits, labels))
     logits = handed_on(model(X))
@@ -426,9 +432,9 @@ def test_a_copy_of_the_models_output_is_rejoined_as_well(handed_on):
 
 def test_a_criterion_that_gets_other_tensors_than_the_models_says_so():
     model = Network()
-    attachment = bf.attach(model, before=HEADS, rejoin=True)
+    attachment = bf.attach(model, before=HEADS, outputs="originals")
     logits = model(X)
-    with pytest.raises(ValueError, match="expected the tensors that the model returned"):
+    with pytest.raises(ValueError, match="expected the outputs that the model returned"):
         attachment.wrap(nn.CrossEntropyLoss())(logits * 2, Y)
 
 

@@ -49,7 +49,7 @@ def compare(model, forward, layers_of, layout, after, shared, loss_of):
     """Loss, outputs and gradients with the attachment, and by the official arithmetic."""
     model = model.double().train()
     plain = copy.deepcopy(model)
-    attachment = bf.attach(model, after=after, shared=shared, dropout=0.0)
+    attachment = bf.attach(model, after=after, shared=shared, wrapped=False, dropout=0.0)
     encoders = official_encoders(attachment)
     indices = [0] if after is None else after
 
@@ -285,7 +285,7 @@ def test_transformers_compute_the_loss_of_both_streams(head, kind, changed, auxi
 @pytest.mark.parametrize("kind", ["Detr", "DeformableDetr"])
 def test_gradient_checkpointing_of_transformers_gives_the_same_gradients(kind):
     model = getattr(transformers, f"{kind}ForObjectDetection")(config(kind)).train()
-    bf.attach(model, after=[0, 1], dropout=0.0)
+    bf.attach(model, after=[0, 1], wrapped=False, dropout=0.0)
     images, grads = torch.randn(N, 3, 64, 64), []
     for checkpointing in (False, True):
         if checkpointing:
@@ -322,7 +322,7 @@ def test_what_transformers_save_is_the_stock_model(tmp_path):
 
 def test_positional_arguments_of_transformers_are_doubled_as_well():
     model = transformers.DetrForObjectDetection(config("Detr")).train()
-    bf.attach(model, dropout=0.0)
+    bf.attach(model, wrapped=False, dropout=0.0)
     images, mask = torch.randn(N, 3, 64, 64), torch.ones(N, 64, 64, dtype=torch.long)
     assert torch.equal(model(images, mask).logits, model(pixel_values=images, pixel_mask=mask).logits)
 

@@ -67,7 +67,7 @@ def test_ride_gives_the_loss_of_both_streams_for_every_expert(returns_feat):
 
 def test_ride_as_published_has_the_related_stream_alone():
     model = stand_ins.Ride()
-    attachment = bf.attach(model, "ride", reproduce=True, dropout=0.0)
+    attachment = bf.attach(model, "ride", two_stream=False, dropout=0.0)
     features = related(attachment, model.backbone.stem(X))
     logits = [
         F.normalize(features, dim=1) @ F.normalize(head.weight, dim=0) for head in model.backbone.linears
@@ -107,7 +107,7 @@ def test_balanced_softmax_gives_the_mean_over_both_streams(parallel):
 
 def test_balanced_softmax_as_published_weighs_the_sum_of_both_by_one_and_a_half_and_puts_the_related_first():
     network, seen = stand_ins.DotProductClassifier(), []
-    attachment = bf.attach(network, "balanced_softmax", reproduce=True, dropout=0.0)
+    attachment = bf.attach(network, "balanced_softmax", as_published=True, dropout=0.0)
 
     class Criterion(nn.CrossEntropyLoss):
         def forward(self, logits, labels):
@@ -180,12 +180,12 @@ def test_the_momentum_encoder_neither_averages_nor_freezes_the_module(preset):
     assert all(torch.equal(p, old) for p, old in zip(attachment.parameters(), before, strict=True))
 
 
-@pytest.mark.parametrize("reproduce", [False, True], ids=["trained", "as published"])
+@pytest.mark.parametrize("as_published", [False, True], ids=["trained", "as published"])
 @pytest.mark.parametrize("pairings", ["all", "aligned"])
-def test_moco_v3_takes_the_losses_of_the_pairings_each_with_its_own_negatives(pairings, reproduce):
+def test_moco_v3_takes_the_losses_of_the_pairings_each_with_its_own_negatives(pairings, as_published):
     model = stand_ins.MoCoV3()
     plain = copy.deepcopy(model)
-    attachment = bf.attach(model, "moco_v3", pairings=pairings, reproduce=reproduce, dropout=0.0)
+    attachment = bf.attach(model, "moco_v3", pairings=pairings, as_published=as_published, dropout=0.0)
     loss = model(QUERIES, KEYS, 0.9)
     for base, momentum in zip(
         plain.base_encoder.parameters(), plain.momentum_encoder.parameters(), strict=True
@@ -203,10 +203,10 @@ def test_moco_v3_takes_the_losses_of_the_pairings_each_with_its_own_negatives(pa
             for j, k in enumerate(streams(plain.momentum_encoder, other)):
                 if pairings == "all" or i == j:
                     losses.append(plain.contrastive_loss(q, k))
-    expected = sum(losses) if reproduce else 2 * sum(losses) / len(losses)
+    expected = sum(losses) if as_published else 2 * sum(losses) / len(losses)
     torch.testing.assert_close(loss, expected)
     loss.backward()
-    assert reaches_the_module(attachment) is not reproduce
+    assert reaches_the_module(attachment) is not as_published
     assert model.base_encoder.conv1.weight.grad.abs().sum() > 0
 
 
@@ -264,8 +264,6 @@ def test_a_copy_of_an_algorithm_updates_itself():
     bf.attach(algorithm, "domainbed")
     other = copy.deepcopy(algorithm)
     other.update([(X, Y)])
-    assert other.batchformer.samples == N
-    assert algorithm.batchformer.samples == 0
     other.batchformer.remove()
     assert "update" not in vars(other)
     assert "update" in vars(algorithm)
@@ -338,7 +336,7 @@ def test_mixup_distillation_ema_and_checkpointing_of_timm_work():
 
 def test_the_rows_of_a_vision_transformer_can_be_rejoined():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=CLASSES)
-    attachment = bf.attach(model, "vit", rejoin=True)
+    attachment = bf.attach(model, "vit", outputs="originals")
     logits = model(IMAGES)
     assert len(logits) == len(LABELS)
     attachment.wrap(nn.CrossEntropyLoss())(logits, LABELS).backward()

@@ -75,7 +75,7 @@ def test_removing_from_the_model_leaves_its_copy_alone(attached):
 
 def test_a_copy_can_be_made_in_the_middle_of_a_step():
     model = Classifier()
-    attachment = bf.attach(model, before="fc", rejoin=True)
+    attachment = bf.attach(model, before="fc", outputs="originals")
     criterion = attachment.wrap(nn.CrossEntropyLoss())
     logits = model(X)
     other = copy.deepcopy(model)
@@ -104,19 +104,19 @@ def test_batch_norms_become_synchronised_ones(attached):
     assert converted(X).shape == (12, 5)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at the logits'
 @pytest.mark.parametrize("make", ["before", "after", "after two"])
 def test_the_model_compiles_in_one_graph_and_follows_the_mode_and_the_batch(make):
     model, x = (Classifier(), X) if make == "before" else (Blocks(), TOKENS)
     where = {
         "before": {"before": "fc"},
-        "after": {"after": "blocks.1"},
-        "after two": {"after": ["blocks.0", "blocks.1"]},
+        "after": {"after": "blocks.1", "layout": "NLC"},
+        "after two": {"after": ["blocks.0", "blocks.1"], "layout": "NLC"},
     }
-    attachment = bf.attach(model, dropout=0.0, **where[make])
+    bf.attach(model, dropout=0.0, **where[make])
     compiled = torch.compile(model, fullgraph=True)
     for samples in (6, 4, 5):
         torch.testing.assert_close(compiled(x[:samples]), model(x[:samples]))
-        assert attachment.samples == samples
     model.eval()
     torch.testing.assert_close(compiled(x), model(x))
     assert len(compiled(x)) == 6
@@ -126,7 +126,7 @@ def test_checkpointed_blocks_give_the_same_gradients():
     torch.manual_seed(2)
     plain, checkpointed = Blocks(), Blocks(checkpointed=True)
     for model in (plain, checkpointed):
-        bf.attach(model, after=["blocks.0", "blocks.2"])
+        bf.attach(model, after=["blocks.0", "blocks.2"], layout="NLC", wrapped=False)
     checkpointed.load_state_dict(plain.state_dict())
     grads = []
     for model in (plain, checkpointed):
@@ -156,6 +156,7 @@ def test_keys_of_both_streams_go_back_to_the_process_and_the_row_that_they_came_
     torch.multiprocessing.spawn(ddp_worker.unshuffle_both_streams, (2, str(tmp_path / "store")), nprocs=2)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at the logits'
 def test_a_compiled_model_is_the_stock_model_after_removal(attached):
     model, attachment = attached
     compiled = torch.compile(model)
@@ -178,7 +179,7 @@ def test_a_step_compiles_in_one_graph_with_its_criterion():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at the logits'
 def test_a_compiled_model_gives_its_criterion_the_rows_to_rejoin():
     model = Classifier()
-    attachment = bf.attach(model, before="fc", rejoin=True, dropout=0.0)
+    attachment = bf.attach(model, before="fc", outputs="originals", dropout=0.0)
     criterion, compiled = attachment.wrap(nn.CrossEntropyLoss()), torch.compile(model, fullgraph=True)
     for samples in (6, 4):
         expected = criterion(model(X[:samples]), Y[:samples])

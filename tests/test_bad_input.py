@@ -53,7 +53,7 @@ def test_bad_input_gets_a_sentence_before_anything_is_computed(row):
     found = outcome(row)
     assert found.error is row.error
     assert re.fullmatch(pattern(row.sentence), found.sentence), found.sentence
-    assert not found.computed
+    assert found.computed == row.computed
 
 
 def test_tensors_on_two_devices_are_refused(device):

@@ -109,7 +109,7 @@ def test_a_single_stream_replaces_the_features():
 
 def test_the_control_attends_to_itself_only():
     x = torch.randn(9, 24, **F64)
-    module = bf.BatchFormer(24, dropout=0.0, attend="self", **F64)
+    module = bf.BatchFormer(24, dropout=0.0, attend="alone", **F64)
     encoder = torchs_encoder(module)
     alone = torch.cat([encoder(sample[None, None]).squeeze(1) for sample in x])
     assert_near({"x": bf.related(module(x)[0]).detach()}, {"x": alone.detach()}, torch.float64)
@@ -120,7 +120,7 @@ def test_the_control_attends_to_itself_only():
 
 @pytest.mark.parametrize("layout", ["NLC", "LNC", "NCHW"])
 def test_the_control_of_v2_attends_to_its_own_token_only(layout):
-    module = bf.BatchFormerV2(24, dropout=0.0, attend="self", layout=layout, **F64)
+    module = bf.BatchFormerV2(24, dropout=0.0, attend="alone", layout=layout, **F64)
     x = torch.randn(8, 6, 24, **F64)
     encoder = torchs_encoder(module)
     related = encoder(x.reshape(1, 48, 24)).reshape(8, 6, 24)
@@ -191,5 +191,5 @@ def test_evaluation_is_the_identity(n, layout, streams):
 
 
 def test_the_representation_shows_what_the_encoder_does_not():
-    assert "two_stream=True, attend='self'" in repr(bf.BatchFormer(8, attend="self"))
+    assert "two_stream=True, attend='alone'" in repr(bf.BatchFormer(8, attend="alone"))
     assert "layout='LNC', two_stream=False" in repr(bf.BatchFormerV2(8, layout="LNC", two_stream=False))

@@ -434,7 +434,7 @@ def test_recompute_there_keeps_the_input_alone_and_draws_the_same_masks(compiled
         assert 64 not in kept[1]
 
 
-@pytest.mark.parametrize("attend", ["batch", "self"])
+@pytest.mark.parametrize("attend", ["batch", "alone"])
 @pytest.mark.parametrize("layout", ["NLC", "LNC"])
 def test_many_positions_go_to_torchs_attention_in_parts(attend, layout, monkeypatch):
     module = bf.BatchFormerV2(16, dropout=0.0, layout=layout, attend=attend, dtype=torch.float64)
@@ -452,8 +452,8 @@ def test_many_positions_go_to_torchs_attention_in_parts(attend, layout, monkeypa
     assert [shape[axis] for shape in sizes] == {
         ("batch", "NLC"): [4, 1],
         ("batch", "LNC"): [4, 2],
-        ("self", "NLC"): [4] * 7 + [2],
-        ("self", "LNC"): [4] * 7 + [2],
+        ("alone", "NLC"): [4] * 7 + [2],
+        ("alone", "LNC"): [4] * 7 + [2],
     }[attend, layout]
 
 

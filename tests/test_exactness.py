@@ -103,7 +103,7 @@ def test_one_key_leaves_no_gradient_to_queries_and_keys(dtype, dropout, norm_fir
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_the_control_trains_neither_queries_nor_keys(dropout):
-    control = bf.BatchFormerV2(32, dropout=dropout, attend="self")
+    control = bf.BatchFormerV2(32, dropout=dropout, attend="alone")
     control(torch.randn(5, 40, 32)).sum().backward()
     in_proj = control.encoder.self_attn
     assert in_proj.in_proj_weight.grad[:64].abs().max() == 0

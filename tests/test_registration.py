@@ -225,7 +225,7 @@ EXPORTS = {
         {"x": {0: Dim.DYNAMIC}, "y": {0: Dim.DYNAMIC}},
     ),
     "BatchFormer of a stack, self": (
-        lambda: bf.BatchFormer(16, dropout=0.0, num_layers=2, attend="self"),
+        lambda: bf.BatchFormer(16, dropout=0.0, num_layers=2, attend="alone"),
         lambda n, l: (torch.randn(n, 16), torch.arange(n)),
         {"x": {0: Dim.DYNAMIC}, "y": {0: Dim.DYNAMIC}},
     ),

@@ -12,7 +12,7 @@ import batchformer as bf
 BASELINE = "baseline"
 WITH_BATCHFORMER = "+ BatchFormer"
 CONTROL = "control (self only)"
-ATTEND = {BASELINE: None, WITH_BATCHFORMER: "batch", CONTROL: "self"}
+ATTEND = {BASELINE: None, WITH_BATCHFORMER: "batch", CONTROL: "alone"}
 ARMS = tuple(ATTEND)
 
 MakeFeatures = Callable[[], tuple[nn.Module, int]]  # a backbone [N, ...] -> [N, C], and its C

@@ -35,7 +35,7 @@ def from_checkout(repo: Path) -> Iterator[Trial]:
         assert (predictions == LABELS).shape == LABELS.shape  # a meter
         return loss
 
-    for reproduce in (False, True):
+    for as_published in (False, True):
         networks = nn.ModuleDict(
             {
                 "feat_model": nn.DataParallel(ResNet10Feature.create_model()),
@@ -43,10 +43,10 @@ def from_checkout(repo: Path) -> Iterator[Trial]:
             }
         )
         yield Trial(
-            name=f"Balanced Softmax, ResNet-10{', as published' if reproduce else ''}",
+            name=f"Balanced Softmax, ResNet-10{', as published' if as_published else ''}",
             model=networks,
-            attach=lambda networks, reproduce=reproduce: bf.attach(
-                networks["classifier"], "balanced_softmax", reproduce=reproduce
+            attach=lambda networks, as_published=as_published: bf.attach(
+                networks["classifier"], "balanced_softmax", as_published=as_published
             ),
             criterion=criterion,
             loss=step,

@@ -85,7 +85,12 @@ def from_packages() -> Iterator[Trial]:
         yield Trial(
             name=f"lightly MoCo v2, ResNet-18, pairings: {pairings}",
             model=LightlyMoCo(),
-            attach=lambda model: bf.attach(model, before=["projection_head", "projection_head_momentum"]),
+            attach=lambda model: bf.attach(
+                model,
+                before=["projection_head", "projection_head_momentum"],
+                optional=["projection_head_momentum"],  # which is not in the model's forward
+                wrapped=False,  # the pairs are made below
+            ),
             loss=step(pairings, NTXentLoss(memory_bank_size=(64, 128))),
             evaluate=lambda model: model(QUERIES),
         )

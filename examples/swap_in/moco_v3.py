@@ -32,15 +32,17 @@ def from_checkout(repo: Path) -> Iterator[Trial]:
 
     timm.models.vision_transformer.VisionTransformer.num_tokens = 1  # its old name for num_prefix_tokens
     for kind in ("ResNet-18", "ViT"):
-        for reproduce in (False, True):
+        for as_published in (False, True):
             if kind == "ViT":
                 model = builder.MoCo_ViT(vit(), 32, 64, 0.2)
             else:
                 model = builder.MoCo_ResNet(checkouts.small_resnet(), 32, 64, 1.0)
             yield Trial(
-                name=f"MoCo v3, {kind}, {'frozen, as published' if reproduce else 'trained'}",
+                name=f"MoCo v3, {kind}, {'frozen, as published' if as_published else 'trained'}",
                 model=model,
-                attach=lambda model, reproduce=reproduce: bf.attach(model, "moco_v3", reproduce=reproduce),
+                attach=lambda model, as_published=as_published: bf.attach(
+                    model, "moco_v3", as_published=as_published
+                ),
                 loss=lambda model, _: model(VIEW1, VIEW2, 0.99),
                 evaluate=lambda model: model.predictor(model.base_encoder(VIEW1)),
             )
@@ -100,7 +102,12 @@ def from_packages() -> Iterator[Trial]:
     yield Trial(
         name="timm ViT with lightly's MoCo v3 heads",
         model=LightlyMoCoV3(),
-        attach=lambda model: bf.attach(model, before=["projector", "projector_momentum"]),
+        attach=lambda model: bf.attach(
+            model,
+            before=["projector", "projector_momentum"],
+            optional=["projector_momentum"],  # which is not in the model's forward
+            wrapped=False,  # the pairs are made above
+        ),
         loss=step,
         evaluate=lambda model: model(VIEW1),
     )

@@ -67,11 +67,11 @@ def from_checkout(repo: Path) -> Iterator[Trial]:
     }
     for name, make in models_of.items():
         kind = "cifar" if "CIFAR" in name else "imagenet"
-        for reproduce in (False, True):
+        for two_stream in (True, False):
             yield Trial(
-                name=f"RIDE {name}, {'one stream, as published' if reproduce else 'two streams'}",
+                name=f"RIDE {name}, {'two streams' if two_stream else 'one stream, as published'}",
                 model=make(),
-                attach=lambda model, reproduce=reproduce: bf.attach(model, "ride", reproduce=reproduce),
+                attach=lambda model, two_stream=two_stream: bf.attach(model, "ride", two_stream=two_stream),
                 criterion=losses.RIDELoss(CLASSES, reweight_epoch=5),
                 loss=trainer_step(kind),
                 evaluate=evaluate(kind),
@@ -114,7 +114,7 @@ def from_packages() -> Iterator[Trial]:
     yield Trial(
         name="torchvision ResNet-18 with three heads",
         model=ThreeHeads(),
-        attach=lambda model: bf.attach(model, before=["heads.0", "heads.1", "heads.2"], rejoin=True),
+        attach=lambda model: bf.attach(model, before=["heads.0", "heads.1", "heads.2"], outputs="originals"),
         criterion=nn.CrossEntropyLoss(),
         loss=step,
         evaluate=lambda model: model(images),

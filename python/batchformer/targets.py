@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batchformer import marks
+
 Targets = TypeVar("Targets")
 
 _ABOUT_THE_BATCH = (Number, str, bytes, Tensor, np.ndarray, np.generic)
@@ -32,7 +34,7 @@ def duplicate(targets: Targets) -> Targets:
         >>> duplicate(torch.tensor([3, 1]))
         tensor([3, 1, 3, 1])
     """
-    doubled: Targets = _map_leaves(targets, _twice)
+    doubled: Targets = _map_leaves(targets, twice)
     return doubled
 
 
@@ -46,7 +48,7 @@ def original(x: Targets) -> Targets:
         >>> original(torch.tensor([3, 1, 3, 1]))
         tensor([3, 1])
     """
-    first: Targets = _map_leaves(x, lambda rows: rows[: _half(rows)])
+    first: Targets = _map_leaves(x, lambda rows: _stream(rows[: _half(rows)]))
     return first
 
 
@@ -60,7 +62,7 @@ def related(x: Targets) -> Targets:
         >>> related(torch.tensor([3, 1, 3, 1]))
         tensor([3, 1])
     """
-    second: Targets = _map_leaves(x, lambda rows: rows[_half(rows) :])
+    second: Targets = _map_leaves(x, lambda rows: _stream(rows[_half(rows) :]))
     return second
 
 
@@ -71,13 +73,13 @@ def check_batch_size(targets: Any, samples: int) -> None:
             raise ValueError(f"y: expected {samples} targets, one for each sample of x, got {_count(leaf)}")
 
 
-def has_samples(targets: Any, samples: int) -> bool:
-    """Whether `targets` can be doubled, and every target in it has one entry for each sample."""
-    try:
-        lengths = [_count(leaf) for leaf in _leaves(targets)]
-    except TypeError:
-        return False
-    return len(lengths) > 0 and all(length == samples for length in lengths)
+def twice(entries: Any, axis: int = 0) -> Any:
+    """A tensor or an array with everything twice along an axis, a list or a tuple with its entries twice."""
+    if isinstance(entries, Tensor):
+        return torch.cat([entries, entries], dim=axis)
+    if isinstance(entries, np.ndarray):
+        return np.concatenate([entries, entries], axis=axis)
+    return type(entries)([*entries, *entries])
 
 
 def _count(rows: Any) -> int:
@@ -85,12 +87,11 @@ def _count(rows: Any) -> int:
     return len(rows) if isinstance(rows, list) else rows.shape[0]
 
 
-def _twice(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return torch.cat([leaf, leaf])
-    if isinstance(leaf, np.ndarray):
-        return np.concatenate([leaf, leaf])
-    return [*leaf, *leaf]
+def _stream(rows: Any) -> Any:
+    """Half of the rows, which a wrapped criterion then takes as they are."""
+    if isinstance(rows, Tensor) and not torch.compiler.is_compiling():
+        marks.put_by_history(rows, marks.Stream())
+    return rows
 
 
 def _half(rows: Any) -> int:

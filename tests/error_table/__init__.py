@@ -10,6 +10,7 @@ from error_table.ops import DERIVATIVES, OP
 from error_table.relations import RELATIONS
 from error_table.row import Row, Unreached
 from error_table.targets import TARGETS
+from error_table.training import TRAINING
 
 TABLE: dict[str, tuple[Row, ...]] = {
     "Importing batchformer": IMPORT,
@@ -19,6 +20,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "Targets": TARGETS,
     "attach": ATTACH,
     "Models with an attachment": ATTACHED,
+    "Training with an attachment": TRAINING,
     "Checkpoints of the official forks": CHECKPOINTS,
     "relations": RELATIONS,
     "The ops": OP,

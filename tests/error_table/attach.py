@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+import torch
 from torch import nn
 
 import batchformer as bf
@@ -16,6 +17,7 @@ NET = nn.Sequential(
 )
 SMALL = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 5))
 ATTACHMENT = bf.attach(SMALL, before="1")
+MAPS = nn.Sequential(nn.TransformerEncoderLayer(16, 4, 16), nn.Conv2d(16, 16, 1), nn.ModuleList())
 COMPILED = nn.Sequential(nn.Linear(8, 5))
 COMPILED.compile()
 
@@ -32,8 +34,8 @@ NOT_A_PATH = Mistake(
     "Write the path as a string: `attach(model, before='fc')`; numbers are for presets: `after=8`.",
 )
 ORDER = Mistake(
-    "Several places are named in another order than the model runs them.",
-    "Name the place that runs first as the first: `after=[0, 2]`, `after=['blocks.4', 'blocks.8']`.",
+    "Several blocks of a preset are named in another order than the model runs them.",
+    "Name the block that runs first as the first: `after=[0, 2]`.",
 )
 INDICES = Mistake(
     "The preset's encoder has fewer blocks than the index says, or none was named.",
@@ -55,12 +57,32 @@ ONE_MODULE_FOR_TWO_WIDTHS = Mistake(
     "The places have features of different widths, for which one shared module cannot be made.",
     "Make one for each place: `attach(model, before=[…], shared=False)`.",
 )
+NO_LAYOUT = Mistake(
+    "The block is of a class that is not known, and which of its axes is the batch cannot be seen.",
+    "Say it: `attach(model, after='block', layout='NLC')`.",
+)
+NEVER_CALLED = Mistake(
+    "The path is that of a list of modules, which the model takes out and calls one by one.",
+    "Name the module in it: `attach(model, after='layers.3')`.",
+)
+NOT_A_PLACE = Mistake(
+    "`optional` has a path that is none of the places.",
+    "Write it as in `before` or `after`.",
+)
+SHARDED = Mistake(
+    "`attach` stands behind `fully_shard`.",
+    "Attach first, and shard the model with what was attached.",
+)
+FEWER_BLOCKS = Mistake(
+    "The model is smaller than those for which the published place is known.",
+    "Name a block: `attach(model, after=3)`.",
+)
 ONE_LAYOUT = Mistake(
     "The blocks give tokens in different layouts, of which one module knows one.",
     "Say the layout, if it is the same after all, or insert after blocks of one kind.",
 )
 BATCH_FIRST = Mistake(
-    "`layout` contradicts `batch_first` of the attention inside the block.",
+    "`layout` contradicts `batch_first` of the block.",
     "Leave `layout` out: it is read from the block.",
 )
 MISSPELLED = Mistake(
@@ -103,6 +125,17 @@ def data_parallel():
     return model
 
 
+def three_blocks():
+    blocks = nn.Sequential(*(nn.Linear(16, 16) for _ in range(3)))
+    return nn.Sequential(OrderedDict(patch_embed=nn.Linear(8, 16), blocks=blocks))
+
+
+def sharded():
+    model = nn.Sequential(nn.Linear(8, 5))
+    model[0].weight = type("DTensor", (nn.Parameter,), {})(torch.ones(5, 8))
+    return model
+
+
 ATTACH = (
     Row(
         lambda: bf.attach([nn.Linear(8, 5)]),
@@ -142,13 +175,6 @@ ATTACH = (
         *NOT_A_PATH,
     ),
     Row(
-        lambda: bf.attach(NET, after=["block", "stem"]),
-        ValueError,
-        "after: expected the order in which the model runs them, as the first doubles the batch, got 'block' "
-        "before 'stem'",
-        *ORDER,
-    ),
-    Row(
         lambda: bf.attach(NET, before="classifier", dim=32),
         ValueError,
         "dim: expected 16, which 'classifier' takes, got 32",
@@ -168,21 +194,41 @@ ATTACH = (
         *ONE_MODULE_FOR_TWO_WIDTHS,
     ),
     Row(
-        lambda: bf.attach(NET, after=["stem", "block"]),
+        lambda: bf.attach(MAPS, after=["0", "1"]),
         ValueError,
-        "layout: expected one for all places, got ['LNC', 'NLC']",
+        "layout: expected one for all places, got ['LNC', 'NCHW']",
         *ONE_LAYOUT,
+    ),
+    Row(
+        lambda: bf.attach(NET, after="stem"),
+        ValueError,
+        "layout: expected 'NLC' if 'stem' gives [N, L, C] (axis 0 is the batch), 'LNC' if it gives "
+        "[L, N, C] (axis 1), 'NCHW', 'NHWC', or 'NC' for features, as Linear does not tell, got None",
+        *NO_LAYOUT,
+    ),
+    Row(
+        lambda: bf.attach(MAPS, after="2", layout="NLC"),
+        ValueError,
+        "model: expected a module at '2' that the model calls, got a ModuleList, which only holds others; "
+        "name one of them",
+        *NEVER_CALLED,
+    ),
+    Row(
+        lambda: bf.attach(NET, before="classifier", optional=["stem"]),
+        ValueError,
+        "optional: expected paths out of ['classifier'], got 'stem'",
+        *NOT_A_PLACE,
     ),
     Row(
         lambda: bf.attach(NET, after="block", layout="NLC"),
         ValueError,
-        "layout: expected 'LNC', as the attention at 'block' has batch_first=False, got 'NLC'",
+        "layout: expected 'LNC', as TransformerEncoderLayer at 'block' gives that, got 'NLC'",
         *BATCH_FIRST,
     ),
     Row(
-        lambda: bf.attach(NET, after="block", layout="NHWC"),
+        lambda: bf.attach(NET, after="block", layout="NWHC"),
         ValueError,
-        "layout: expected 'NLC' or 'LNC' or 'NCHW' or 'NC', got 'NHWC'",
+        "layout: expected 'NLC' or 'LNC' or 'NCHW' or 'NHWC' or 'NC', got 'NWHC'",
         *CHOICE,
     ),
     Row(
@@ -194,7 +240,7 @@ ATTACH = (
     Row(
         lambda: bf.attach(NET, before="classifier", droput=0.1),
         TypeError,
-        "BatchFormer.__init__() got an unexpected keyword argument 'droput'…",
+        "attach() got an unexpected keyword argument 'droput'; the nearest is 'dropout'",
         *MISSPELLED,
     ),
     Row(
@@ -233,8 +279,8 @@ ATTACH = (
     Row(
         lambda: bf.attach(NET, "detr", before="classifier"),
         ValueError,
-        "preset: expected no value with 'before', which takes before, shared, rejoin, dim and what "
-        "BatchFormer takes, got 'detr'",
+        "preset: expected no value with 'before', which takes before, shared, outputs, optional, wrapped, "
+        "dim and what BatchFormer takes, got 'detr'",
         *NOT_ITS_OPTION,
     ),
     Row(
@@ -246,14 +292,14 @@ ATTACH = (
     Row(
         lambda: bf.attach(stand_ins.Ride(), "ride", after=1),
         ValueError,
-        "after: expected no value with 'ride', which takes reproduce, dim and what BatchFormer takes, got 1",
+        "after: expected no value with 'ride', which takes dim and what BatchFormer takes, got 1",
         *NOT_ITS_OPTION,
     ),
     Row(
-        lambda: bf.attach(stand_ins.Detr(), reproduce=True),
+        lambda: bf.attach(stand_ins.Detr(), as_published=True),
         ValueError,
-        "reproduce: expected no value with 'detr', which takes after, shared, dim and what BatchFormer "
-        "takes, got True",
+        "as_published: expected no value with 'detr', which takes after, shared, wrapped, dim and what "
+        "BatchFormer takes, got True",
         *NOT_ITS_OPTION,
     ),
     Row(
@@ -261,6 +307,13 @@ ATTACH = (
         ValueError,
         "after: expected indices from 0 to 2 of 'transformer.encoder.layers', got [3]",
         *INDICES,
+    ),
+    Row(
+        lambda: bf.attach(three_blocks()),
+        ValueError,
+        "after: expected indices of 'blocks', which has 3 blocks, as the published place is block 8, got "
+        "None",
+        *FEWER_BLOCKS,
     ),
     Row(
         lambda: bf.attach(stand_ins.Detr(), after=[]),
@@ -294,6 +347,13 @@ ATTACH = (
         "model: expected one that is not wrapped in FullyShardedDataParallel yet, as that takes over the "
         "parameters which it finds, got FullyShardedDataParallel",
         *WRAPPED_ALREADY,
+    ),
+    Row(
+        lambda: bf.attach(sharded(), before="0"),
+        ValueError,
+        "model: expected one whose parameters are not sharded yet, as those of BatchFormer would stay out of "
+        "it, got one behind fully_shard; attach() before",
+        *SHARDED,
     ),
     Row(
         lambda: bf.attach(data_parallel(), before="module.0"),

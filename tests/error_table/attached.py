@@ -10,9 +10,6 @@ from error_table.modules import NOT_FEATURES, X
 from error_table.row import Mistake, Row
 
 WRAPPED = ATTACHMENT.wrap(nn.CrossEntropyLoss())
-REJOINED = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 5))
-REJOINED_LOSS = bf.attach(REJOINED, before="1", rejoin=True).wrap(nn.CrossEntropyLoss())
-LOGITS = REJOINED(torch.randn(6, 8))
 
 NOT_CALLABLE = Mistake(
     "`wrap` gets the loss of a step, or the name of a criterion.",
@@ -21,10 +18,6 @@ NOT_CALLABLE = Mistake(
 WRAPPED_TWICE = Mistake(
     "`wrap` is called in every step or epoch.",
     "Wrap once, where the criterion is made.",
-)
-OTHER_TENSORS = Mistake(
-    "With `rejoin=True`, the criterion gets outputs that were scaled, cut or stacked on the way.",
-    "Pass the outputs as they came, and change them in the criterion; or attach with `rejoin=False`.",
 )
 NOT_TOKENS = Mistake(
     "The block returns a dict or an object of its own.",
@@ -54,7 +47,7 @@ class GivesADict(nn.Linear):
 
 
 AFTER_A_DICT = nn.Sequential(GivesADict(16, 16))
-bf.attach(AFTER_A_DICT, after="0")
+bf.attach(AFTER_A_DICT, after="0", layout="NLC")
 
 
 def replica():
@@ -133,13 +126,6 @@ ATTACHED = (
         ValueError,
         "criterion: expected one that is not wrapped, got a CrossEntropyLoss that is",
         *WRAPPED_TWICE,
-    ),
-    Row(
-        lambda: REJOINED_LOSS(LOGITS * 2, torch.arange(6) % 5),
-        ValueError,
-        "criterion: expected the tensors that the model returned, as the related rows are kept for them, got "
-        "others",
-        *OTHER_TENSORS,
     ),
 )
 

@@ -77,6 +77,12 @@ BATCHFORMER = (
         "x: expected a dense tensor (torch.strided), got layout torch.sparse_coo",
         *NOT_DENSE,
     ),
+    Row(
+        lambda: bf.BatchFormer(16)(X[:5], streams=2),
+        ValueError,
+        "x: expected an even number of samples on axis 0, as streams=2 says both are there, got [5, 16]",
+        *ONE_STREAM,
+    ),
     Row(lambda: bf.BatchFormer(16)(X.long()), TypeError, NOT_FLOATING_SENTENCE, *NOT_FLOATING),
     Row(
         lambda: bf.BatchFormer(16)(TOKENS),
@@ -132,7 +138,7 @@ BATCHFORMER = (
     Row(
         lambda: bf.BatchFormer(16, attend="all"),
         ValueError,
-        "attend: expected 'batch' or 'self', got 'all'",
+        "attend: expected 'batch' or 'alone', got 'all'",
         *CHOICE,
     ),
     Row(
@@ -181,9 +187,9 @@ BATCHFORMER_V2 = (
         *NOT_THE_LAYOUT,
     ),
     Row(
-        lambda: bf.BatchFormerV2(16, layout="NHWC"),
+        lambda: bf.BatchFormerV2(16, layout="NWHC"),
         ValueError,
-        "layout: expected 'NLC' or 'LNC' or 'NCHW', got 'NHWC'",
+        "layout: expected 'NLC' or 'LNC' or 'NCHW' or 'NHWC', got 'NWHC'",
         *CHOICE,
     ),
     Row(
@@ -219,7 +225,7 @@ BATCHFORMER_V2 = (
     Row(
         lambda: bf.BatchFormerV2(16, attend="none"),
         ValueError,
-        "attend: expected 'batch' or 'self', got 'none'",
+        "attend: expected 'batch' or 'alone', got 'none'",
         *CHOICE,
     ),
 )

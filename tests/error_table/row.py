@@ -20,6 +20,8 @@ class Row(NamedTuple):
     """The whole of it; … stands for what differs from machine to machine."""
     cause: str
     remedy: str
+    computed: bool = False
+    """Whether BatchFormer runs before it can be known."""
 
 
 class Unreached(NamedTuple):

@@ -27,7 +27,7 @@ def draw_module(rng: random.Random) -> Call:
     layer = replace(layers.stacked(rng, layers.draw(rng)), batch_first=False)
     layer = replace(layer, samples=max(layer.samples, 1), positions=max(layer.positions, 1))
     layout = rng.choice(("NC", "NC", "NLC", "LNC", "NCHW"))
-    attend, two_stream = rng.choice(("batch", "batch", "batch", "self")), rng.random() < 0.8
+    attend, two_stream = rng.choice(("batch", "batch", "batch", "alone")), rng.random() < 0.8
     streams = 2 if layout != "NC" and two_stream and rng.random() < 0.2 else 1
     mode = rng.choice(MODES) if rng.random() < 0.15 else ""
     function = layout == "NC" and rng.random() < 0.2
@@ -58,7 +58,7 @@ def draw_module(rng: random.Random) -> Call:
         [under(mode, statement), *check],
         mode=mode,
         y_shape=y_shape,
-        one_key=attend == "self",
+        one_key=attend == "alone",
     )
 
 
@@ -95,7 +95,7 @@ def _plain(layout: str, axis: int, attend: str, two_stream: bool, streams: int) 
     if streams == 2:
         lines.append(f"    first, z = z.chunk(2, {axis})")
     lines.append(f"    t = {TO_TOKENS[layout]}")
-    related = "layer(t.reshape(1, -1, t.shape[-1])).reshape(t.shape)" if attend == "self" else "layer(t)"
+    related = "layer(t.reshape(1, -1, t.shape[-1])).reshape(t.shape)" if attend == "alone" else "layer(t)"
     lines.append(f"    t = {related}")
     related = FROM_TOKENS[layout]
     lines.append(

@@ -25,7 +25,7 @@ def draw_dropout(rng: random.Random) -> Call:
     layer = layers.stacked(rng, replace(layer, activation=rng.choice(layers.ACTIVATIONS)))
     v2 = rng.random() < 0.3
     if v2:
-        options = f'num_layers={layer.layers}, attend="{rng.choice(("batch", "self"))}", two_stream=False'
+        options = f'num_layers={layer.layers}, attend="{rng.choice(("batch", "alone"))}", two_stream=False'
         made = f"bf.BatchFormerV2({layer.arguments('batch_first')}, {options}, recompute={{}})"
         shape: tuple[int, ...] = (layer.samples, layer.positions, layer.channels)
     else:

@@ -1,5 +1,6 @@
 """The encoder inside BatchFormer and BatchFormerV2, and how it is led across the batch."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -36,18 +37,31 @@ def make_encoder(
 def across_samples(encoder: nn.Module, x: Tensor, attend: str = "batch") -> Tensor:
     """Samples of x `[N, L, C]` after attending to each other at every position: `[N, L, C]`.
 
-    With attend="self" every token is a batch of one: the same layer, nothing to relate to.
+    With attend="alone" every token is a batch of one: the same layer, nothing to relate to.
     """
     samples, positions, channels = x.shape
     if samples == 0:
         raise ValueError("x: expected at least 1 sample in training, got an empty batch")
-    if attend == "self":
+    if attend == "alone":
         x = x.reshape(1, samples * positions, channels)
     if x.device.type in _declined.OP_DEVICES or x.shape[1] <= _MOST_POSITIONS:
         y = _attend(encoder, x)
     else:
         y = torch.cat([_attend(encoder, part) for part in x.split(_MOST_POSITIONS, dim=1)], dim=1)
-    return y.reshape(samples, positions, channels) if attend == "self" else y
+    return y.reshape(samples, positions, channels) if attend == "alone" else y
+
+
+def which_attend(attend: str) -> str:
+    """The value of `attend`, which had another name in 0.1.
+
+    Raises:
+        ValueError: one that does not exist.
+    """
+    if attend == "self":  # which reads as self-attention
+        warnings.warn('attend="self" is called "alone" from 0.2 on', DeprecationWarning, stacklevel=4)
+        attend = "alone"
+    _check.one_of("attend", attend, ("batch", "alone"))
+    return attend
 
 
 def _attend(encoder: nn.Module, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from batchformer.modules import _check
-from batchformer.modules._encoder import across_samples, make_encoder
+from batchformer.modules._encoder import across_samples, make_encoder, which_attend
 from batchformer.targets import check_batch_size, duplicate
 
 Targets = TypeVar("Targets")
@@ -52,7 +52,7 @@ class BatchFormer(nn.Module):
         dropout: of the attention, the hidden layer and both residuals.
         activation: "relu", "gelu" or a callable.
         two_stream: False returns the related features alone, and y as it is.
-        attend: "batch", or "self" for the control in which each sample attends to itself only.
+        attend: "batch", or "alone" for the control in which each sample attends to itself only.
         num_layers: more than 1 puts that many layers into ``encoder.layers``.
         recompute: keep the layer's input alone for the backward, which then runs the forward again.
         norm_first, layer_norm_eps, bias, device, dtype: as for torch.nn.TransformerEncoderLayer.
@@ -89,10 +89,9 @@ class BatchFormer(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        _check.one_of("attend", attend, ("batch", "self"))
         self.dim = dim
         self.two_stream = two_stream
-        self.attend = attend
+        self.attend = which_attend(attend)
         self.encoder = make_encoder(
             dim,
             nhead,
@@ -108,12 +107,34 @@ class BatchFormer(nn.Module):
             dtype=dtype,
         )
 
-    def forward(self, x: Tensor, y: Targets = None) -> tuple[Tensor, Targets]:  # type: ignore[assignment]
-        """Features `[2N, C]` and targets of both streams from x `[N, C]` and y; see :func:`batchformer`."""
+    def forward(self, x: Tensor, y: Targets = None, *, streams: int = 1) -> tuple[Tensor, Targets]:  # type: ignore[assignment]
+        """Features `[2N, C]` and targets of both streams from x `[N, C]` and y; see :func:`batchformer`.
+
+        Args:
+            x: the features.
+            y: targets, or None.
+            streams: 2 if x and y already hold both streams, from an insertion before this one: only the
+                second half of x is transformed.
+
+        Raises:
+            TypeError: x is not a tensor, or not of a floating point dtype.
+            ValueError: x is not [N, C] with N > 0, y has another length; streams that cannot be.
+        """
         if not self.training:
             return x, y
-        related = _related(x, y, self.encoder, self.attend, width=self.dim)
-        return _both_streams(x, y, related) if self.two_stream else (related, y)
+        _check.one_of("streams", streams, (1, 2) if self.two_stream else (1,))
+        if streams == 1:
+            related = _related(x, y, self.encoder, self.attend, width=self.dim)
+            return _both_streams(x, y, related) if self.two_stream else (related, y)
+        _check.dense("x", x)
+        if x.dim() == 0 or x.shape[0] % 2:
+            raise ValueError(
+                f"x: expected an even number of samples on axis 0, as streams=2 says both are there, got "
+                f"{list(x.shape)}"
+            )
+        check_batch_size(y, x.shape[0])
+        original, previous = x.chunk(2)
+        return torch.cat([original, _related(previous, None, self.encoder, self.attend, width=self.dim)]), y
 
     def extra_repr(self) -> str:
         """What does not show in the encoder."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from batchformer.modules import _check
-from batchformer.modules._encoder import across_samples, make_encoder
+from batchformer.modules._encoder import across_samples, make_encoder, which_attend
 
 
 class _Layout(NamedTuple):
@@ -21,6 +21,7 @@ _LAYOUTS = {
     "NLC": _Layout(0, 2, 3, "[N, L, {dim}]"),
     "LNC": _Layout(1, 2, 3, "[L, N, {dim}]"),
     "NCHW": _Layout(0, 1, 4, "[N, {dim}, H, W]"),
+    "NHWC": _Layout(0, 3, 4, "[N, H, W, {dim}]"),
 }
 
 
@@ -37,9 +38,9 @@ class BatchFormerV2(nn.Module):
         dim_feedforward: width of the feed-forward network; C if None.
         dropout: of the attention, the hidden layer and both residuals.
         activation: "relu", "gelu" or a callable.
-        layout: "NLC", "LNC" (DETR's) or "NCHW"; N is the batch.
+        layout: "NLC", "LNC" (DETR's), "NCHW" or "NHWC" (Swin's); N is the batch.
         two_stream: False returns the related tokens alone, with the batch as it is.
-        attend: "batch", or "self" for the control in which each token attends to itself only.
+        attend: "batch", or "alone" for the control in which each token attends to itself only.
         num_layers: more than 1 puts that many layers into ``encoder.layers``.
         recompute: keep the layer's input alone for the backward, which then runs the forward again.
         norm_first, layer_norm_eps, bias, device, dtype: as for torch.nn.TransformerEncoderLayer.
@@ -80,11 +81,10 @@ class BatchFormerV2(nn.Module):
     ) -> None:
         super().__init__()
         _check.one_of("layout", layout, tuple(_LAYOUTS))
-        _check.one_of("attend", attend, ("batch", "self"))
         self.dim = dim
         self.layout = layout
         self.two_stream = two_stream
-        self.attend = attend
+        self.attend = which_attend(attend)
         self.encoder = make_encoder(
             dim,
             nhead,
@@ -126,6 +126,9 @@ class BatchFormerV2(nn.Module):
             return across_samples(self.encoder, x, self.attend)
         if self.layout == "LNC":
             return across_samples(self.encoder, x.transpose(0, 1), self.attend).transpose(0, 1)
+        if self.layout == "NHWC":
+            related = across_samples(self.encoder, x.flatten(1, 2), self.attend)  # [N, H W, C]
+            return related.reshape(x.shape)  # [N, H, W, C]
         tokens = x.flatten(2).transpose(1, 2)  # [N, H W, C]
         related = across_samples(self.encoder, tokens, self.attend)
         return related.transpose(1, 2).reshape(x.shape)  # [N, C, H, W]

@@ -1,11 +1,15 @@
 """attach(): BatchFormer in an existing training script, with one line for the model and one for the loss."""
 
+import difflib
+import inspect
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from batchformer.modules import _check
+from batchformer.modules.batchformer import BatchFormer
 from batchformer.swap_in.attachment import NAME, Attachment, attachment_of
 from batchformer.swap_in.contrastive import MoCoV2, MoCoV3, PaCo
 from batchformer.swap_in.czsl import CompositionalZeroShot
@@ -15,7 +19,7 @@ from batchformer.swap_in.family import Family
 from batchformer.swap_in.generic import AfterBlocks, BeforeClassifiers
 from batchformer.swap_in.long_tailed import BalancedSoftmax, Ride
 from batchformer.swap_in.options import Options
-from batchformer.swap_in.places import check_not_wrapped
+from batchformer.swap_in.places import check_not_wrapped, check_optional, check_places
 from batchformer.swap_in.transformers_detr import TransformersDetr
 from batchformer.swap_in.vision_transformer import VisionTransformer
 
@@ -50,17 +54,24 @@ def attach(
     layout: str | None = None,
     dim: int | None = None,
     shared: bool = True,
-    rejoin: bool = False,
+    outputs: str = "both",
+    optional: Sequence[str] = (),
+    wrapped: bool = True,
     pairings: str = "all",
-    reproduce: bool = False,
+    as_published: bool = False,
     **module: Any,
 ) -> Attachment:
     """BatchFormer in `model`, whose code stays as it is; what is returned is also ``model.batchformer``.
 
     In training the part of the model behind the insertion sees both streams, the originals first: twice the
     batch. In evaluation, and after :meth:`Attachment.remove`, the model is what it was. Attach before the
-    optimizer is built, or hand it ``attachment.parameters()``; before DistributedDataParallel, torch.compile
-    and copies for an average; and pass the criterion through :meth:`Attachment.wrap`.
+    optimizer is built, or hand it ``attachment.parameters()``; before DistributedDataParallel, FSDP and
+    torch.compile; and pass the criterion through :meth:`Attachment.wrap`. A model that takes labels and
+    returns its loss needs no wrapping: its labels are doubled at the door.
+
+    What would train something else than both streams raises: a place that does not run in a forward in
+    training, a gradient of a criterion that was not wrapped, outputs that a script has cut by the batch size,
+    targets that are not known.
 
     Args:
         model: any module. Without `preset`, `before` and `after`, its family is recognised.
@@ -68,25 +79,33 @@ def attach(
             "balanced_softmax", "paco", "moco_v2", "moco_v3", "domainbed" (also "swad"), "czsl" (also "cge",
             "compcos").
         before: the path of a classifier that takes features `[N, C]`, or of several; '' is the model itself.
-        after: the path of a block, or of several in the order in which they run. For a preset the indices of
-            its blocks; if None, DETR's encoder layer 0 and DeiT's block 8.
-        layout: of what the blocks give, "NLC", "LNC", "NCHW", or "NC" for features. If None, what their
-            modules tell: batch_first of an attention, convolutions; else "NLC".
+        after: the path of a block, or of several. For a preset the indices of its blocks; if None, DETR's
+            encoder layer 0 and DeiT's block 8. A place that gets both streams from one before it transforms
+            the second; one that gets the batch, beside it, doubles that by itself.
+        layout: of what the blocks give, "NLC", "LNC", "NCHW", "NHWC", or "NC" for features. If None, what
+            their classes tell: those of torch by batch_first, of timm, transformers and torchvision, and
+            convolutions; blocks of other classes need it.
         dim: the width C. If None, what the modules tell.
         shared: one module for all places, or one for each.
-        rejoin: the model returns the originals' rows alone, and the wrapped criterion gets those of both
-            streams: for scripts that compare training logits with labels. Presets whose scripts do have it.
+        outputs: "both", or "originals": the model returns the originals' rows alone, and the wrapped
+            criterion gets those of both streams, also of rows that were cut out or reshaped. For scripts that
+            compare training logits with labels, or cut them by the batch size. Presets whose scripts do so
+            have it.
+        optional: the paths of places that the model skips on purpose (stochastic depth, experts).
+        wrapped: False for a script that doubles its targets itself, with :func:`duplicate`: then nothing
+            checks that it does.
         pairings: of contrastive learning ("moco_v2", "moco_v3"): "all" or "aligned".
-        reproduce: do as the published code where that differs from the method: "ride" has the related stream
-            alone, "balanced_softmax" three times the loss, and that stream first, "moco_v3" four times the
-            loss, and a module that is not trained.
+        as_published: do as the published code where that differs from the method: "balanced_softmax" takes
+            three times the loss and puts the related stream first, "moco_v3" takes four times the loss and
+            does not train the module. (RIDE's related stream alone is ``two_stream=False``.)
         **module: nhead, dim_feedforward, dropout, two_stream, attend, num_layers and the other arguments of
             :class:`BatchFormer`.
 
     Raises:
-        TypeError: model is not an nn.Module, or arguments of another type.
-        ValueError: a path that does not exist, a width, layout, order or option that does not fit, a model of
-            another family, one that has an attachment already, or one that is wrapped already.
+        TypeError: model is not an nn.Module, arguments of another type, or one that nobody takes.
+        ValueError: a path that does not exist or is never called, a width, layout or option that does not
+            fit, a model of another family, one that has an attachment already, or one that is wrapped or
+            sharded already.
 
     Source: Hou et al., "BatchFormer" (CVPR 2022) and "BatchFormerV2" (arXiv 2204.01254).
 
@@ -99,9 +118,13 @@ def attach(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     check_not_wrapped(model)
+    named = _with_old_names(preset, module)
+    outputs, as_published = named.get("outputs", outputs), named.get("as_published", as_published)
+    _check_arguments(module)
     _check.one_of("pairings", pairings, ("all", "aligned"))
+    _check.one_of("outputs", outputs, ("both", "originals"))
     if layout is not None:
-        _check.one_of("layout", layout, ("NLC", "LNC", "NCHW", "NC"))
+        _check.one_of("layout", layout, ("NLC", "LNC", "NCHW", "NHWC", "NC"))
     if attachment_of(model) is not None:
         raise ValueError(f"model: expected a {type(model).__name__} without BatchFormer, got one that has it")
     if hasattr(model, NAME):
@@ -114,9 +137,11 @@ def attach(
         "after": after,
         "layout": layout,
         "shared": None if shared else shared,
-        "rejoin": rejoin or None,
+        "outputs": None if outputs == "both" else outputs,
+        "optional": optional or None,
+        "wrapped": None if wrapped else wrapped,
         "pairings": None if pairings == "all" else pairings,
-        "reproduce": reproduce or None,
+        "as_published": as_published or None,
     }
     for name, value in given.items():
         if value is not None and name not in family.takes:
@@ -124,8 +149,43 @@ def attach(
             raise ValueError(
                 f"{name}: expected no value with {family.name!r}, which takes {takes}, got {value!r}"
             )
-    options = Options(before, after, layout, dim, shared, rejoin, pairings, reproduce, module)
-    return family(model, options)
+    options = Options(
+        before, after, layout, dim, shared, outputs, tuple(optional), wrapped, pairings, as_published, module
+    )
+    # All that can be refused is refused before the model is touched.
+    places = family.find_places(model, options)
+    check_places(model, places)
+    check_optional(places, options.optional)
+    return Attachment(family, model, places, family.make_modules(model, places, options), options)
+
+
+def _with_old_names(preset: str | None, module: dict[str, Any]) -> dict[str, Any]:
+    """What arguments of 0.1 say, taken out of `module` where they arrive."""
+    new: dict[str, Any] = {}
+    if "rejoin" in module:
+        new["outputs"] = "originals" if module.pop("rejoin") else "both"
+        _warn("rejoin=True", 'outputs="originals"')
+    if "reproduce" in module:
+        reproduce = module.pop("reproduce")
+        if preset == "ride":
+            module.setdefault("two_stream", not reproduce)
+        else:
+            new["as_published"] = reproduce
+        _warn("reproduce=True", "two_stream=False" if preset == "ride" else "as_published=True")
+    return new
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(f"{old} is called {new} from 0.2 on", DeprecationWarning, stacklevel=4)
+
+
+def _check_arguments(module: dict[str, Any]) -> None:
+    known = [*inspect.signature(attach).parameters, *inspect.signature(BatchFormer).parameters]
+    for name in module:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise TypeError(f"attach() got an unexpected keyword argument {name!r}{hint}")
 
 
 def _family(model: nn.Module, preset: str | None, before: Any, after: Any) -> type[Family]:

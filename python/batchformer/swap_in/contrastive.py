@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batchformer.swap_in.attachment import check_replica
 from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import feature_modules
 from batchformer.swap_in.options import Options
@@ -28,6 +27,8 @@ class MoCoV2(Family):
     name = "moco_v2"
     expects = "encoder_q.fc, encoder_k.fc and a queue (facebookresearch/moco)"
     takes = ("pairings",)
+    answers = True
+    targets = ()
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
@@ -44,9 +45,9 @@ class MoCoV2(Family):
         """At the inputs of the heads, where keys are put back into order, and where they enter the queue."""
         self._all = options.pairings == "all"
         self.double_features_before(places)
-        self.hook_output(model.get_submodule("encoder_q"), self._pair_queries)
-        self.override("_batch_unshuffle_ddp", self._unshuffle)
-        self.override("_dequeue_and_enqueue", self._enqueue)
+        self.hooks.output(model.get_submodule("encoder_q"), self._pair_queries)
+        self.hooks.replace("_batch_unshuffle_ddp", self._unshuffle)
+        self.hooks.replace("_dequeue_and_enqueue", self._enqueue)
 
     def _pair_queries(self, encoder: nn.Module, args: Any, queries: Tensor) -> Tensor | None:
         del encoder, args
@@ -57,7 +58,7 @@ class MoCoV2(Family):
 
     def _unshuffle(self, keys: Tensor, *args: Any) -> Any:
         """Keys of each stream in their order by themselves: the shuffle was of N images, not of 2N rows."""
-        unshuffle = functools.partial(self.stock, "_batch_unshuffle_ddp")
+        unshuffle = functools.partial(self.hooks.stock, "_batch_unshuffle_ddp")
         if not self.active:
             return unshuffle(keys, *args)
         streams = [unshuffle(stream, *args) for stream in keys.chunk(2)]
@@ -66,7 +67,7 @@ class MoCoV2(Family):
     def _enqueue(self, keys: Tensor, *args: Any) -> Any:
         if self.active and self._all:
             keys = keys.chunk(2)[0]  # [2N, ...]
-        return self.stock("_dequeue_and_enqueue", keys, *args)
+        return self.hooks.stock("_dequeue_and_enqueue", keys, *args)
 
 
 class MoCoV3(Family):
@@ -74,12 +75,13 @@ class MoCoV3(Family):
 
     The loss of a view is the mean over the pairings, each with its own negatives: all four of both streams,
     or with ``pairings="aligned"`` those of the same stream. The published code sums the four, and froze its
-    module by accident (it sat inside both encoders): ``reproduce=True``.
+    module by accident (it sat inside both encoders): ``as_published=True``.
     """
 
     name = "moco_v3"
     expects = "base_encoder, momentum_encoder and predictor (facebookresearch/moco-v3)"
-    takes = ("pairings", "reproduce")
+    takes = ("pairings", "as_published")
+    answers = True
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
@@ -98,14 +100,15 @@ class MoCoV3(Family):
         """At the inputs of the projectors, and before the contrastive loss."""
         del model
         self._all = options.pairings == "all"
-        self._sum = options.reproduce
-        if options.reproduce:
-            self.requires_grad_(False)
+        self._sum = options.as_published
+        if options.as_published:
+            self.attachment.requires_grad_(False)
+            self.frozen_on_purpose = True
         self.double_features_before(places)
-        self.override("contrastive_loss", self._contrastive_loss)
+        self.hooks.replace("contrastive_loss", self._contrastive_loss)
 
     def _contrastive_loss(self, queries: Tensor, keys: Tensor) -> Any:
-        loss = functools.partial(self.stock, "contrastive_loss")
+        loss = functools.partial(self.hooks.stock, "contrastive_loss")
         if not self.active:
             return loss(queries, keys)
         losses = [
@@ -129,6 +132,8 @@ class PaCo(Family):
     expects = (
         "encoder_q, encoder_k, linear, queue and queue_l (dvlab-research/Parametric-Contrastive-Learning)"
     )
+    returns_originals = True  # of the logits; features and labels for the loss have both streams already
+    targets = ()
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
@@ -152,32 +157,21 @@ class PaCo(Family):
         return feature_modules(model, places, options, [width, width])
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
-        """At the outputs of the pooling, where keys are put back into order, and at the logits."""
-        del options
-        for place in places:  # before PaCo's own hook, so that this captures both streams
-            self.hook_output(place.module, self._double_pooled, first=True)
-        self.override("_batch_unshuffle_ddp", self._unshuffle)
-        self.hook_output(model, self.split_output)
+        """At the outputs of the pooling, and where keys are put back into order."""
+        del model, options
+        for number, place in enumerate(places):  # before PaCo's own hook, so that this captures both streams
+            self.hooks.output(place.module, functools.partial(self._double_pooled, number), first=True)
+        self.hooks.replace("_batch_unshuffle_ddp", self._unshuffle)
 
-    def split_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Of the logits alone: features and labels for the loss have both streams already."""
-        if not self.active:
-            return None
-        *others, logits = output
-        return (*others, super().split_output(module, args, logits))
-
-    def _double_pooled(self, pool: nn.Module, args: Any, pooled: Tensor) -> Tensor | None:
+    def _double_pooled(self, number: int, pool: nn.Module, args: Any, pooled: Tensor) -> Tensor | None:
         del args
-        if not self.training:
+        if not self.trains(pool):
             return None
-        check_replica(pool)
-        self.samples = len(pooled)
-        features: Tensor = self.at(0)(pooled.flatten(1))[0]  # [2N, C]
-        return features.reshape(-1, *pooled.shape[1:])
+        return self.relate(number, pool, pooled.flatten(1)).reshape(-1, *pooled.shape[1:])  # [2N, C, 1, 1]
 
     def _unshuffle(self, keys: Tensor, labels: Tensor, *args: Any) -> Any:
         """Keys of each stream in their order by themselves, and labels of both."""
-        unshuffle = functools.partial(self.stock, "_batch_unshuffle_ddp")
+        unshuffle = functools.partial(self.hooks.stock, "_batch_unshuffle_ddp")
         if not self.active:
             return unshuffle(keys, labels, *args)
         streams = [unshuffle(stream, labels, *args) for stream in keys.chunk(2)]

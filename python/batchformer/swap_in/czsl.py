@@ -4,18 +4,19 @@ from typing import Any
 
 from torch import nn
 
-from batchformer.swap_in import rows
-from batchformer.swap_in.attachment import check_replica
 from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import feature_modules
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place
+from batchformer.swap_in.signature import Call
+from batchformer.targets import check_batch_size, duplicate
 
 
 class CompositionalZeroShot(Family):
     """ExplainableML/czsl: CGE (GraphFull) and CompCos, on the image features before everything else."""
 
     name = "czsl"
+    answers = True
     expects = "GraphFull or CompCos with its data set as dset (ExplainableML/czsl)"
 
     @classmethod
@@ -37,15 +38,14 @@ class CompositionalZeroShot(Family):
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """At the batch."""
         del places, options
-        self.hook_inputs(model, self._double_batch)
+        self.hooks.inputs(model, self._double_batch)
 
-    def _double_batch(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> rows.Call | None:
+    def _double_batch(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """The batch is a list of tensors: image features first, then their attributes, objects and pairs."""
-        if not self.training:
+        if not self.trains(model):
             return None
-        check_replica(model)
         features, *targets = args[0]
-        features, targets = self.at(0)(features, tuple(targets))
+        check_batch_size(tuple(targets), len(features))
+        features = self.relate(0, model, features)
+        targets = duplicate(tuple(targets)) if self.active else targets
         return ([features, *targets], *args[1:]), kwargs

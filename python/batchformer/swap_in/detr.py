@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from batchformer.swap_in import rows
 from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import initialised_as_detr, token_modules
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, find_blocks
-from batchformer.targets import duplicate
+from batchformer.swap_in.signature import Call, by_name, parameters
+
+_OF_DEFORMABLE = ("srcs", "masks", "pos_embeds", "query_embed")  # what its transformer takes
 
 
 class Detr(Family):
@@ -22,7 +23,7 @@ class Detr(Family):
 
     name = "detr"
     expects = "backbone, input_proj and transformer.encoder.layers (facebookresearch/detr)"
-    takes = ("after", "shared")
+    takes = ("after", "shared", "wrapped")
     layout = "LNC"
     batch_axes: ClassVar = {"src": 1, "src_mask": None, "src_key_padding_mask": 0, "pos": 1}
 
@@ -45,7 +46,7 @@ class Detr(Family):
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """Behind the backbone, and at the outputs of the encoder layers."""
         del options
-        self.hook_output(model.get_submodule(f"{_prefix(model)}backbone"), self._double_maps)
+        self.hooks.output(model.get_submodule(f"{_prefix(model)}backbone"), self._double_maps)
         layers = model.get_submodule(f"{_prefix(model)}transformer.encoder.layers")
         self.overwrite_tokens_after(places, layers, self.batch_axes)
 
@@ -55,9 +56,9 @@ class Detr(Family):
         if not self.active:
             return None
         features, positions = output
-        self.samples = len(features[-1].tensors)
-        doubled = [type(each)(duplicate(each.tensors), duplicate(each.mask)) for each in features]
-        return doubled, [duplicate(each) for each in positions]
+        at_door = self.double_early(len(features[-1].tensors), features[-1].tensors)
+        doubled = [type(each)(at_door(each.tensors), at_door(each.mask)) for each in features]
+        return doubled, [at_door(each) for each in positions]
 
 
 class DeformableDetr(Detr):
@@ -77,8 +78,10 @@ class DeformableDetr(Detr):
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
-        """A stock Deformable DETR."""
-        return _is_detr(model) and hasattr(model.transformer, "level_embed")
+        """A stock Deformable DETR; DINO and others that are built on it take more arguments."""
+        if not (_is_detr(model) and hasattr(model.transformer, "level_embed")):
+            return False
+        return tuple(parameters(model.get_submodule("transformer").forward)) == _OF_DEFORMABLE
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """At the inputs of the transformer, and at the outputs of the encoder layers.
@@ -86,21 +89,21 @@ class DeformableDetr(Detr):
         Not at the backbone: further levels are made from the images' masks, which have one stream.
         """
         del options
-        self.hook_inputs(model.get_submodule("transformer"), self._double_levels)
+        self.hooks.inputs(model.get_submodule("transformer"), self._double_levels)
         layers = model.get_submodule("transformer.encoder.layers")
         self.overwrite_tokens_after(places, layers, self.batch_axes)
 
     def _double_levels(
         self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> rows.Call | None:
+    ) -> Call | None:
         """The levels' maps, masks and positions of twice the batch; the queries are not the batch's."""
         del transformer
         if not self.active:
             return None
-        names = ("srcs", "masks", "pos_embeds", "query_embed")
-        given = rows.by_name(names, args, kwargs)
-        self.samples = len(given["srcs"][0])
-        return (), given | {name: [duplicate(level) for level in given[name]] for name in names[:3]}
+        given = by_name(_OF_DEFORMABLE, args, kwargs)
+        sources = given["srcs"]
+        at_door = self.double_early(len(sources[0]), sources[0])
+        return (), given | {name: [at_door(level) for level in given[name]] for name in _OF_DEFORMABLE[:3]}
 
 
 def _is_detr(model: Any) -> bool:

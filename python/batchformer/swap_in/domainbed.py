@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from batchformer.swap_in import rows
+from batchformer.swap_in.criterion import Judge
 from batchformer.swap_in.family import Family
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place
@@ -44,23 +44,23 @@ class DomainBed(Family):
         """At the input of the classifier, and around the update."""
         del model, options
         self.double_features_before(places)
-        self.override("update", self._update)
+        self.hooks.replace("update", self._update)
 
     def _update(self, *args: Any, **kwargs: Any) -> Any:
-        with _DoubledCrossEntropy(self):
-            return self.stock("update", *args, **kwargs)
+        with _DoubledCrossEntropy(Judge(self, F.cross_entropy, None)):
+            return self.hooks.stock("update", *args, **kwargs)
 
 
 class _DoubledCrossEntropy(TorchFunctionMode):
     """Doubles the targets of cross_entropy() while it is on: for a loss that nobody can get hold of."""
 
-    def __init__(self, attachment: DomainBed) -> None:
+    def __init__(self, judge: Judge) -> None:
         super().__init__()
-        self.attachment = attachment
+        self._judge = judge
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
-        if func is F.cross_entropy and self.attachment.active:
-            args, kwargs = rows.double_targets(args, kwargs, self.attachment.samples, (1, "target"))
+        if func is F.cross_entropy:
+            args, kwargs = self._judge.double(args, kwargs)
         return func(*args, **kwargs)

@@ -5,14 +5,15 @@ from torch import nn
 from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import token_modules
 from batchformer.swap_in.options import Options
-from batchformer.swap_in.places import Place, check_order, find, layout_of
+from batchformer.swap_in.places import Place, find, layout_of
 
 
 class BeforeClassifiers(Family):
     """BatchFormer on the features that one or more classifiers take."""
 
     name = "before"
-    takes = ("before", "shared", "rejoin")
+    takes = ("before", "shared", "outputs", "optional", "wrapped")
+    takes_labels = True
 
     @classmethod
     def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
@@ -29,14 +30,13 @@ class AfterBlocks(Family):
     """BatchFormerV2 on the tokens that one or more blocks give; everything behind sees twice the batch."""
 
     name = "after"
-    takes = ("after", "layout", "shared", "rejoin")
+    takes = ("after", "layout", "shared", "outputs", "optional", "wrapped")
+    takes_labels = True
 
     @classmethod
     def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
-        """The blocks, in the order in which they run."""
-        places = find(model, "after", options.after)
-        check_order(model, "after", places)
-        return places
+        """The blocks."""
+        return find(model, "after", options.after)
 
     @classmethod
     def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:

@@ -13,7 +13,9 @@ class Options:
     layout: str | None = None
     dim: int | None = None
     shared: bool = True
-    rejoin: bool = False
+    outputs: str = "both"  # what the model returns in training: rows of both streams, or "originals"
+    optional: tuple[str, ...] = ()  # paths of places that may be skipped
+    wrapped: bool = True  # whether criteria are told of the streams, or the script doubles its targets
     pairings: str = "all"
-    reproduce: bool = False
+    as_published: bool = False
     module: dict[str, Any] = field(default_factory=dict)  # arguments of BatchFormer and BatchFormerV2

@@ -2,13 +2,15 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # they take a child more for a layer more
+_BATCH_FIRST = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention)
+_OF_MAPS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
+_SHARDED = ("DTensor", "FlatParameter")
 _NORMS_OF_CHANNELS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -53,6 +55,11 @@ def find_blocks(model: nn.Module, path: str, indices: Any, *, default: int) -> l
         ValueError: an index that does not exist, or not ascending.
     """
     blocks = list(model.get_submodule(path).named_children())
+    if indices is None and default >= len(blocks):
+        raise ValueError(
+            f"after: expected indices of {path!r}, which has {len(blocks)} blocks, as the published place is "
+            f"block {default}, got None"
+        )
     chosen = [default] if indices is None else [indices] if isinstance(indices, int) else indices
     if not isinstance(chosen, Sequence) or not all(isinstance(index, int) for index in chosen):
         raise TypeError(f"after: expected an index or a list of indices of blocks, got {indices!r}")
@@ -61,20 +68,6 @@ def find_blocks(model: nn.Module, path: str, indices: Any, *, default: int) -> l
     if list(chosen) != sorted(set(chosen)):
         raise ValueError(f"after: expected ascending indices, as the first doubles the batch, got {chosen}")
     return [Place(f"{path}.{blocks[index][0]}", blocks[index][1]) for index in chosen]
-
-
-def check_order(model: nn.Module, argument: str, places: Sequence[Place]) -> None:
-    """Raise ValueError unless the places stand in the order in which the model holds them.
-
-    The first place doubles the batch, so it has to be the first that runs.
-    """
-    order = [path for path, _ in model.named_modules(remove_duplicate=False)]
-    for earlier, later in pairwise(places):
-        if order.index(earlier.path) > order.index(later.path):
-            raise ValueError(
-                f"{argument}: expected the order in which the model runs them, as the first doubles the "
-                f"batch, got {earlier} before {later}"
-            )
 
 
 def check_not_wrapped(model: nn.Module) -> None:
@@ -86,21 +79,38 @@ def check_not_wrapped(model: nn.Module) -> None:
                 f"model: expected one that is not wrapped in {name} yet, as that takes over the parameters "
                 f"which it finds, got {name}"
             )
+        if any(type(parameter).__name__ in _SHARDED for parameter in module.parameters(recurse=False)):
+            raise ValueError(
+                "model: expected one whose parameters are not sharded yet, as those of BatchFormer would "
+                "stay out of it, got one behind fully_shard; attach() before"
+            )
         if name == "OptimizedModule" or module._compiled_call_impl is not None:
             raise ValueError("model: expected one before torch.compile, got a compiled one")
 
 
-def check_not_split(model: nn.Module, places: Iterable[Place]) -> None:
-    """Raise ValueError if a place is inside nn.DataParallel over several devices."""
-    for path, module in model.named_modules():
-        if not isinstance(module, DataParallel) or len(module.device_ids) < 2:
-            continue
-        inside = [place for place in places if place.path != path and _is_inside(place.path, path)]
-        if inside:
+def check_places(model: nn.Module, places: Iterable[Place]) -> None:
+    """Raise ValueError for a place at which no hook runs, or that nn.DataParallel splits."""
+    for place in places:
+        if type(place.module).forward is nn.Module.forward:
             raise ValueError(
-                f"model: expected no nn.DataParallel around {inside[0]}, as it gathers both streams of each "
-                f"device in turn, got one over {len(module.device_ids)}; use DistributedDataParallel"
+                f"model: expected a module at {place} that the model calls, got a "
+                f"{type(place.module).__name__}, which only holds others; name one of them"
             )
+        for path, module in model.named_modules():
+            split = isinstance(module, DataParallel) and len(module.device_ids) > 1
+            if split and place.path != path and _is_inside(place.path, path):
+                raise ValueError(
+                    f"model: expected no nn.DataParallel around {place}, as it gathers both streams of each "
+                    f"device in turn, got one over {len(module.device_ids)}; use DistributedDataParallel"
+                )
+
+
+def check_optional(places: Iterable[Place], optional: Sequence[str]) -> None:
+    """Raise ValueError unless what may be skipped are places."""
+    paths = [place.path for place in places]
+    for path in optional:
+        if path not in paths:
+            raise ValueError(f"optional: expected paths out of {paths}, got {path!r}")
 
 
 def holder(model: nn.Module, places: Sequence[Place]) -> nn.Module:
@@ -134,23 +144,48 @@ def output_width(module: nn.Module) -> int | None:
 
 
 def layout_of(place: Place, layout: str | None) -> str:
-    """The layout of what a block gives: as said, else as its modules tell, else NLC.
+    """The layout of what a block gives: as said, else as its class tells.
 
     Raises:
-        ValueError: a layout that contradicts batch_first of the attention inside the block.
+        ValueError: a layout that contradicts the class, or none where nothing tells it.
     """
-    layers = list(place.module.modules())
-    attention = [layer for layer in layers if isinstance(layer, nn.MultiheadAttention)]
-    if not attention:
-        convolution = any(isinstance(layer, nn.Conv2d) for layer in layers)
-        return layout or ("NCHW" if convolution else "NLC")
-    told = "NLC" if attention[0].batch_first else "LNC"
-    if layout in ("NLC", "LNC") and layout != told:
+    told = _told(place.module)
+    name = type(place.module).__name__
+    if layout is None and told is None:
         raise ValueError(
-            f"layout: expected {told!r}, as the attention at {place} has "
-            f"batch_first={attention[0].batch_first}, got {layout!r}"
+            f"layout: expected 'NLC' if {place} gives [N, L, C] (axis 0 is the batch), 'LNC' if it gives "
+            f"[L, N, C] (axis 1), 'NCHW', 'NHWC', or 'NC' for features, as {name} does not tell, got None"
         )
-    return layout or told
+    if {layout, told} == {"NLC", "LNC"}:
+        raise ValueError(f"layout: expected {told!r}, as {name} at {place} gives that, got {layout!r}")
+    return layout or str(told)
+
+
+def _told(module: nn.Module) -> str | None:
+    """The layout that is known of a class: torch's, torchvision's, timm's, transformers', or convolutions."""
+    if isinstance(module, nn.Sequential):
+        children = [child for child in module if not _keeps_layout(child)]
+        return _told(children[-1]) if children else None
+    if isinstance(module, nn.TransformerEncoder):
+        return _told(module.layers[-1])
+    attention = getattr(module, "self_attn", module)
+    if isinstance(module, _BATCH_FIRST) and isinstance(attention, nn.MultiheadAttention):
+        return "NLC" if attention.batch_first else "LNC"
+    package, _, rest = type(module).__module__.partition(".")
+    if package in ("timm", "torchvision") and "swin" in rest and "Block" in type(module).__name__:
+        return "NHWC"
+    attends = any("attn" in name or "attention" in name for name, _ in module.named_children())
+    if package in ("timm", "torchvision", "transformers") and attends:
+        return "NLC"
+    if any(isinstance(layer, _OF_MAPS) for layer in module.modules()):
+        return "NCHW"
+    return None
+
+
+def _keeps_layout(module: nn.Module) -> bool:
+    modules = ("activation", "dropout", "normalization")
+    of_torch = type(module).__module__ in [f"torch.nn.modules.{name}" for name in modules]
+    return isinstance(module, nn.Identity) or (of_torch and not isinstance(module, nn.MultiheadAttention))
 
 
 def tensor_arguments(place: Place, model: nn.Module) -> dict[str, Any]:

@@ -4,21 +4,19 @@ The heads size their views by the batch of the images, and take the labels, so b
 The backbone still sees every image once: its input is halved, its output doubled. Then as in detr.py.
 """
 
-import inspect
 from typing import Any
 
 from torch import nn
 
-from batchformer.swap_in import rows
-from batchformer.swap_in.attachment import check_replica
 from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import initialised_as_detr, token_modules
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, find_blocks
+from batchformer.swap_in.signature import Call, by_name, parameters
 from batchformer.targets import duplicate, original
 
 _INNER = ("DetrModel", "ConditionalDetrModel", "DeformableDetrModel")
-_BATCH_SIZED = ("pixel_values", "pixel_mask", "labels", "decoder_attention_mask", "decoder_inputs_embeds")
+_BATCH_SIZED = ("pixel_values", "pixel_mask", "decoder_attention_mask", "decoder_inputs_embeds")
 _BATCH_AXES = {  # of an encoder layer's arguments
     "hidden_states": 0,
     "attention_mask": 0,
@@ -38,7 +36,8 @@ class TransformersDetr(Family):
 
     name = "detr"
     expects = "a Detr, ConditionalDetr or DeformableDetr model (transformers)"
-    takes = ("after", "shared")
+    takes = ("after", "shared", "wrapped")
+    takes_labels = True
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
@@ -58,35 +57,36 @@ class TransformersDetr(Family):
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """At the door, around the backbone, and at the outputs of the encoder layers."""
         del options
-        self._names = tuple(inspect.signature(model.forward).parameters)
+        self._names = parameters(model.forward)
         backbone = model.get_submodule(f"{_path_of_inner(model)}backbone")
-        self.hook_inputs(model, self._double_arguments)
-        self.hook_inputs(backbone, self._each_image_once)
-        self.hook_output(backbone, self._double_maps)
+        self.hooks.inputs(model, self._double_arguments)
+        self.hooks.inputs(backbone, self._each_image_once)
+        self.hooks.output(backbone, self._double_maps)
         layers = model.get_submodule(f"{_path_of_inner(model)}encoder.layers")
         self.overwrite_tokens_after(places, layers, _BATCH_AXES)
 
     def _double_arguments(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> rows.Call | None:
+    ) -> Call | None:
         if not self.active:
             return None
-        check_replica(model)
-        given = rows.by_name(self._names, args, kwargs)
+        del model
+        given = by_name(self._names, args, kwargs)
         for name in _PAST_THE_BACKBONE:
             if given.get(name) is not None:
                 raise ValueError(f"{name}: expected None in training with BatchFormer, got a value")
-        self.samples = len(given["pixel_values"])
+        self.double_early(len(given["pixel_values"]), given["pixel_values"])
         return (), given | {name: duplicate(given[name]) for name in _BATCH_SIZED if name in given}
 
     def _each_image_once(
         self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> rows.Call | None:
+    ) -> Call | None:
         del backbone
         if not self.active:
             return None
-        if len(args[0]) != 2 * self.samples:
-            model = type(self._model[0]).__name__
+        samples = self.current(args[0]).samples
+        if samples is None or len(args[0]) != 2 * samples:
+            model = type(self.model).__name__
             raise RuntimeError(
                 f"model: expected a call of {model}, which has BatchFormer, got one of a part of it"
             )
@@ -94,7 +94,11 @@ class TransformersDetr(Family):
 
     def _double_maps(self, backbone: nn.Module, args: Any, output: Any) -> Any:
         del backbone, args
-        return [duplicate(tuple(level)) for level in output] if self.active else None
+        if not self.active:
+            return None
+        forward = self.current(output[0][0])
+        at_door = self.double_early(forward.samples, output[0][0])
+        return [tuple(at_door(each) for each in level) for level in output]
 
 
 def _path_of_inner(model: nn.Module) -> str | None:

@@ -1,17 +1,13 @@
 """Vision transformers: DeiT and ViT of timm, facebookresearch/deit, transformers and torchvision."""
 
-import inspect
 from typing import Any
 
 from torch import nn
 
-from batchformer.swap_in import rows
-from batchformer.swap_in.attachment import check_replica
 from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import token_modules
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, find_blocks
-from batchformer.targets import duplicate
 
 _BLOCKS_AND_PATCHES = {
     "blocks": "patch_embed",
@@ -22,18 +18,22 @@ _BLOCKS_AND_PATCHES = {
     "deit.encoder.layer": "deit.embeddings",
 }
 
+_MASKED = ("MaskedImageModeling", "MAE", "PreTraining")  # their targets are the images
+
 
 class VisionTransformer(Family):
     """A stack of blocks over `[N, L, C]` tokens; what is behind the insertion sees both streams."""
 
     name = "deit"
     expects = "blocks behind patch embeddings (timm, facebookresearch/deit, transformers, torchvision)"
-    takes = ("after", "shared", "rejoin")
+    takes = ("after", "shared", "outputs", "wrapped")
+    takes_labels = True
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
-        """A vision transformer of one of the four."""
-        return _path_of_blocks(model) is not None
+        """A vision transformer of one of the four, that is not trained on masked images."""
+        masked = any(word in type(model).__name__ for word in _MASKED)
+        return not masked and _path_of_blocks(model) is not None
 
     @classmethod
     def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
@@ -46,19 +46,20 @@ class VisionTransformer(Family):
         return token_modules(model, places, "NLC", options)
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
-        """At the outputs of the blocks, and at the labels of models that compute their loss."""
+        """At the outputs of the blocks."""
         del options
         self.double_tokens_after(places)
-        if "labels" in inspect.signature(model.forward).parameters:
-            self.hook_inputs(model, self._double_labels)
+        if hasattr(model, "forward_intermediates"):
+            self.hooks.replace("forward_intermediates", self._forward_intermediates)
 
-    def _double_labels(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> rows.Call | None:
-        if not self.active or kwargs.get("labels") is None:
-            return None
-        check_replica(model)
-        return args, kwargs | {"labels": duplicate(kwargs["labels"])}
+    def _forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """Of timm, which folds the tokens of blocks into maps of as many images as came in."""
+        if self.active:
+            raise RuntimeError(
+                "model: expected no forward_intermediates() in training, as it takes both streams for one "
+                "batch, got a call; model.eval() before it"
+            )
+        return self.hooks.stock("forward_intermediates", *args, **kwargs)
 
 
 def _path_of_blocks(model: nn.Module) -> str | None:

@@ -1,0 +1,148 @@
+"""Which tensors come from a doubled batch: marks on nodes of the autograd graph, or on storages without one.
+
+A mark is kept by the node or the storage that it is on and goes with it, so that nothing has to be told when
+a step is over, and any number of models, batches and threads may be under way. It names what doubled the
+batch, and from how many samples.
+"""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+Node: TypeAlias = Any  # torch.autograd.graph.Node
+
+_KEY = "batchformer"
+_COMPILED = "CompiledFunctionBackward"  # hides what the graph in it is made of
+
+
+@dataclass(frozen=True, eq=False)
+class Doubled:
+    """Both streams of `samples` samples, made in `forward`."""
+
+    forward: Any  # of swap_in
+    samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class AtTheDoor(Doubled):
+    """Twice the batch, before the first place: the second half is no stream yet."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split(Doubled):
+    """The originals' rows of an output, and the related rows that were taken off it.
+
+    `original` has no history: what a node keeps must not keep the node.
+    """
+
+    original: Tensor
+    related: Tensor
+    version: int
+    axis: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """One stream alone, taken out by hand with original() or related()."""
+
+
+@dataclass(frozen=True, eq=False)
+class Single:
+    """What a model returned with an entry for each sample, from before the first place or in evaluation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Twice:
+    """Images that were doubled for a criterion: both halves are the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hidden:
+    """What a compiled graph gave: its history does not show what is in it."""
+
+
+Mark: TypeAlias = Doubled | Stream | Single | Twice | Hidden
+
+_STORAGES: dict[int, tuple[StorageWeakRef, Mark]] = {}
+_LOCK = threading.Lock()
+
+
+def put(tensor: Tensor, mark: Mark) -> None:
+    """Mark a tensor, so that :func:`find` finds it in all that is computed from it or shares its storage."""
+    put_by_history(tensor, mark)
+    reference = _storage(tensor)
+    if reference is not None:
+        with _LOCK:
+            for key in [key for key, (other, _) in _STORAGES.items() if other.expired()]:
+                del _STORAGES[key]
+            _STORAGES[reference.cdata] = (reference, mark)
+
+
+def put_by_history(tensor: Tensor, mark: Mark) -> None:
+    """Mark a tensor for what is computed from it alone; without a history nothing is marked."""
+    if tensor.grad_fn is not None:
+        metadata: Any = tensor.grad_fn.metadata  # a dict, which torch's stub has as a method
+        metadata[_KEY] = mark
+
+
+def find(tensor: Tensor) -> Mark | None:
+    """The nearest mark: in the history of a tensor, else on its storage."""
+    found = None if tensor.grad_fn is None else _nearest(tensor.grad_fn)
+    if found is not None:
+        return found
+    return find_by_storage(tensor)
+
+
+def find_by_storage(tensor: Tensor) -> Mark | None:
+    """The mark on the storage of a tensor."""
+    reference = _storage(tensor)
+    return None if reference is None else _STORAGES.get(reference.cdata, (None, None))[1]
+
+
+def _nearest(node: Node) -> Mark | None:
+    # 0.1 microseconds a node. Depth first along the first inputs, which lead to the activations.
+    hidden = None
+    seen, waiting = {node}, [node]
+    while waiting:
+        node = waiting.pop()
+        mark: Mark | None = node.metadata.get(_KEY)
+        if mark is not None:
+            return mark
+        if hidden is None and _COMPILED in node.name():
+            hidden = Hidden()
+        for following, _ in reversed(node.next_functions):
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return hidden
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef | None:
+    try:
+        return StorageWeakRef(tensor.untyped_storage())
+    except (RuntimeError, NotImplementedError):  # a subclass that wraps others has none
+        return None
+
+
+def leaves_of(tensor: Tensor) -> Iterator[Tensor]:
+    """The parameters and other leaves that a tensor was computed from."""
+    waiting = [] if tensor.grad_fn is None else [tensor.grad_fn]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):
+            yield node.variable
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+
+
+def in_backward() -> bool:
+    """Whether this thread runs a backward, in which a checkpoint runs its part of the forward again."""
+    return bool(torch._C._current_graph_task_id() != -1)

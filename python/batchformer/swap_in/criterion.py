@@ -1,0 +1,187 @@
+"""Wrapped criteria: targets are doubled where the outputs come from a doubled batch, and nowhere else.
+
+Which outputs those are is read off the tensors themselves (marks.py), so that a criterion may judge several
+models, several batches, or one output twice, in any order and thread; what belongs to them by rules.py.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batchformer import marks
+from batchformer.marks import Doubled, Hidden, Mark, Split, Twice
+from batchformer.swap_in import split
+from batchformer.swap_in.rules import Batch, Name, map_tensors
+from batchformer.swap_in.signature import Call, in_place, parameters
+from batchformer.targets import duplicate, original
+
+Targets = Sequence[str | int] | None
+
+
+class Judge:
+    """What a wrapped criterion does with its arguments before it is called."""
+
+    def __init__(self, family: Any, criterion: Callable[..., Any], targets: Targets) -> None:
+        self._family = family  # knows more than the marks only where a compiled graph hides them
+        self._names = parameters(criterion.forward if isinstance(criterion, nn.Module) else criterion)
+        self._targets = targets
+        self._has_teacher = isinstance(getattr(criterion, "teacher_model", None), nn.Module)
+
+    def before(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Forward pre-hook of a criterion that is a module; see :meth:`double`."""
+        del criterion
+        return self.double(args, kwargs)
+
+    def after(self, criterion: nn.Module, args: Any, loss: Any) -> Any:
+        """Forward hook of a criterion that is a module."""
+        del criterion, args
+        return self._family.weigh(loss)
+
+    def before_teacher(
+        self, teacher: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Call | None:
+        """Images that were doubled for a criterion, once."""
+        del teacher
+        return ((original(args[0]), *args[1:]), kwargs) if _are_twice(args) else None
+
+    def after_teacher(self, teacher: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """What a teacher made of images that are doubled for a criterion, twice."""
+        del teacher
+        return duplicate(output) if _are_twice(args) else None
+
+    def double(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """The arguments, with both streams of the outputs and the targets of both.
+
+        Raises:
+            ValueError: outputs that were cut or computed anew, nothing that could be doubled, or an argument
+                that may be a target or not.
+        """
+        outputs = _Outputs(self._family)
+        args, kwargs = map_tensors((args, kwargs), outputs.take)
+        if not outputs.doubled:
+            if self._targets is None or len(self._targets) > 0:
+                outputs.check()
+            return args, kwargs
+        for forward in outputs.forwards:
+            forward.answered = True
+        given: dict[Any, Any] = dict(enumerate(args)) | kwargs
+        names: dict[Any, Name] = {key: self._name(key) for key in given}
+        batch = Batch(outputs.samples, outputs.other_sizes(), outputs.doubled)
+        if self._targets is None:
+            arguments = batch.double(given, names)
+        else:
+            arguments = {
+                key: batch.double_named(value)
+                if key in self._targets or names[key] in self._targets
+                else value
+                for key, value in given.items()
+            }
+        if not batch.doubled and not batch.already and (self._targets is None or len(self._targets) > 0):
+            raise ValueError(
+                f"criterion: expected targets with an entry for each of the {outputs.samples[0]} samples, as "
+                f"the outputs have both streams, got none; of a loss without targets say so: "
+                f"attachment.wrap(criterion, targets=[])"
+            )
+        if self._has_teacher and not torch.compiler.is_compiling():
+            for key, value in arguments.items():
+                if isinstance(value, Tensor) and value is not given[key]:
+                    marks.put(value, Twice())
+        return in_place(arguments, args, kwargs)
+
+    def _name(self, key: str | int) -> Name:
+        """The parameter that takes an argument; its position, if that is all that is known."""
+        return self._names[key] if isinstance(key, int) and key < len(self._names) else key
+
+
+class _Outputs:
+    """The tensors of a call that come from doubled batches."""
+
+    def __init__(self, family: Any) -> None:
+        self._family = family
+        self.doubled: list[Tensor] = []
+        self.samples: list[int] = []
+        self.forwards: list[Any] = []
+        self._unmarked: list[Tensor] = []
+        self._cut: list[tuple[Tensor, int]] = []
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Look at a tensor; with both streams, if it has the originals alone."""
+        mark = self._mark(tensor)
+        if not isinstance(mark, Doubled):
+            if mark is None and tensor.dim() > 0 and tensor.grad_fn is not None:
+                self._unmarked.append(tensor)
+            return tensor
+        if isinstance(mark, Split):
+            tensor, samples = split.join(tensor, mark)
+            tensor = self._family.arrange(tensor, samples)
+            self._keep(tensor, samples, mark)
+        elif any(size == 2 * mark.samples for size in tensor.shape):
+            self._keep(tensor, mark.samples, mark)
+        elif tensor.numel() > 1:
+            self._cut.append((tensor, mark.samples))
+        return tensor
+
+    def _mark(self, tensor: Tensor) -> Mark | None:
+        mark = None if torch.compiler.is_compiling() else marks.find(tensor)
+        if torch.compiler.is_compiling() or isinstance(mark, Hidden):
+            traced: Mark | None = self._family.traced_mark(tensor)
+            return traced
+        if type(mark) is Doubled:  # originals that were changed in place have another history
+            by_storage = marks.find_by_storage(tensor)
+            return by_storage if isinstance(by_storage, Split) else mark
+        return mark
+
+    def _keep(self, tensor: Tensor, samples: int, mark: Doubled) -> None:
+        self.doubled.append(tensor)
+        self.forwards.append(mark.forward)
+        if not any(samples == each for each in self.samples):
+            self.samples.append(samples)
+
+    def other_sizes(self) -> list[int]:
+        """Sizes of the axes that are not the batch's."""
+        return [
+            size
+            for tensor in self.doubled
+            for size in tensor.shape
+            if not any(size == 2 * each for each in self.samples)
+        ]
+
+    def check(self) -> None:
+        """Raise an error if nothing is doubled, and should be: cut, or computed past the hooks.
+
+        Raises:
+            ValueError: an output that depends on a doubled batch and has not its rows.
+            RuntimeError: one of a place at which BatchFormer did not run.
+        """
+        for tensor in self._unmarked:
+            self._family.check_place_ran(tensor)
+        if self._cut:
+            tensor, samples = self._cut[0]
+            raise ValueError(
+                f"criterion: expected outputs with the {2 * samples} rows of both streams, got some of shape "
+                f'{list(tensor.shape)}; where a script cuts them, attach(..., outputs="originals"), or take '
+                f"them apart with original() and related()"
+            )
+
+
+def _are_twice(args: tuple[Any, ...]) -> bool:
+    if torch.compiler.is_compiling() or not args or not isinstance(args[0], Tensor):
+        return False
+    return isinstance(marks.find(args[0]), Twice)
+
+
+class WrappedFunction:
+    """A function that doubles its targets; it can be pickled, and copied with the model."""
+
+    def __init__(self, judge: Judge, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function, updated=())
+        self._judge = judge
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function makes of the outputs and the targets of both streams."""
+        args, kwargs = self._judge.double(args, kwargs)
+        return self._function(*args, **kwargs)

@@ -1,0 +1,51 @@
+"""One forward of a model in training: which places ran in it, and from how many samples they doubled."""
+
+import threading
+from typing import Any
+
+
+class Forward:
+    """What is known of a forward. Marks lead to it from tensors, :func:`current` from hooks of the model."""
+
+    def __init__(self, owner: object, *, answered: bool = False) -> None:
+        self.owner = owner
+        self.ran: list[int] = []
+        """Numbers of the places that ran, in their order."""
+        self.samples: Any = None
+        """N of what was doubled last; with torch.compile a symbol."""
+        self.early = False
+        """Whether the batch was doubled at the door, and not at the first place."""
+        self.labels: int | None = None
+        """How many labels the model was given, before they were doubled."""
+        self.blind = False
+        """Whether something was doubled without a history: then the number of rows has to tell."""
+        self.answered = answered
+        """Whether the related rows have reached what computes a loss for both streams."""
+
+
+_OPEN = threading.local()
+
+
+def enter(forward: Forward) -> None:
+    """Begin: what runs in this thread from now on belongs to it."""
+    _stack().append(forward)
+
+
+def current(owner: object) -> Forward | None:
+    """The forward of the owner that this thread is in."""
+    return next((each for each in reversed(_stack()) if each.owner is owner), None)
+
+
+def leave(owner: object) -> Forward | None:
+    """End the owner's last forward in this thread; None if it has ended already."""
+    forward = current(owner)
+    if forward is not None:
+        _stack().remove(forward)
+    return forward
+
+
+def _stack() -> list[Forward]:
+    stack: list[Forward] | None = getattr(_OPEN, "stack", None)
+    if stack is None:
+        stack = _OPEN.stack = []
+    return stack

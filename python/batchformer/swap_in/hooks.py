@@ -1,0 +1,50 @@
+"""What is put into a model and its criteria, and the way back."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+
+class Hooks:
+    """Hooks and replaced methods, each of which :meth:`remove` takes out again.
+
+    They are bound methods, so that a copy of the model has hooks of its own, which belong to the copy.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._handles: list[RemovableHandle] = []
+        self._replaced: list[str] = []
+
+    def inputs(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False) -> None:
+        """Register a forward pre-hook (module, args, kwargs)."""
+        self._handles.append(module.register_forward_pre_hook(hook, prepend=first, with_kwargs=True))
+
+    def output(
+        self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, always: bool = False
+    ) -> None:
+        """Register a forward hook (module, args, output); `always` also where the forward raises."""
+        self._handles.append(module.register_forward_hook(hook, prepend=first, always_call=always))
+
+    def replace(self, name: str, method: Callable[..., Any]) -> None:
+        """Put `method` before the model's own of that name; see :meth:`stock`."""
+        setattr(self._model, name, method)
+        self._replaced.append(name)
+
+    def stock(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """What the model's own method of that name gives."""
+        return getattr(type(self._model), name)(self._model, *args, **kwargs)
+
+    def remove(self) -> None:
+        """Take out everything. A second call does nothing."""
+        for handle in self._handles:
+            handle.remove()
+        for name in self._replaced:
+            delattr(self._model, name)
+        self._handles.clear()
+        self._replaced.clear()
+
+    def __len__(self) -> int:
+        return len(self._handles)

@@ -1,0 +1,50 @@
+"""Labels that a model takes itself, because it computes its loss: doubled at its door."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from batchformer.swap_in.signature import in_place
+from batchformer.targets import duplicate, twice
+
+_OTHERS = ("targets", "target", "start_positions", "end_positions")
+_COUNT = "num_items_in_batch"  # of transformers' Trainer, by which the loss is divided
+
+
+def are(name: str | int) -> bool:
+    """Whether a parameter takes labels, by its name."""
+    return isinstance(name, str) and ("label" in name or name in _OTHERS)
+
+
+def has_own_loss(model: nn.Module, names: Sequence[str]) -> bool:
+    """Whether a model computes its loss if it is given labels."""
+    return "labels" in names and hasattr(model, "loss_function")
+
+
+def double(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The arguments of a model with its labels doubled, and how many these were; None if there are none."""
+    given: dict[Any, Any] = dict(enumerate(args)) | kwargs
+    called = {key: names[key] if isinstance(key, int) and key < len(names) else key for key in given}
+    found = [key for key, name in called.items() if are(name) and given[key] is not None]
+    if not found:
+        return args, kwargs, None
+    count = _count(given[found[0]])
+    for key in found:
+        given[key] = _twice(given[key])
+    if given.get(_COUNT) is not None:
+        given[_COUNT] = 2 * given[_COUNT]
+    return *in_place(given, args, kwargs), count
+
+
+def _twice(labels: Any) -> Any:
+    one_dict_an_image = isinstance(labels, tuple) and all(isinstance(each, dict) for each in labels)
+    return twice(labels) if one_dict_an_image else duplicate(labels)
+
+
+def _count(labels: Any) -> Any:
+    if isinstance(labels, Tensor):
+        return labels.shape[0] if labels.dim() > 0 else None
+    if isinstance(labels, (list, tuple)):
+        return len(labels)
+    return next((_count(each) for each in labels.values()), None) if isinstance(labels, dict) else None

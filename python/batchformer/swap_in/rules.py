@@ -1,0 +1,215 @@
+"""The table of rules: which arguments have an entry for each of the N samples, and are doubled.
+
+=====================================================  ==================================================
+argument, or what is in it                             doubled
+=====================================================  ==================================================
+tensor or array `[N, ...]`                             its rows
+tensor or array `[1, N]`                               its columns
+list or tuple of N entries that are alike              its entries
+list, tuple, dict or dataclass of other things         what is in it, by the same rules
+parameter or key ``weight``, ``pos_weight``            as it is
+number ``num_items_in_batch``                          the number, as it counts samples
+vector of floats, list of N numbers or strings, where  its entries if nothing else could be the targets, or
+the outputs have another axis of size N (classes)      if it is called target, label, y or gt; else ValueError
+matrix `[N, N]` where they have no such axis           ValueError, as it could be about pairs of samples
+list or tuple of N tensors that have N rows each       ValueError, as it could be several targets
+everything else                                        as it is
+=====================================================  ==================================================
+"""
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from numbers import Number
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batchformer.targets import twice
+
+Name: TypeAlias = str | int | None  # of a parameter or key, else its position
+
+_NEVER = ("weight", "pos_weight")
+_COUNTS = "num_items_in_batch"
+_TARGETS = ("target", "label", "y", "gt")  # also in the plural, and with something behind an underscore
+_ENTRIES = (Number, str)
+
+
+class Batch:
+    """What is known of the outputs: N, the sizes of their other axes, and the tensors themselves."""
+
+    def __init__(self, samples: Sequence[int], others: Sequence[int], outputs: Sequence[Tensor]) -> None:
+        self.samples = samples  # more than one N, if forwards of several batches are in one call
+        self.others = [size for size in others if size != 1]
+        self.outputs = outputs
+        self.doubled = 0  # how many arguments, and parts of them, were doubled
+        self.already = False  # whether something else has 2N rows
+        self._unclear: list[Name] = []
+        self._take_unclear = False
+
+    def double(self, arguments: dict[Any, Any], names: dict[Any, Name]) -> dict[Any, Any]:
+        """The arguments, with those doubled that have an entry for each sample.
+
+        Raises:
+            ValueError: one of which the table does not know it.
+        """
+        found = {key: self._double(value, names[key]) for key, value in arguments.items()}
+        if not self._unclear:
+            return found
+        if self.doubled or len(self._unclear) > 1:
+            raise ValueError(
+                f"criterion: expected to know whether {_called(self._unclear[0])} has an entry for each of "
+                f"the {self.samples[0]} samples or for each class, as both are as many, got neither name nor "
+                f"targets=; attachment.wrap(criterion, targets=[...]) says which arguments are targets"
+            )
+        self._take_unclear = True
+        return {key: self._double(value, names[key]) for key, value in arguments.items()}
+
+    def double_named(self, value: Any) -> Any:
+        """An argument that is said to be a target: what in it has N rows or entries, without the table."""
+        if isinstance(value, (Tensor, np.ndarray)):
+            axis = self._axis(value)
+            return value if axis is None else self._twice(value, axis)
+        if self._is_one_entry_a_sample(value):
+            return self._twice(value)
+        return map_inside(value, lambda each, _: self.double_named(each))
+
+    def _double(self, value: Any, name: Name) -> Any:
+        if name in _NEVER:
+            return value
+        if name == _COUNTS:
+            return value if value is None else 2 * value
+        if isinstance(value, (Tensor, np.ndarray)):
+            return self._double_tensor(value, name)
+        if self._is_one_entry_a_sample(value):
+            return self._double_entries(value, name)
+        entry = itertools.count()
+        return map_inside(
+            value, lambda each, key: self._double(each, f"{name}[{next(entry)}]" if key is None else key)
+        )
+
+    def _double_tensor(self, value: Any, name: Name) -> Any:
+        if value.ndim == 0 or any(value is output for output in self.outputs):
+            return value
+        samples, axis = value.shape[0], self._axis(value)
+        if axis is None:
+            self.already = self.already or any(samples == 2 * each for each in self.samples)
+            return value
+        if axis == 1:
+            return self._twice(value, axis)
+        if value.ndim == 1 and _is_floating(value) and self._is_unclear(samples, name):
+            return value
+        if value.ndim == 2 and value.shape[1] == samples != 1 and samples not in self.others:
+            raise ValueError(
+                f"criterion: expected no matrix of pairs of samples, as the pairs of both streams are not "
+                f"known, got {_called(name)} of shape {list(value.shape)}; make it in the criterion, or name "
+                f"the targets: attachment.wrap(criterion, targets=[...])"
+            )
+        return self._twice(value)
+
+    def _double_entries(self, value: Any, name: Name) -> Any:
+        if all(map(self._is_rows, value)):
+            raise ValueError(
+                f"criterion: expected to know whether {_called(name)} is one target with {len(value)} "
+                f"entries or {len(value)} targets, as each has {len(value)} rows, got a "
+                f"{type(value).__name__} of them; a dict holds several targets"
+            )
+        if all(isinstance(each, _ENTRIES) for each in value) and self._is_unclear(len(value), name):
+            return value
+        return self._twice(value)
+
+    def _axis(self, value: Any) -> int | None:
+        """The axis that has an entry for each sample."""
+        if value.ndim > 0 and value.shape[0] in self.samples:
+            return 0
+        return 1 if value.ndim == 2 and value.shape[0] == 1 and value.shape[1] in self.samples else None
+
+    def _is_unclear(self, samples: int, name: Name) -> bool:
+        if self._take_unclear or samples not in self.others or _is_target(name):
+            return False
+        self._unclear.append(name)
+        return True
+
+    def _twice(self, value: Any, axis: int = 0) -> Any:
+        self.doubled += 1
+        return twice(value, axis)
+
+    def _is_one_entry_a_sample(self, value: Any) -> bool:
+        if not isinstance(value, (list, tuple)) or len(value) not in self.samples:
+            return False
+        if hasattr(value, "_fields") or any(leaf.requires_grad for leaf in leaves(value)):
+            return False  # a named tuple holds several things, a list of outputs too
+        if len({(type(each), getattr(each, "ndim", 0)) for each in value}) == 1:
+            return True
+        return isinstance(value, list) and not any(map(self._is_rows, value))
+
+    def _is_rows(self, value: Any) -> bool:
+        """Whether a value inside of a list has an entry for each sample by itself."""
+        if isinstance(value, (Tensor, np.ndarray)):
+            return self._axis(value) is not None
+        if isinstance(value, (list, tuple)):
+            return len(value) in self.samples and len({type(each) for each in value}) == 1
+        return False
+
+
+def map_inside(value: Any, function: Callable[[Any, Name], Any]) -> Any:
+    """`value` with `function(what is in it, its key or None)`; itself if nothing changes, else a copy."""
+    if isinstance(value, (list, tuple)):
+        entries = [function(each, None) for each in value]
+        if all(new is old for new, old in zip(entries, value, strict=True)):
+            return value
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+    if isinstance(value, MutableMapping):
+        items = {key: function(each, key) for key, each in value.items()}
+        if all(new is value[key] for key, new in items.items()):
+            return value
+        mapped = copy.copy(value)
+        for key, new in items.items():
+            mapped[key] = new
+        return mapped
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        new_fields = {key: function(each, key) for key, each in fields.items()}
+        if all(new is fields[key] for key, new in new_fields.items()):
+            return value
+        changed = copy.copy(value)
+        for key, new in new_fields.items():
+            object.__setattr__(changed, key, new)  # frozen ones, too
+        return changed
+    return value
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """`value` with `function` of every tensor in it; see :func:`map_inside`."""
+    if isinstance(value, Tensor):
+        return function(value)
+    return map_inside(value, lambda each, _: map_tensors(each, function))
+
+
+def leaves(value: Any) -> Iterator[Tensor]:
+    """Every tensor that :func:`map_tensors` would meet."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, keep)
+    yield from found
+
+
+def _is_floating(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return torch.is_floating_point(value)
+    return np.issubdtype(value.dtype, np.floating)
+
+
+def _is_target(name: Name) -> bool:
+    return isinstance(name, str) and name.lower().split("_")[0].removesuffix("s") in _TARGETS
+
+
+def _called(name: Name) -> str:
+    return f"argument {name!r}"

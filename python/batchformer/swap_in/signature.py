@@ -1,0 +1,28 @@
+"""Calls: arguments by the names of the parameters that take them."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # args and kwargs
+
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    """Names of the parameters that take arguments by position; none if nobody knows."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some of those that are written in C
+        return []
+    return [each.name for each in signature.parameters.values() if each.kind in _BY_POSITION]
+
+
+def by_name(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by the names of the parameters, in their order."""
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def in_place(given: dict[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """What `given` has for the arguments of a call, by position and by keyword again."""
+    return tuple(given[position] for position in range(len(args))), {name: given[name] for name in kwargs}

@@ -1,0 +1,335 @@
+"""Rows of steps of training with an attachment: what would train something else than both streams."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import batchformer as bf
+from error_table.row import Mistake, Row
+
+X, Y = torch.randn(6, 8), torch.arange(6) % 5
+
+NOT_RUN = Mistake(
+    "The head was replaced, or is called in a way that passes its hooks, so that BatchFormer did not run.",
+    "Replace heads before `attach`, call modules themselves, and name what is skipped on purpose.",
+)
+CALLED_ALONE = Mistake(
+    "The children of the model were put together anew, as in `nn.Sequential(*model.children())`.",
+    "Leave the child `batchformer` out, or attach to the new model.",
+)
+TRACED = Mistake(
+    "A model in training is traced, exported or taken apart by torch.fx.",
+    "`model.eval()` first; it is the stock model then.",
+)
+NOT_WRAPPED = Mistake(
+    "The targets are those of one stream: the criterion was not wrapped.",
+    "`criterion = attachment.wrap(criterion)`, once, where it is made.",
+)
+NO_LABELS = Mistake(
+    "A model that computes its loss was called without labels, and nothing else computes one for both "
+    "streams.",
+    "Pass `labels`, or wrap what takes them: "
+    "`trainer.label_smoother = attachment.wrap(trainer.label_smoother)`.",
+)
+NEGATIVES = Mistake(
+    "A contrastive loss inside of the model takes the other stream of a sample for another sample.",
+    "Compute the loss outside, for each stream by itself.",
+)
+LABELS_BEFORE = Mistake(
+    "The model makes something of its labels before the place: queries, decoder inputs, embeddings.",
+    "Insert before that, or compute the loss outside, with a wrapped criterion.",
+)
+REENTRANT = Mistake(
+    "A reentrant checkpoint runs its part of the model without gradients, and cuts off what came before.",
+    "`checkpoint(…, use_reentrant=False)`; transformers: `gradient_checkpointing_kwargs`.",
+)
+AFTER_DDP = Mistake(
+    "`attach` was given the model inside of DistributedDataParallel.",
+    "Attach first, then `DistributedDataParallel(model)`.",
+)
+INTERMEDIATES = Mistake(
+    "Feature maps of a vision transformer of timm are taken while it trains.",
+    "Switch to evaluation for them.",
+)
+CUT = Mistake(
+    "The script cuts the outputs by the size of the batch, as FixMatch does, where they have twice the rows.",
+    "`attach(…, outputs='originals')`, or `bf.original(outputs)` and `bf.related(outputs)`.",
+)
+NO_TARGETS = Mistake(
+    "The targets are of another number, inside of an object that is not known, or there are none.",
+    "Pass them as tensors, lists, dicts or dataclasses; without targets `wrap(criterion, targets=[])`.",
+)
+UNCLEAR = Mistake(
+    "A vector is as long as the batch and as there are classes, and nothing says which it is about.",
+    "Name the targets: `attachment.wrap(criterion, targets=['labels'])`.",
+)
+PAIRS = Mistake(
+    "A criterion takes a matrix of pairs of samples, such as a mask of positives.",
+    "Let it compute the matrix from the labels.",
+)
+LIST_OR_TARGETS = Mistake(
+    "A list is as long as the batch, and so is what is in it.",
+    "Put several targets into a dict, and targets of one entry a sample into a tensor.",
+)
+COMPUTED = Mistake(
+    "With `outputs='originals'`, the criterion gets what was computed from the outputs on the way.",
+    "Pass the outputs as they came, or views of them, and compute the rest in the criterion; or attach with "
+    "`outputs='both'`.",
+)
+IN_PLACE = Mistake(
+    "With `outputs='originals'`, the outputs were changed in place.",
+    "Change a copy, inside of the criterion.",
+)
+
+
+def attached(**options):
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 5))
+    return model, bf.attach(model, before="1", **options)
+
+
+def replaced():
+    model, _ = attached()
+    model[1] = nn.Linear(16, 5)
+    return model
+
+
+class Tokens(nn.Module):
+    """Blocks in checkpoints that cut the history."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+
+    def forward(self, x, skipped=0):
+        for block in self.blocks[skipped:]:
+            x = checkpoint(block, x, use_reentrant=True)
+        return x
+
+
+class WithLabels(nn.Module):
+    """As a model of transformers; labels that are embedded before the head, if it is told so."""
+
+    loss_function = staticmethod(F.cross_entropy)
+
+    def __init__(self, embedded=False):
+        super().__init__()
+        self.stem, self.head, self.embedding = nn.Linear(8, 16), nn.Linear(16, 5), nn.Embedding(5, 16)
+        self.embedded = embedded
+
+    def forward(self, x, labels=None, return_loss=None):
+        features = self.stem(x)
+        if self.embedded:
+            features = features.mean(0) + self.embedding(labels)
+        logits = self.head(features)
+        return logits if labels is None else self.loss_function(logits, labels)
+
+
+def of_transformers(**options):
+    model = WithLabels(**options)
+    bf.attach(model, before="head")
+    return model
+
+
+def reentrant():
+    """A place that got as many rows with both streams as with one, in batches of two sizes."""
+    model = Tokens()
+    places = ["blocks.0", "blocks.1"]
+    bf.attach(model, after=places, layout="NLC", wrapped=False, optional=places[:1])
+    loss = model(torch.randn(2, 3, 16, requires_grad=True)).sum()
+    model(torch.randn(4, 3, 16, requires_grad=True), skipped=1)
+    return loss
+
+
+class Alone(DistributedDataParallel):
+    """Without processes: what it found, and that it runs."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+        self._module_parameters = list(module.parameters())
+
+    def forward(self, x):
+        with self._inside_ddp_forward():
+            return self.module(x)
+
+
+def behind_ddp():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 5))
+    parallel = Alone(model)
+    bf.attach(model, before="1")
+    return parallel(X)
+
+
+def intermediates():
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5).train()
+    bf.attach(model, after=0)
+    return model.forward_intermediates(torch.randn(2, 3, 32, 32))
+
+
+def criterion_of(outputs="both", criterion=F.cross_entropy, samples=6):
+    model, attachment = attached(outputs=outputs)
+    return model(X[:samples]), attachment.wrap(criterion)
+
+
+LOGITS, CRITERION = criterion_of()
+ORIGINALS, REJOINING = criterion_of("originals")
+CHANGED, CHANGING = criterion_of("originals")
+CHANGED.mul_(2)
+NO_GRAD_MODEL, NO_GRAD_ATTACHMENT = attached(outputs="originals")
+NO_GRAD_CRITERION = NO_GRAD_ATTACHMENT.wrap(F.cross_entropy)
+NO_GRAD = checkpoint(NO_GRAD_MODEL, X.clone().requires_grad_(), use_reentrant=True)
+SIX, OF_SIX = criterion_of(criterion=lambda outputs, *targets: None)
+FIVE, OF_FIVE = criterion_of(criterion=lambda outputs, *targets: None, samples=5)
+TRAINED = (
+    "model: expected '1' to run in every forward in training, got one in which BatchFormer did not: the "
+)
+
+TRAINING = (
+    Row(
+        lambda: replaced()(X),
+        RuntimeError,
+        f"{TRAINED}module was replaced after attach(), called past its hooks (its .forward, its "
+        "weights alone, a "
+        "checkpoint of its layers), or skipped; what is skipped on purpose is named: attach(..., "
+        "optional=[...])",
+        *NOT_RUN,
+    ),
+    Row(
+        lambda: attached()[1](X),
+        RuntimeError,
+        "model: expected to be called itself, as its hooks run BatchFormer, got a call of its child "
+        "'batchformer'; leave that out where the children of a model are put together anew",
+        *CALLED_ALONE,
+    ),
+    Row(
+        lambda: torch.jit.trace(attached()[0], X),
+        RuntimeError,
+        "model: expected one in evaluation for tracing and export, as BatchFormer is for training alone, got "
+        "one in training: model.eval(), or attachment.remove() before",
+        *TRACED,
+    ),
+    Row(
+        lambda: attached()[0](X).sum().backward(),
+        RuntimeError,
+        "criterion: expected one that knows of both streams, got a gradient of another: criterion = "
+        "attachment.wrap(criterion); or attach(..., wrapped=False) if the script doubles the targets",
+        *NOT_WRAPPED,
+        computed=True,
+    ),
+    Row(
+        lambda: of_transformers()(X),
+        RuntimeError,
+        "labels: expected those of WithLabels in the call, or a wrapped criterion, as the outputs have both "
+        "streams, got neither; with transformers' Trainer and label smoothing trainer.label_smoother = "
+        "attachment.wrap(trainer.label_smoother), else wrap what computes the loss, or attach(..., "
+        "wrapped=False) if the script doubles the targets",
+        *NO_LABELS,
+        computed=True,
+    ),
+    Row(
+        lambda: of_transformers()(X, return_loss=True),
+        ValueError,
+        "return_loss: expected none in training with BatchFormer, as it contrasts the samples of a "
+        "batch, and "
+        "a related row would be a negative of its own original, got True",
+        *NEGATIVES,
+    ),
+    Row(
+        lambda: of_transformers(embedded=True)(X, Y),
+        ValueError,
+        "labels: expected one for each of the 12 samples at 'head', got 6; what is made of labels before "
+        "BatchFormer cannot have both streams",
+        *LABELS_BEFORE,
+    ),
+    Row(
+        lambda: reentrant().backward(),
+        RuntimeError,
+        "checkpoint: expected to know whether the 4 samples at 'blocks.1' have both streams, got a reentrant "
+        "one, which does not tell; pass use_reentrant=False",
+        *REENTRANT,
+        computed=True,
+    ),
+    Row(
+        lambda: NO_GRAD_CRITERION(NO_GRAD, Y),
+        ValueError,
+        "criterion: expected outputs of a model that ran with gradients, as those of the related "
+        "rows would be "
+        "lost, got some of one that ran without (a reentrant checkpoint); pass use_reentrant=False",
+        *REENTRANT,
+    ),
+    Row(
+        behind_ddp,
+        RuntimeError,
+        "model: expected attach() before DistributedDataParallel, as that averages the gradients of the "
+        "parameters which it found, got parameters that it does not know, which would drift apart "
+        "between the "
+        "ranks",
+        *AFTER_DDP,
+    ),
+    Row(
+        intermediates,
+        RuntimeError,
+        "model: expected no forward_intermediates() in training, as it takes both streams for one "
+        "batch, got a "
+        "call; model.eval() before it",
+        *INTERMEDIATES,
+    ),
+    Row(
+        lambda: CRITERION(LOGITS[:4], Y[:4]),
+        ValueError,
+        "criterion: expected outputs with the 12 rows of both streams, got some of shape [4, 5]; where a "
+        'script cuts them, attach(..., outputs="originals"), or take them apart with original() and '
+        "related()",
+        *CUT,
+    ),
+    Row(
+        lambda: CRITERION(LOGITS, Y[:4]),
+        ValueError,
+        "criterion: expected targets with an entry for each of the 6 samples, as the outputs have both "
+        "streams, got none; of a loss without targets say so: attachment.wrap(criterion, targets=[])",
+        *NO_TARGETS,
+    ),
+    Row(
+        lambda: OF_FIVE(FIVE, Y[:5], torch.rand(5)),
+        ValueError,
+        "criterion: expected to know whether argument 2 has an entry for each of the 5 samples or for each "
+        "class, as both are as many, got neither name nor targets=; attachment.wrap(criterion, "
+        "targets=[...]) says which arguments are targets",
+        *UNCLEAR,
+    ),
+    Row(
+        lambda: OF_SIX(SIX, Y, torch.rand(6, 6)),
+        ValueError,
+        "criterion: expected no matrix of pairs of samples, as the pairs of both streams are not known, got "
+        "argument 2 of shape [6, 6]; make it in the criterion, or name the targets: "
+        "attachment.wrap(criterion, targets=[...])",
+        *PAIRS,
+    ),
+    Row(
+        lambda: OF_FIVE(FIVE, [torch.arange(5)] * 5),
+        ValueError,
+        "criterion: expected to know whether argument 1 is one target with 5 entries or 5 targets, "
+        "as each has "
+        "5 rows, got a list of them; a dict holds several targets",
+        *LIST_OR_TARGETS,
+    ),
+    Row(
+        lambda: REJOINING(ORIGINALS * 2, Y),
+        ValueError,
+        "criterion: expected the outputs that the model returned, or views of them, as the related rows are "
+        "kept for them, got what was computed from one, of shape [6, 5]; compute it inside: "
+        "attachment.wrap(lambda outputs, targets: ...)",
+        *COMPUTED,
+    ),
+    Row(
+        lambda: CHANGING(CHANGED, Y),
+        ValueError,
+        "criterion: expected outputs as the model returned them, got some that were changed in place, which "
+        "the related rows were not; change a copy inside of the criterion",
+        *IN_PLACE,
+    ),
+)

@@ -1,0 +1,288 @@
+"""Criteria that were not written for attach(): right, or an error of ours."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import batchformer as bf
+import stand_ins
+from attach_nets import (
+    BOTH_KINDS,
+    BOTH_MODES,
+    CLASSES,
+    WIDTH,
+    N,
+    Net,
+    X,
+    Y,
+    attached,
+    nll,
+    plain,
+    streams,
+)
+from attach_oracle import assert_step, mean_of, refused
+
+
+@dataclass
+class Labels:
+    y: Tensor
+
+
+def by_image(loss):
+    """A criterion that goes through pairs of rows and targets, as many as there are of the fewer."""
+    return lambda logits, targets: sum(map(loss, logits, targets)) / len(targets)
+
+
+BESIDE = {
+    "class_counts": [9, 5, 4, 3, 1],
+    "class_names": ["cat", "dog", "cow", "hen", "pig"],
+    "priors": torch.full((CLASSES,), 0.2),
+    "nothing": [],
+    "device": torch.device("cpu"),
+    "seen": {1, 2},
+}
+CRITERIA = {
+    "rows taken by labels": (nll, Y),
+    "a dict": (lambda o, t: nll(o, t["y"]), {"y": Y}),
+    **{
+        f"{name} in the dict": (lambda o, t: nll(o, t["y"]), {"y": Y, name: value})
+        for name, value in BESIDE.items()
+    },
+    "a tuple of tensors": (
+        by_image(lambda o, t: F.cross_entropy(o[None], t[:1])),
+        tuple(torch.randint(CLASSES, (N, 3))),
+    ),
+    "a tuple of ints": (by_image(lambda o, t: -o.log_softmax(0)[t]), (0, 1, 2, 1)),
+    "a list of ints": (by_image(lambda o, t: -o.log_softmax(0)[t]), [0, 1, 2, 1]),
+    "a dataclass": (lambda o, t: nll(o, t.y), Labels(Y)),
+    "labels [1, N]": (lambda o, t: nll(o, t[0]), Y[None]),
+}
+
+
+@BOTH_MODES
+@pytest.mark.parametrize(("criterion", "targets"), CRITERIA.values(), ids=CRITERIA)
+def test_targets_are_doubled_whatever_they_are(criterion, targets, outputs):
+    model, attachment = attached(outputs=outputs)
+    loss = attachment.wrap(criterion)(model(X), targets)
+    assert_step(loss, mean_of(criterion, streams(model, attachment, X), targets), model, attachment)
+
+
+@BOTH_MODES
+def test_another_batch_between_the_model_and_the_criterion_changes_nothing(outputs):
+    model, attachment = attached(outputs=outputs)
+    logits = model(X)
+    model(torch.randn(24, 6))
+    expected = mean_of(nll, streams(model, attachment, X), Y)
+    assert_step(attachment.wrap(nll)(logits, Y), expected, model, attachment)
+
+
+def test_a_list_that_may_be_of_samples_or_of_classes_asks_for_the_targets():
+    model, attachment = attached()
+    criterion = attachment.wrap(lambda o, t: nll(o, t["y"]))
+    logits = model(torch.randn(CLASSES, 6))
+    with refused(ValueError, saying="targets="):
+        criterion(logits, {"y": torch.arange(CLASSES), "class_counts": [9, 5, 4, 3, 1]})
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_the_weights_of_classes_are_never_doubled(by_name):
+    model, attachment = attached()
+    x, y, weight = torch.randn(CLASSES, 6), torch.tensor([0, 1, 2, 1, 4]), torch.rand(CLASSES)
+    criterion = attachment.wrap(F.cross_entropy)
+    loss = criterion(model(x), y, weight=weight) if by_name else criterion(model(x), y, weight)
+    assert_step(loss, mean_of(F.cross_entropy, streams(model, attachment, x), y, weight), model, attachment)
+
+
+def test_the_weights_of_positives_are_never_doubled():
+    model, attachment = attached()
+    x, y, weight = torch.randn(CLASSES, 6), torch.eye(CLASSES).roll(1, 0), torch.rand(CLASSES)
+
+    def binary(logits, labels):
+        return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
+
+    loss = attachment.wrap(F.binary_cross_entropy_with_logits)(model(x), y, pos_weight=weight)
+    assert_step(loss, mean_of(binary, streams(model, attachment, x), y), model, attachment)
+
+
+@pytest.mark.parametrize("targets", [("labels",), (1,)], ids=["by name", "by position"])
+def test_a_vector_that_may_be_of_samples_or_of_classes_asks_for_the_targets(targets):
+    def adjusted(logits, labels, prior):
+        return F.cross_entropy(logits + prior.log(), labels)
+
+    model, attachment = attached()
+    x, y, prior = torch.randn(CLASSES, 6), torch.arange(CLASSES), torch.rand(CLASSES)
+    logits = model(x)
+    with refused(ValueError, saying="targets="):
+        attachment.wrap(adjusted)(logits, y, prior)
+    loss = attachment.wrap(adjusted, targets=targets)(logits, y, prior)
+    assert_step(loss, mean_of(adjusted, streams(model, attachment, x), y, prior), model, attachment)
+
+
+def nt_xent(first, second):
+    """SimCLR's: everything but the other view of an image is a negative."""
+    views = F.normalize(torch.cat([first, second]))
+    similarity = (views @ views.T / 0.5).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(similarity, torch.arange(len(views)).roll(len(first)))
+
+
+def test_a_contrastive_loss_without_targets_is_refused_unless_it_is_said_that_there_are_none():
+    model, attachment = attached()
+    views = torch.randn(2, N, 6)
+    first, second = map(model, views)
+    with refused(ValueError, saying="targets="):
+        attachment.wrap(nt_xent)(first, second)
+    loss = attachment.wrap(nt_xent, targets=())(first, second)
+    expected = nt_xent(*(torch.cat(streams(model, attachment, view)) for view in views))
+    assert_step(loss, expected, model, attachment)
+
+
+@BOTH_MODES
+def test_mixup_judges_one_output_twice(outputs):
+    model, attachment = attached(outputs=outputs)
+    criterion, logits, mixed = attachment.wrap(nn.CrossEntropyLoss()), model(X), Y.flip(0)
+    loss = 0.3 * criterion(logits, Y) + 0.7 * criterion(logits, mixed)
+    both = streams(model, attachment, X)
+    expected = 0.3 * mean_of(F.cross_entropy, both, Y) + 0.7 * mean_of(F.cross_entropy, both, mixed)
+    assert_step(loss, expected, model, attachment)
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("samples", [N, N - 1], ids=["equal batches", "a smaller one"])
+def test_two_forwards_before_the_losses_keep_their_rows_apart(samples, outputs):
+    model, attachment = attached(outputs=outputs)
+    criterion, other = attachment.wrap(nn.CrossEntropyLoss()), torch.randn(samples, 6)
+    first, second = model(X), model(other)
+    loss = criterion(first, Y) + 2 * criterion(second, Y[:samples])
+    expected = mean_of(F.cross_entropy, streams(model, attachment, X), Y)
+    expected = expected + 2 * mean_of(F.cross_entropy, streams(model, attachment, other), Y[:samples])
+    assert_step(loss, expected, model, attachment)
+
+
+@BOTH_MODES
+def test_one_criterion_may_judge_two_forwards_at_once(outputs):
+    def r_drop(first, second, labels):
+        distance = F.kl_div(first.log_softmax(1), second.softmax(1), reduction="batchmean")
+        return F.cross_entropy(first, labels) + F.cross_entropy(second, labels) + distance
+
+    model, attachment = attached(outputs=outputs)
+    views = torch.randn(2, N, 6)
+    loss = attachment.wrap(r_drop)(*map(model, views), Y)
+    pairs = zip(*(streams(model, attachment, view) for view in views), strict=True)
+    expected = sum(r_drop(*pair, Y) for pair in pairs) / 2
+    assert_step(loss, expected, model, attachment)
+
+
+def fix_match(model, criterion, batch):
+    """The loss of the labelled slice, that of the strongly augmented one, and the pseudo labels."""
+    logits = model(batch)
+    weak, strong = logits[N:].chunk(2)
+    pseudo = weak.detach().argmax(1)
+    return criterion(logits[:N], Y), criterion(strong, pseudo), pseudo
+
+
+def test_slices_of_the_originals_are_judged_in_both_streams():
+    model, attachment = attached(outputs="originals")
+    batch = torch.randn(N + 16, 6)
+    supervised, consistent, pseudo = fix_match(model, attachment.wrap(nn.CrossEntropyLoss()), batch)
+    assert len(pseudo) == 8
+    both = streams(model, attachment, batch)
+    expected = mean_of(F.cross_entropy, [each[:N] for each in both], Y)
+    expected = expected + 2 * mean_of(F.cross_entropy, [each[N + 8 :] for each in both], pseudo)
+    assert_step(supervised + 2 * consistent, expected, model, attachment)
+
+
+def test_slices_by_the_size_of_the_batch_are_refused_where_the_outputs_are_of_both_streams():
+    model, attachment = attached()
+    criterion, logits = attachment.wrap(nn.CrossEntropyLoss()), model(torch.randn(N + 16, 6))
+    with refused():
+        criterion(logits[:N], Y)
+    strong = logits[N:].chunk(2)[1]
+    with refused():
+        criterion(strong, strong.detach().argmax(1))
+
+
+class WithAuxiliary(Net):
+    """A second classifier, of what no insertion has met."""
+
+    def __init__(self):
+        super().__init__()
+        self.auxiliary = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x):
+        features = self.stem(x).relu()
+        return self.fc(features), self.auxiliary(features)
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("at_once", [True, False], ids=["in one call", "alone"])
+def test_an_auxiliary_head_before_the_insertion_is_judged_as_it_is(at_once, outputs):
+    def deep(logits, labels):
+        return F.cross_entropy(logits[0], labels) + 0.4 * F.cross_entropy(logits[1], labels)
+
+    model, attachment = attached(WithAuxiliary(), outputs=outputs)
+    logits = model(X)
+    criterion = attachment.wrap(deep if at_once else F.cross_entropy)
+    loss = criterion(logits, Y) if at_once else criterion(logits[0], Y) + 0.4 * criterion(logits[1], Y)
+    auxiliary = F.cross_entropy(plain(model.auxiliary, plain(model.stem, X).relu()), Y)
+    expected = mean_of(F.cross_entropy, streams(model, attachment, X), Y) + 0.4 * auxiliary
+    assert_step(loss, expected, model, attachment)
+
+
+@BOTH_MODES
+@BOTH_KINDS
+@pytest.mark.parametrize("first", [True, False], ids=["before the first step", "within a step"])
+def test_a_copy_in_evaluation_is_judged_as_it_is_while_the_model_trains(first, make, outputs):
+    model, attachment = attached(outputs=outputs)
+    criterion, evaluated = attachment.wrap(make()), copy.deepcopy(model).eval()
+    logits = None if first else model(X)
+    torch.testing.assert_close(
+        criterion(evaluated(X), Y), F.cross_entropy(streams(model, attachment, X)[0], Y)
+    )
+    expected = mean_of(F.cross_entropy, streams(model, attachment, X), Y)
+    assert_step(criterion(model(X) if first else logits, Y), expected, model, attachment)
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_forward_without_gradients_is_judged_in_both_streams(mode, outputs):
+    model, attachment = attached(outputs=outputs)
+    criterion = attachment.wrap(nll)
+    expected = mean_of(nll, streams(model, attachment, X), Y)
+    with mode():
+        logits = model(X)
+        torch.testing.assert_close(criterion(logits, Y), expected.detach())
+    torch.testing.assert_close(criterion(logits, Y), expected.detach())
+    assert_step(criterion(model(X), Y), expected, model, attachment)
+
+
+def detr_step(attach_options, wrap):
+    """A step of DETR with a criterion that pairs images with targets and overlooks the rest."""
+
+    def matched(outputs, targets):
+        pairs = zip(outputs["pred_logits"], targets, strict=False)
+        return sum(F.cross_entropy(logits, target["labels"]) for logits, target in pairs)
+
+    model = stand_ins.Detr()
+    attachment = bf.attach(model, dropout=0.0, **attach_options)
+    criterion = attachment.wrap(matched) if wrap else matched
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    targets = [{"labels": torch.randint(stand_ins.CLASSES, (stand_ins.QUERIES,))} for _ in range(2)]
+    samples = stand_ins.Nested(torch.randn(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.bool))
+    before = [p.clone() for p in model.parameters()]
+    try:
+        criterion(model(samples), targets).backward()
+        optimizer.step()
+    finally:
+        stepped = not all(map(torch.equal, model.parameters(), before))
+        assert stepped is (wrap or bool(attach_options))
+
+
+def test_detr_with_a_criterion_that_is_not_wrapped_stops_at_the_first_step():
+    with refused(RuntimeError):
+        detr_step({}, wrap=False)
+    detr_step({}, wrap=True)
+    detr_step({"wrapped": False}, wrap=False)

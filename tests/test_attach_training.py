@@ -1,0 +1,219 @@
+"""Training loops with attach(): what is not trained is said, and what would be wrong is refused."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import batchformer as bf
+from attach_nets import BOTH_MODES, TOKENS, Blocks, N, Net, X, Y, attached, streams
+from attach_oracle import assert_step, mean_of, refused, said_of, unless_refused
+
+
+def optimizer_before(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return optimizer, attached(model)[1]
+
+
+def groups_by_submodule(model):
+    attachment = attached(model)[1]
+    groups = [{"params": part.parameters()} for part in (model.stem, model.fc)]
+    return torch.optim.AdamW(groups, lr=0.1), attachment
+
+
+def frozen_but_for_the_head(model):
+    attachment = attached(model)[1]
+    model.requires_grad_(False)
+    model.fc.requires_grad_(True)
+    return torch.optim.SGD(model.fc.parameters(), lr=0.1), attachment
+
+
+def place_alone_in_training(model):
+    attachment = attached(model)[1]
+    model.eval()
+    model.fc.train()
+    return torch.optim.SGD(model.parameters(), lr=0.1), attachment
+
+
+UNTRAINED = [optimizer_before, groups_by_submodule, frozen_but_for_the_head, place_alone_in_training]
+
+
+def steps_of(model, optimizer, attachment):
+    """A function that does a step, with a batch of its own."""
+    criterion = attachment.wrap(nn.CrossEntropyLoss())
+
+    def step():
+        optimizer.zero_grad()
+        criterion(model(torch.randn(N, 6)), Y).backward()
+        optimizer.step()
+
+    return step
+
+
+@pytest.mark.parametrize("arrange", UNTRAINED, ids=lambda arrange: arrange.__name__)
+def test_a_module_that_is_not_trained_is_said_once(arrange):
+    model = Net()
+    step = steps_of(model, *arrange(model))
+    assert len(said_of(step, times=6)) == 1
+
+
+def warm_up(model, attachment):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.1 * epoch)
+    step = steps_of(model, optimizer, attachment)
+    return lambda: (step(), scheduler.step())
+
+
+def accumulating(model, attachment):
+    optimizer, criterion, count = (
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        attachment.wrap(F.cross_entropy),
+        [0],
+    )
+
+    def step():
+        criterion(model(X), Y).backward()
+        count[0] += 1
+        if count[0] % 4 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def by_a_group_of_its_own(model, attachment):
+    optimizer = torch.optim.SGD([{"params": part.parameters()} for part in (model.stem, model.fc)], lr=0.1)
+    optimizer.add_param_group({"params": attachment.parameters(), "lr": 0.01})
+    return steps_of(model, optimizer, attachment)
+
+
+def losses_alone(model, attachment):
+    criterion = attachment.wrap(nn.CrossEntropyLoss())
+    return lambda: criterion(model(X), Y)
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [warm_up, accumulating, by_a_group_of_its_own, losses_alone],
+    ids=lambda arrange: arrange.__name__,
+)
+def test_nothing_is_said_of_training_as_it_should_be(arrange):
+    model, attachment = attached()
+    assert said_of(arrange(model, attachment), times=9) == []
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_is_sharded_already_is_refused(process_group):
+    model = Net()
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    with refused(ValueError):
+        bf.attach(model, before="fc")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_inside_of_data_parallel_is_refused_when_that_trains(process_group):
+    parallel = DistributedDataParallel(Net())
+    attached(parallel.module)
+    with refused(RuntimeError):
+        parallel(X)
+
+
+@BOTH_MODES
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_goes_into_data_parallel_afterwards_trains(process_group, outputs):
+    model, attachment = attached(outputs=outputs)
+    parallel = DistributedDataParallel(model)
+    loss = attachment.wrap(nn.CrossEntropyLoss())(parallel(X), Y)
+    expected = mean_of(F.cross_entropy, streams(model, attachment, X), Y)
+    torch.testing.assert_close(loss, expected)
+    grads = torch.autograd.grad(expected, [*model.parameters()])
+    loss.backward()
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        torch.testing.assert_close(parameter.grad, grad)
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def test_a_reentrant_checkpoint_around_a_model_that_returns_the_originals_is_refused():
+    model, attachment = attached(outputs="originals")
+    criterion, x = attachment.wrap(nn.CrossEntropyLoss()), X.clone().requires_grad_()
+    with refused():
+        criterion(checkpoint(model, x, use_reentrant=True), Y)
+
+
+def test_a_reentrant_checkpoint_around_a_model_that_returns_both_streams_gives_the_gradients():
+    model, attachment = attached()
+    criterion, x = attachment.wrap(nn.CrossEntropyLoss()), X.clone().requires_grad_()
+    expected = gradients(model, criterion(model(X), Y))
+    with unless_refused():
+        actual = gradients(model, criterion(checkpoint(model, x, use_reentrant=True), Y))
+        torch.testing.assert_close(actual, expected)
+        assert len(actual) == len([*model.parameters()])
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("after", [["blocks.1"], ["blocks.0", "blocks.2"]], ids=["one", "two"])
+def test_checkpointed_places_give_the_same_gradients(after, outputs):
+    model = Blocks()
+    attachment = bf.attach(model, after=after, layout="NLC", outputs=outputs)
+    criterion, grads = attachment.wrap(nn.CrossEntropyLoss()), []
+    for model.checkpointed in (False, True, True):
+        torch.manual_seed(3)
+        grads.append(gradients(model, criterion(model(TOKENS), Y)))
+    torch.testing.assert_close(grads[1], grads[0])
+    torch.testing.assert_close(grads[2], grads[0])
+    assert len(grads[0]) == len([*model.parameters()])
+
+
+@BOTH_MODES
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at the logits'
+def test_a_compiled_model_and_its_criterion_work_together(outputs):
+    model, attachment = attached(outputs=outputs)
+    criterion, compiled = attachment.wrap(nn.CrossEntropyLoss()), torch.compile(model, backend="aot_eager")
+    for samples in (N, N, N - 1):
+        x, y = torch.randn(samples, 6), Y[:samples]
+        expected = mean_of(F.cross_entropy, streams(model, attachment, x), y)
+        assert_step(criterion(compiled(x), y), expected, model, attachment)
+
+
+@BOTH_MODES
+@pytest.mark.usefixtures("one_thread")
+def test_threads_that_train_one_model_keep_their_batches_apart(outputs):
+    model, attachment = attached(outputs=outputs)
+    criterion = attachment.wrap(lambda logits, labels: (len(logits), len(labels)))
+
+    def train(samples):
+        seen = set()
+        for _ in range(100):
+            logits = model(torch.randn(samples, 6))
+            seen.add((len(logits), *criterion(logits, torch.zeros(samples, dtype=torch.long))))
+        return seen
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            seen = list(threads.map(train, (4, 9)))
+    finally:
+        sys.setswitchinterval(interval)
+    rows = 2 if outputs == "both" else 1
+    assert seen == [{(rows * samples, 2 * samples, 2 * samples)} for samples in (4, 9)]
