@@ -1,6 +1,8 @@
 """Training loops with attach(): what is not trained is said, and what would be wrong is refused."""
 
+import gc
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import batchformer as bf
 from attach_nets import BOTH_MODES, TOKENS, Blocks, N, Net, X, Y, attached, streams
 from attach_oracle import assert_step, mean_of, refused, said_of, unless_refused
+from batchformer import marks
 
 
 def optimizer_before(model):
@@ -217,3 +220,22 @@ def test_threads_that_train_one_model_keep_their_batches_apart(outputs):
         sys.setswitchinterval(interval)
     rows = 2 if outputs == "both" else 1
     assert seen == [{(rows * samples, 2 * samples, 2 * samples)} for samples in (4, 9)]
+
+
+@BOTH_MODES
+def test_nothing_of_a_step_outlives_it(outputs):
+    """Without the garbage collector: marks must not keep the graph that keeps them."""
+    model, attachment = attached(outputs=outputs)
+    criterion = attachment.wrap(nn.CrossEntropyLoss())
+    gc.disable()
+    try:
+        logits = model(X)
+        loss = criterion(logits, Y)
+        with torch.no_grad():
+            evaluated = model(X)
+        kept = [weakref.ref(each) for each in (logits, loss, evaluated)]
+        kept.append(weakref.ref(marks.find(logits)))
+        del logits, loss, evaluated
+        assert [each() for each in kept] == [None] * 4
+    finally:
+        gc.enable()

@@ -6,6 +6,7 @@ batch, and from how many samples.
 """
 
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.weak import WeakTensorKeyDictionary
 
 Node: TypeAlias = Any  # torch.autograd.graph.Node
 
@@ -20,8 +22,12 @@ _KEY = "batchformer"
 _COMPILED = "CompiledFunctionBackward"  # hides what the graph in it is made of
 
 
+class Mark:
+    """What is known of a tensor."""
+
+
 @dataclass(frozen=True, eq=False)
-class Doubled:
+class Doubled(Mark):
     """Both streams of `samples` samples, made in `forward`."""
 
     forward: Any  # of swap_in
@@ -47,40 +53,45 @@ class Split(Doubled):
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
+class Stream(Mark):
     """One stream alone, taken out by hand with original() or related()."""
 
 
 @dataclass(frozen=True, eq=False)
-class Single:
+class Single(Mark):
     """What a model returned with an entry for each sample, from before the first place or in evaluation."""
 
 
 @dataclass(frozen=True, eq=False)
-class Twice:
+class Twice(Mark):
     """Images that were doubled for a criterion: both halves are the same."""
 
 
 @dataclass(frozen=True, eq=False)
-class Hidden:
+class Hidden(Mark):
     """What a compiled graph gave: its history does not show what is in it."""
 
 
-Mark: TypeAlias = Doubled | Stream | Single | Twice | Hidden
-
-_STORAGES: dict[int, tuple[StorageWeakRef, Mark]] = {}
+# Weak on both sides: an entry keeps neither the memory nor the mark, which may hold related rows.
+_STORAGES: dict[int, tuple[StorageWeakRef, "weakref.ref[Mark]"]] = {}
+_KEPT = WeakTensorKeyDictionary()  # what tensors without a history keep; as an attribute it would be saved
 _LOCK = threading.Lock()
 
 
 def put(tensor: Tensor, mark: Mark) -> None:
-    """Mark a tensor, so that :func:`find` finds it in all that is computed from it or shares its storage."""
+    """Mark a tensor, so that :func:`find` finds it in all that is computed from it or shares its storage.
+
+    The mark is kept by the node that made the tensor, or by the tensor, if it has no history.
+    """
     put_by_history(tensor, mark)
     reference = _storage(tensor)
     if reference is not None:
         with _LOCK:
-            for key in [key for key, (other, _) in _STORAGES.items() if other.expired()]:
+            if tensor.grad_fn is None:
+                _KEPT[tensor] = mark
+            for key in [key for key, entry in _STORAGES.items() if entry[0].expired() or not entry[1]()]:
                 del _STORAGES[key]
-            _STORAGES[reference.cdata] = (reference, mark)
+            _STORAGES[reference.cdata] = (reference, weakref.ref(mark))
 
 
 def put_by_history(tensor: Tensor, mark: Mark) -> None:
@@ -101,7 +112,8 @@ def find(tensor: Tensor) -> Mark | None:
 def find_by_storage(tensor: Tensor) -> Mark | None:
     """The mark on the storage of a tensor."""
     reference = _storage(tensor)
-    return None if reference is None else _STORAGES.get(reference.cdata, (None, None))[1]
+    entry = None if reference is None else _STORAGES.get(reference.cdata)
+    return None if entry is None else entry[1]()
 
 
 def _nearest(node: Node) -> Mark | None:

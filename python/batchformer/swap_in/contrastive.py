@@ -103,7 +103,7 @@ class MoCoV3(Family):
         self._sum = options.as_published
         if options.as_published:
             self.attachment.requires_grad_(False)
-            self.frozen_on_purpose = True
+            self.watch.frozen_on_purpose()
         self.double_features_before(places)
         self.hooks.replace("contrastive_loss", self._contrastive_loss)
 
@@ -167,7 +167,9 @@ class PaCo(Family):
         del args
         if not self.trains(pool):
             return None
-        return self.relate(number, pool, pooled.flatten(1)).reshape(-1, *pooled.shape[1:])  # [2N, C, 1, 1]
+        return self.streams.relate(number, pool, pooled.flatten(1)).reshape(
+            -1, *pooled.shape[1:]
+        )  # [2N, C, 1, 1]
 
     def _unshuffle(self, keys: Tensor, labels: Tensor, *args: Any) -> Any:
         """Keys of each stream in their order by themselves, and labels of both."""

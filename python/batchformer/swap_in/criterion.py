@@ -127,7 +127,7 @@ class _Outputs:
     def _mark(self, tensor: Tensor) -> Mark | None:
         mark = None if torch.compiler.is_compiling() else marks.find(tensor)
         if torch.compiler.is_compiling() or isinstance(mark, Hidden):
-            traced: Mark | None = self._family.traced_mark(tensor)
+            traced: Mark | None = self._family.compiled.mark(self._family, tensor)
             return traced
         if type(mark) is Doubled:  # originals that were changed in place have another history
             by_storage = marks.find_by_storage(tensor)
@@ -157,7 +157,7 @@ class _Outputs:
             RuntimeError: one of a place at which BatchFormer did not run.
         """
         for tensor in self._unmarked:
-            self._family.check_place_ran(tensor)
+            self._family.entry.check_place_ran(tensor)
         if self._cut:
             tensor, samples = self._cut[0]
             raise ValueError(

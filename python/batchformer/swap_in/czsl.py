@@ -46,6 +46,6 @@ class CompositionalZeroShot(Family):
             return None
         features, *targets = args[0]
         check_batch_size(tuple(targets), len(features))
-        features = self.relate(0, model, features)
+        features = self.streams.relate(0, model, features)
         targets = duplicate(tuple(targets)) if self.active else targets
         return ([features, *targets], *args[1:]), kwargs

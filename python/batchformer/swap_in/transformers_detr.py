@@ -84,7 +84,7 @@ class TransformersDetr(Family):
         del backbone
         if not self.active:
             return None
-        samples = self.current(args[0]).samples
+        samples = self.streams.current(args[0]).samples
         if samples is None or len(args[0]) != 2 * samples:
             model = type(self.model).__name__
             raise RuntimeError(
@@ -96,7 +96,7 @@ class TransformersDetr(Family):
         del backbone, args
         if not self.active:
             return None
-        forward = self.current(output[0][0])
+        forward = self.streams.current(output[0][0])
         at_door = self.double_early(forward.samples, output[0][0])
         return [tuple(at_door(each) for each in level) for level in output]
 

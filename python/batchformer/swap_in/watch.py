@@ -52,6 +52,10 @@ class Watch:
             )
             self._moved = True
 
+    def frozen_on_purpose(self) -> None:
+        """Say nothing of parameters that are not trained."""
+        self._moved = True
+
     def gradient(self, related: Tensor) -> None:
         """The related rows get a gradient: is there any?"""
         if self._gradients >= _FIRST_GRADIENTS:

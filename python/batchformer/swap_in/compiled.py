@@ -1,0 +1,57 @@
+"""What is known of a forward in a compiled graph, which hides the history of its outputs and so all marks."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batchformer.marks import Doubled, Mark, Split
+from batchformer.swap_in import split
+from batchformer.swap_in.forward import Forward
+
+
+class Compiled:
+    """The forward that is under way in a graph, N of the last one, and what was split off its outputs."""
+
+    def __init__(self) -> None:
+        self.forward: Forward | None = None
+        self.samples: Any = None  # of the last forward outside of graphs, too, for a criterion in one
+        self._split: list[tuple[Tensor, Tensor]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without rows: they have a history, which cannot be copied or saved."""
+        return self.__dict__ | {"forward": None, "_split": []}
+
+    def enter(self, forward: Forward) -> None:
+        """Begin a forward."""
+        self.forward, self._split = forward, []
+
+    def leave(self) -> Forward | None:
+        """End it."""
+        forward, self.forward = self.forward, None
+        return forward
+
+    def take_originals(self, tensor: Tensor) -> Tensor:
+        """The first N rows of an output `[2N, ...]`; any other output as it is."""
+        if self.samples is None or tensor.dim() == 0 or tensor.shape[0] != 2 * self.samples:
+            return tensor
+        original, related = tensor.chunk(2)
+        self._split.append((original, related))
+        return original
+
+    def mark(self, owner: object, tensor: Tensor) -> Mark | None:
+        """The mark that a tensor would have: by identity, else by the number of its rows."""
+        if self.samples is None or not tensor.is_floating_point():
+            return None
+        forward = Forward(owner, answered=True)
+        for original, related in self._split:
+            if tensor is original or (not torch.compiler.is_compiling() and split.shows(tensor, original)):
+                return self._split_mark(forward, original, related)
+        if any(size == 2 * self.samples for size in tensor.shape):
+            return Doubled(forward, self.samples)
+        if self._split and tensor.dim() > 0 and tensor.shape[0] == self.samples:
+            return self._split_mark(forward, *self._split[0])  # which says that it is no view
+        return None
+
+    def _split_mark(self, forward: Forward, original: Tensor, related: Tensor) -> Split:
+        return Split(forward, self.samples, original, related, split.version_of(original))

@@ -1,0 +1,167 @@
+"""The forward of an attached model: entered, with its labels doubled, and left, with its outputs marked."""
+
+import functools
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from batchformer import marks
+from batchformer.marks import Doubled, Hidden, Split
+from batchformer.swap_in import forward as forwards
+from batchformer.swap_in import labels, split
+from batchformer.swap_in.forward import Forward
+from batchformer.swap_in.options import Options
+from batchformer.swap_in.places import Place
+from batchformer.swap_in.rules import map_tensors
+from batchformer.swap_in.signature import Call, by_name, parameters
+from batchformer.swap_in.traced import check_not_traced
+from batchformer.swap_in.watch import shared
+
+
+class Entry:
+    """Hooks of the model itself. In a forward in training, every place has to run."""
+
+    def __init__(self, family: Any, model: nn.Module, places: list[Place], options: Options) -> None:
+        self._family = family
+        self._places = places
+        self._required = [number for number, place in enumerate(places) if place.path not in options.optional]
+        self._originals_alone = family.returns_originals or options.outputs == "originals"
+        self._wrapped = options.wrapped
+        self._arguments = parameters(model.forward)
+        self._ddp_checked = False
+
+    def new_forward(self) -> Forward:
+        """A forward that begins here, or that a place is by itself."""
+        needs_no_answer = self._family.answers or not self._wrapped or marks.in_backward()
+        return Forward(self._family, answered=needs_no_answer)
+
+    def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        """Forward pre-hook of the model, before all others."""
+        family = self._family
+        if not family.attachment.training:
+            return None
+        check_replica(model)
+        check_not_traced(args)
+        if torch.compiler.is_compiling():
+            forward = Forward(family, answered=True)
+            family.compiled.enter(forward)
+        else:
+            self._check_data_parallel()
+            family.watch.forward(model, family.attachment.inserted)
+            forward = self.new_forward()
+            forwards.enter(forward)
+        if not (family.takes_labels and family.active):
+            return None
+        if by_name(self._arguments, args, kwargs).get("return_loss"):
+            raise ValueError(
+                "return_loss: expected none in training with BatchFormer, as it contrasts the samples of a "
+                "batch, and a related row would be a negative of its own original, got True"
+            )
+        args, kwargs, forward.labels = labels.double(self._arguments, args, kwargs)
+        return args, kwargs
+
+    def leave(self, model: nn.Module, args: Any, output: Any) -> Any:
+        """Forward hook of the model."""
+        del args
+        family, compiling = self._family, torch.compiler.is_compiling()
+        forward = family.compiled.leave() if compiling else forwards.leave(family)
+        if forward is None:  # evaluation
+            if not compiling and torch.is_grad_enabled():
+                map_tensors(output, _mark_single)
+            return None
+        for number in self._required:
+            if number not in forward.ran:
+                self._raise_not_run(number)
+        if not family.active:
+            return None
+        family.compiled.samples = forward.samples
+        if compiling:
+            return map_tensors(output, family.compiled.take_originals) if self._originals_alone else None
+        output = map_tensors(output, functools.partial(self._end, forward))
+        self._check_answer(model, forward, output)
+        return output
+
+    def abandon(self, model: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook that is called in any case: the forward has raised, if it is still under way."""
+        del model, args, output
+        if not torch.compiler.is_compiling():
+            forwards.leave(self._family)
+
+    def check_place_ran(self, tensor: Tensor) -> None:
+        """Raise RuntimeError for what a place computed in training though BatchFormer did not run there."""
+        if not self._family.active or torch.compiler.is_compiling():
+            return
+        modules = dict(self._family.model.named_modules())
+        at_places = {
+            id(parameter): number
+            for number in self._required
+            if self._places[number].path in modules
+            for parameter in modules[self._places[number].path].parameters()
+        }
+        inside = {id(parameter) for parameter in self._family.attachment.parameters()}
+        for leaf in marks.leaves_of(tensor):
+            if id(leaf) in at_places and id(leaf) not in inside:
+                self._raise_not_run(at_places[id(leaf)])
+
+    def _end(self, forward: Forward, tensor: Tensor) -> Tensor:
+        """An output of the model, marked; the originals alone, if that is what it returns."""
+        mark = marks.find(tensor)
+        if (isinstance(mark, Hidden) or (mark is None and forward.blind)) and forward.samples is not None:
+            mark = Doubled(forward, forward.samples) if 2 * forward.samples in tensor.shape else None
+        if not isinstance(mark, Doubled) or isinstance(mark, Split):
+            return _mark_single(tensor) if mark is None else tensor
+        marks.put(tensor, Doubled(mark.forward, mark.samples))
+        return split.take_originals(tensor, mark) if self._originals_alone else tensor
+
+    def _check_answer(self, model: nn.Module, forward: Forward, output: Any) -> None:
+        """Raise RuntimeError where a model that computes its loss from labels was given none."""
+        family = self._family
+        if forward.answered or not family.takes_labels or not torch.is_grad_enabled():
+            return
+        if forward.labels is not None:
+            scalars: list[Tensor] = []
+            map_tensors(output, lambda tensor: scalars.append(tensor) if tensor.dim() == 0 else tensor)
+            forward.answered = any(scalar.requires_grad for scalar in scalars)
+        elif family.criteria == 0 and labels.has_own_loss(model, self._arguments):
+            raise RuntimeError(
+                f"labels: expected those of {type(model).__name__} in the call, or a wrapped criterion, as "
+                f"the outputs have both streams, got neither; with transformers' Trainer and label smoothing "
+                f"trainer.label_smoother = attachment.wrap(trainer.label_smoother), else wrap what computes "
+                f"the loss, or attach(..., wrapped=False) if the script doubles the targets"
+            )
+
+    def _raise_not_run(self, number: int) -> NoReturn:
+        raise RuntimeError(
+            f"model: expected {self._places[number]} to run in every forward in training, got one in which "
+            f"BatchFormer did not: the module was replaced after attach(), called past its hooks (its "
+            f".forward, its weights alone, a checkpoint of its layers), or skipped; what is skipped on "
+            f"purpose is named: attach(..., optional=[...])"
+        )
+
+    def _check_data_parallel(self) -> None:
+        wrapper = DistributedDataParallel._active_ddp_module
+        if self._ddp_checked or wrapper is None:
+            return
+        if not shared(self._family.attachment.parameters(), wrapper._module_parameters):
+            raise RuntimeError(
+                "model: expected attach() before DistributedDataParallel, as that averages the gradients of "
+                "the parameters which it found, got parameters that it does not know, which would drift "
+                "apart between the ranks"
+            )
+        self._ddp_checked = True
+
+
+def check_replica(module: nn.Module) -> None:
+    """Raise RuntimeError in a replica of nn.DataParallel."""
+    if getattr(module, "_is_replica", False):
+        raise RuntimeError(
+            "model: expected no replica of nn.DataParallel, as that gathers both streams of each device in "
+            "turn, got one; use DistributedDataParallel"
+        )
+
+
+def _mark_single(tensor: Tensor) -> Tensor:
+    marks.put_by_history(tensor, marks.Single())
+    return tensor

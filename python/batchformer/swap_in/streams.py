@@ -1,0 +1,122 @@
+"""What happens to a tensor at a place: N samples are doubled, of both streams the second is transformed."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batchformer import marks
+from batchformer.marks import AtTheDoor, Doubled, Hidden
+from batchformer.modules.batchformer_v2 import BatchFormerV2
+from batchformer.swap_in import forward as forwards
+from batchformer.swap_in.entry import check_replica
+from batchformer.swap_in.forward import Forward
+from batchformer.swap_in.places import Place
+
+
+class Streams:
+    """The module of each place, and which forward a tensor at a place belongs to."""
+
+    def __init__(self, family: Any, places: list[Place]) -> None:
+        self._family = family
+        self._places = places
+        self._arrivals: dict[tuple[int, int], bool | None] = {}  # see _had_both
+
+    def current(self, x: Tensor) -> Forward:
+        """The forward that a tensor at a place belongs to."""
+        family = self._family
+        if torch.compiler.is_compiling():
+            return family.compiled.forward or Forward(family, answered=True)
+        forward = forwards.current(family)
+        if forward is None:  # a checkpoint runs again, or a part of the model by itself
+            mark = marks.find(x)
+            if isinstance(mark, Doubled) and mark.forward.owner is family:
+                known: Forward = mark.forward
+                return known
+            forward = family.entry.new_forward()
+        return forward
+
+    def at(self, number: int) -> Any:
+        """The module of a place: its own, or the one that all share."""
+        inserted = self._family.attachment.inserted
+        return inserted[number if len(inserted) > 1 else 0]
+
+    def relate(self, number: int, place: nn.Module, x: Tensor) -> Tensor:
+        """What comes out at a place: x with both streams, or the related rows alone."""
+        check_replica(place)
+        if torch.compiler.is_compiling() and self._family.compiled.forward is None:
+            outside: Tensor = self._relate_outside_of_the_graph(number, x)
+            return outside
+        return self._relate(self.current(x), number, x)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _relate_outside_of_the_graph(self, number: int, x: Tensor) -> Tensor:
+        """Where a part of the model is compiled by itself, which does not know of the forward around it."""
+        return self._relate(self.current(x), number, x)
+
+    def _relate(self, forward: Forward, number: int, x: Tensor) -> Tensor:
+        module, active = self.at(number), self._family.active
+        axis = module.batch_axis if isinstance(module, BatchFormerV2) else 0
+        had_both = active and self._had_both(forward, number, x, axis)
+        if not had_both and forward.early and x.shape[axis] == 2 * forward.samples:
+            x = x.narrow(axis, 0, forward.samples)
+        rows = _rows(x, axis)
+        if not forward.ran and forward.labels is not None and rows != forward.labels:
+            raise ValueError(
+                f"labels: expected one for each of the {rows} samples at {self._places[number]}, got "
+                f"{forward.labels}; what is made of labels before BatchFormer cannot have both streams"
+            )
+        related = module(x, streams=2 if had_both else 1)
+        y: Tensor = related if isinstance(module, BatchFormerV2) else related[0]
+        forward.ran.append(number)
+        if active and not had_both:
+            forward.samples = rows
+        if active and not torch.compiler.is_compiling():
+            self._mark(forward, y, axis)
+        return y
+
+    def _had_both(self, forward: Forward, number: int, x: Tensor, axis: int) -> bool:
+        """Whether x comes from a place before: by its history; without one by its number of rows."""
+        rows = _rows(x, axis)
+        as_many = bool(forward.ran) and rows == 2 * forward.samples
+        if torch.compiler.is_compiling():
+            return as_many
+        mark = marks.find(x) if forward.ran else None
+        if isinstance(mark, Doubled):
+            had = not isinstance(mark, AtTheDoor) and mark.forward.owner is self._family
+        elif marks.in_backward():  # a reentrant checkpoint, which cuts the history
+            remembered = self._arrivals.get((number, rows))
+            if remembered is None:
+                raise RuntimeError(
+                    f"checkpoint: expected to know whether the {rows} samples at {self._places[number]} have "
+                    f"both streams, got a reentrant one, which does not tell; pass use_reentrant=False"
+                )
+            return remembered
+        else:
+            had = as_many and (forward.blind or isinstance(mark, Hidden))
+        if self._arrivals.setdefault((number, rows), had) != had:
+            self._arrivals[number, rows] = None
+        return had
+
+    def _mark(self, forward: Forward, y: Tensor, axis: int) -> None:
+        samples = y.shape[axis] // 2
+        mark = Doubled(forward, samples)
+        if y.grad_fn is None:
+            forward.blind = True
+            marks.put(y, mark)
+            return
+        marks.put_by_history(y, mark)
+        y.register_hook(functools.partial(self._gradient_came, forward, axis, samples))
+
+    def _gradient_came(self, forward: Forward, axis: int, samples: int, grad: Tensor) -> None:
+        if not forward.answered:
+            raise RuntimeError(
+                "criterion: expected one that knows of both streams, got a gradient of another: criterion = "
+                "attachment.wrap(criterion); or attach(..., wrapped=False) if the script doubles the targets"
+            )
+        self._family.watch.gradient(grad.narrow(axis, samples, samples))
+
+
+def _rows(x: Tensor, axis: int) -> int:
+    return x.shape[axis] if x.dim() > axis else 0

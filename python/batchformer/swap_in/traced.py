@@ -1,0 +1,21 @@
+"""Tracing, export and torch.fx, which take the model of one moment: not one in training."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+
+def check_not_traced(values: Iterable[Any]) -> None:
+    """Raise RuntimeError where values are those of a trace or an export."""
+    if torch.compiler.is_compiling():
+        traced = torch.compiler.is_exporting()
+    else:
+        proxies = any(isinstance(value, fx.Proxy) for value in values)
+        traced = proxies or torch._C._get_tracing_state() is not None
+    if traced:
+        raise RuntimeError(
+            "model: expected one in evaluation for tracing and export, as BatchFormer is for training alone, "
+            "got one in training: model.eval(), or attachment.remove() before"
+        )
