@@ -402,7 +402,7 @@ def test_outputs_of_equal_values_are_told_apart():
 def test_related_rows_that_reach_no_criterion_stop_the_training():
     model = Network()
     bf.attach(model, before=HEADS, outputs="originals")
-    with pytest.raises(RuntimeError, match="criterion: expected one that knows of both streams"):
+    with pytest.raises(RuntimeError, match="criterion: expected every loss of the outputs to be wrapped"):
         F.cross_entropy(model(X), Y).backward()
 
 

@@ -286,3 +286,23 @@ def test_detr_with_a_criterion_that_is_not_wrapped_stops_at_the_first_step():
         detr_step({}, wrap=False)
     detr_step({}, wrap=True)
     detr_step({"wrapped": False}, wrap=False)
+
+
+def test_each_term_of_a_loss_has_to_be_wrapped_where_the_model_returns_the_originals():
+    """A term that is not wrapped trains the originals alone."""
+    model, attachment = attached(outputs="originals")
+    criterion, penalty = attachment.wrap(F.cross_entropy), lambda logits: logits.square().mean()
+    logits = model(X)
+    with refused(RuntimeError, saying="every loss of the outputs to be wrapped"):
+        (criterion(logits, Y) + penalty(logits)).backward()
+    logits = model(X)
+    loss = criterion(logits, Y) + attachment.wrap(penalty, targets=[])(logits)
+    expected = mean_of(lambda o, y: F.cross_entropy(o, y) + penalty(o), streams(model, attachment, X), Y)
+    assert_step(loss, expected, model, attachment)
+
+
+def test_targets_of_twice_as_many_samples_are_those_of_another_batch():
+    """As for a layout that takes positions for samples, where there are half as many of them."""
+    model, attachment = attached()
+    with refused(ValueError, saying="an entry for each of the 4 samples"):
+        attachment.wrap(nn.CrossEntropyLoss())(model(X), torch.cat([Y, Y]))

@@ -26,7 +26,7 @@ class Mark:
     """What is known of a tensor."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Doubled(Mark):
     """Both streams of `samples` samples, made in `forward`."""
 
@@ -34,12 +34,12 @@ class Doubled(Mark):
     samples: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class AtTheDoor(Doubled):
     """Twice the batch, before the first place: the second half is no stream yet."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Split(Doubled):
     """The originals' rows of an output, and the related rows that were taken off it.
 
@@ -47,27 +47,29 @@ class Split(Doubled):
     """
 
     original: Tensor
+    rows: Tensor  # the same, with their history
     related: Tensor
     version: int
     axis: int = 0
+    copied: bool = False  # whether a criterion got a copy, whose gradient comes by the original
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Stream(Mark):
     """One stream alone, taken out by hand with original() or related()."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Single(Mark):
     """What a model returned with an entry for each sample, from before the first place or in evaluation."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Twice(Mark):
     """Images that were doubled for a criterion: both halves are the same."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Hidden(Mark):
     """What a compiled graph gave: its history does not show what is in it."""
 

@@ -69,6 +69,14 @@ NOT_A_PLACE = Mistake(
     "`optional` has a path that is none of the places.",
     "Write it as in `before` or `after`.",
 )
+NOBODY_GETS = Mistake(
+    "The model is to return the originals alone, and no criterion that could get the rest is to be wrapped.",
+    "Leave out one of the two.",
+)
+BY_INDEX = Mistake(
+    "A block of the DETR family is named by its path, which doubles the tokens and not what goes with them.",
+    "`attach(model, after=0)`.",
+)
 SHARDED = Mistake(
     "`attach` stands behind `fully_shard`.",
     "Attach first, and shard the model with what was attached.",
@@ -146,14 +154,15 @@ ATTACH = (
     Row(
         lambda: bf.attach(NET, before="classfier"),
         ValueError,
-        "before: expected the path of a module in Sequential, got 'classfier'; the nearest are 'classifier'",
+        "before: expected the path of a module in Sequential, got 'classfier'; the nearest are 'classifier'; "
+        "the last Linear is 'classifier'",
         *NO_SUCH_PATH,
     ),
     Row(
         lambda: bf.attach(NET, before="zzz"),
         ValueError,
         "before: expected the path of a module in Sequential, got 'zzz'; it has 'stem', 'block', "
-        "'classifier'",
+        "'classifier'; the last Linear is 'classifier'",
         *NO_SUCH_PATH,
     ),
     Row(
@@ -212,6 +221,21 @@ ATTACH = (
         "model: expected a module at '2' that the model calls, got a ModuleList, which only holds others; "
         "name one of them",
         *NEVER_CALLED,
+    ),
+    Row(
+        lambda: bf.attach(NET, before="classifier", outputs="originals", wrapped=False),
+        ValueError,
+        'outputs: expected "both" with wrapped=False, as only a wrapped criterion gets the related rows of '
+        '"originals", got "originals"',
+        *NOBODY_GETS,
+    ),
+    Row(
+        lambda: bf.attach(stand_ins.Detr(), after="transformer.encoder.layers.0", layout="LNC"),
+        ValueError,
+        "after: expected the index of the block, after=0, of a model of 'detr', whose masks and "
+        "positions are "
+        "doubled with it, got 'transformer.encoder.layers.0'",
+        *BY_INDEX,
     ),
     Row(
         lambda: bf.attach(NET, before="classifier", optional=["stem"]),

@@ -93,7 +93,7 @@ ATTACHED = (
     Row(
         lambda: AFTER_A_DICT(X),
         TypeError,
-        "x: expected a block that returns a torch.Tensor, got dict",
+        "x: expected a block at '0' that returns a torch.Tensor, got dict",
         *NOT_TOKENS,
     ),
     Row(

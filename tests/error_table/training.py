@@ -78,6 +78,10 @@ COMPUTED = Mistake(
     "Pass the outputs as they came, or views of them, and compute the rest in the criterion; or attach with "
     "`outputs='both'`.",
 )
+TERM = Mistake(
+    "With `outputs='originals'`, a term of the loss is not wrapped: it trains the originals alone.",
+    "Wrap each term: `penalty = attachment.wrap(penalty, targets=[])`.",
+)
 IN_PLACE = Mistake(
     "With `outputs='originals'`, the outputs were changed in place.",
     "Change a copy, inside of the criterion.",
@@ -184,18 +188,15 @@ NO_GRAD_CRITERION = NO_GRAD_ATTACHMENT.wrap(F.cross_entropy)
 NO_GRAD = checkpoint(NO_GRAD_MODEL, X.clone().requires_grad_(), use_reentrant=True)
 SIX, OF_SIX = criterion_of(criterion=lambda outputs, *targets: None)
 FIVE, OF_FIVE = criterion_of(criterion=lambda outputs, *targets: None, samples=5)
-TRAINED = (
-    "model: expected '1' to run in every forward in training, got one in which BatchFormer did not: the "
-)
-
 TRAINING = (
     Row(
         lambda: replaced()(X),
         RuntimeError,
-        f"{TRAINED}module was replaced after attach(), called past its hooks (its .forward, its "
-        "weights alone, a "
-        "checkpoint of its layers), or skipped; what is skipped on purpose is named: attach(..., "
-        "optional=[...])",
+        "model: expected '1' to run in every forward in training, got one in which BatchFormer did not: the "
+        "module was replaced after attach() (attachment.remove(), and attach() again), called past its hooks "
+        "(its .forward, its weights alone, a checkpoint of its layers) or skipped; what is skipped "
+        "on purpose "
+        "is named: attach(..., optional=[...])",
         *NOT_RUN,
     ),
     Row(
@@ -215,8 +216,10 @@ TRAINING = (
     Row(
         lambda: attached()[0](X).sum().backward(),
         RuntimeError,
-        "criterion: expected one that knows of both streams, got a gradient of another: criterion = "
-        "attachment.wrap(criterion); or attach(..., wrapped=False) if the script doubles the targets",
+        "criterion: expected one that is wrapped, as the outputs have both streams, got a gradient "
+        "of another: "
+        "criterion = attachment.wrap(criterion); or attach(..., wrapped=False) if the script doubles the "
+        "targets",
         *NOT_WRAPPED,
         computed=True,
     ),
@@ -281,16 +284,19 @@ TRAINING = (
     Row(
         lambda: CRITERION(LOGITS[:4], Y[:4]),
         ValueError,
-        "criterion: expected outputs with the 12 rows of both streams, got some of shape [4, 5]; where a "
-        'script cuts them, attach(..., outputs="originals"), or take them apart with original() and '
-        "related()",
+        "criterion: expected outputs with the 12 rows of both streams, got some of shape [4, 5]; "
+        "where a script "
+        'cuts them, attach(..., outputs="originals"), or take them apart with original() and related(); or '
+        "`layout` names another axis than the batch",
         *CUT,
     ),
     Row(
         lambda: CRITERION(LOGITS, Y[:4]),
         ValueError,
-        "criterion: expected targets with an entry for each of the 6 samples, as the outputs have both "
-        "streams, got none; of a loss without targets say so: attachment.wrap(criterion, targets=[])",
+        "criterion: expected targets with an entry for each of the 6 samples, as the outputs have "
+        "both streams, "
+        "got none; what takes a part of the batch gets that part of the outputs (attach(..., "
+        'outputs="originals")), and of a loss without targets say so: attachment.wrap(criterion, targets=[])',
         *NO_TARGETS,
     ),
     Row(
@@ -324,6 +330,15 @@ TRAINING = (
         "kept for them, got what was computed from one, of shape [6, 5]; compute it inside: "
         "attachment.wrap(lambda outputs, targets: ...)",
         *COMPUTED,
+    ),
+    Row(
+        lambda: F.cross_entropy(criterion_of("originals")[0], Y).backward(),
+        RuntimeError,
+        "criterion: expected every loss of the outputs to be wrapped, as only then it has the "
+        "related rows, got "
+        "a gradient of another: attachment.wrap() for each term",
+        *TERM,
+        computed=True,
     ),
     Row(
         lambda: CHANGING(CHANGED, Y),

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -61,7 +62,7 @@ def attach(
     as_published: bool = False,
     **module: Any,
 ) -> Attachment:
-    """BatchFormer in `model`, whose code stays as it is; what is returned is also ``model.batchformer``.
+    """BatchFormer in `model`, whose code stays as it is; what is returned is also a child of the model, ``batchformer``.
 
     In training the part of the model behind the insertion sees both streams, the originals first: twice the
     batch. In evaluation, and after :meth:`Attachment.remove`, the model is what it was. Attach before the
@@ -69,9 +70,9 @@ def attach(
     torch.compile; and pass the criterion through :meth:`Attachment.wrap`. A model that takes labels and
     returns its loss needs no wrapping: its labels are doubled at the door.
 
-    What would train something else than both streams raises: a place that does not run in a forward in
-    training, a gradient of a criterion that was not wrapped, outputs that a script has cut by the batch size,
-    targets that are not known.
+    What is seen to train something else than both streams raises: a place that does not run in a forward in
+    training, a criterion that was not wrapped, outputs that a script has cut by the batch size, targets that
+    are not known.
 
     Args:
         model: any module. Without `preset`, `before` and `after`, its family is recognised.
@@ -83,14 +84,14 @@ def attach(
             encoder layer 0 and DeiT's block 8. A place that gets both streams from one before it transforms
             the second; one that gets the batch, beside it, doubles that by itself.
         layout: of what the blocks give, "NLC", "LNC", "NCHW", "NHWC", or "NC" for features. If None, what
-            their classes tell: those of torch by batch_first, of timm, transformers and torchvision, and
-            convolutions; blocks of other classes need it.
+            their classes tell: those of torch by batch_first, most blocks of timm, transformers and
+            torchvision, and convolutions; blocks of other classes need it.
         dim: the width C. If None, what the modules tell.
         shared: one module for all places, or one for each.
         outputs: "both", or "originals": the model returns the originals' rows alone, and the wrapped
             criterion gets those of both streams, also of rows that were cut out or reshaped. For scripts that
-            compare training logits with labels, or cut them by the batch size. Presets whose scripts do so
-            have it.
+            compare training logits with labels, or cut them by the batch size. "ride", "balanced_softmax"
+            and "paco" always do.
         optional: the paths of places that the model skips on purpose (stochastic depth, experts).
         wrapped: False for a script that doubles its targets itself, with :func:`duplicate`: then nothing
             checks that it does.
@@ -152,11 +153,30 @@ def attach(
     options = Options(
         before, after, layout, dim, shared, outputs, tuple(optional), wrapped, pairings, as_published, module
     )
+    if outputs == "originals" and not wrapped:
+        raise ValueError(
+            'outputs: expected "both" with wrapped=False, as only a wrapped criterion gets the related rows '
+            'of "originals", got "originals"'
+        )
+    _check_not_by_path(model, after)
     # All that can be refused is refused before the model is touched.
     places = family.find_places(model, options)
     check_places(model, places)
     check_optional(places, options.optional)
     return Attachment(family, model, places, family.make_modules(model, places, options), options)
+
+
+def _check_not_by_path(model: nn.Module, after: Any) -> None:
+    """Raise ValueError for the path of a block of a model that takes masks along, which its family knows."""
+    paths = [after] if isinstance(after, str) else after if isinstance(after, Sequence) else []
+    for path in paths:
+        found = re.fullmatch(r"(.*\.)?encoder\.layers\.(\d+)", path) if isinstance(path, str) else None
+        family = next((each for each in (TransformersDetr, Detr, DeformableDetr) if each.fits(model)), None)
+        if found and family:
+            raise ValueError(
+                f"after: expected the index of the block, after={found[2]}, of a model of {family.name!r}, "
+                f"whose masks and positions are doubled with it, got {path!r}"
+            )
 
 
 def _with_old_names(preset: str | None, module: dict[str, Any]) -> dict[str, Any]:

@@ -54,4 +54,4 @@ class Compiled:
         return None
 
     def _split_mark(self, forward: Forward, original: Tensor, related: Tensor) -> Split:
-        return Split(forward, self.samples, original, related, split.version_of(original))
+        return Split(forward, self.samples, original, original, related, split.version_of(original))

@@ -79,10 +79,11 @@ class Judge:
                 else value
                 for key, value in given.items()
             }
-        if not batch.doubled and not batch.already and (self._targets is None or len(self._targets) > 0):
+        if not batch.doubled and (self._targets is None or len(self._targets) > 0):
             raise ValueError(
                 f"criterion: expected targets with an entry for each of the {outputs.samples[0]} samples, as "
-                f"the outputs have both streams, got none; of a loss without targets say so: "
+                f"the outputs have both streams, got none; what takes a part of the batch gets that part of "
+                f'the outputs (attach(..., outputs="originals")), and of a loss without targets say so: '
                 f"attachment.wrap(criterion, targets=[])"
             )
         if self._has_teacher and not torch.compiler.is_compiling():
@@ -163,7 +164,7 @@ class _Outputs:
             raise ValueError(
                 f"criterion: expected outputs with the {2 * samples} rows of both streams, got some of shape "
                 f'{list(tensor.shape)}; where a script cuts them, attach(..., outputs="originals"), or take '
-                f"them apart with original() and related()"
+                f"them apart with original() and related(); or `layout` names another axis than the batch"
             )
 
 

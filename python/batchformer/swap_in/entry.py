@@ -135,9 +135,9 @@ class Entry:
     def _raise_not_run(self, number: int) -> NoReturn:
         raise RuntimeError(
             f"model: expected {self._places[number]} to run in every forward in training, got one in which "
-            f"BatchFormer did not: the module was replaced after attach(), called past its hooks (its "
-            f".forward, its weights alone, a checkpoint of its layers), or skipped; what is skipped on "
-            f"purpose is named: attach(..., optional=[...])"
+            f"BatchFormer did not: the module was replaced after attach() (attachment.remove(), and attach() "
+            f"again), called past its hooks (its .forward, its weights alone, a checkpoint of its layers) or "
+            f"skipped; what is skipped on purpose is named: attach(..., optional=[...])"
         )
 
     def _check_data_parallel(self) -> None:

@@ -175,7 +175,9 @@ class Family:
         if not self.trains(place):
             return None
         check_not_traced([output])
-        return tokens.with_first(output, self.streams.relate(number, place, tokens.first(output)))
+        return tokens.with_first(
+            output, self.streams.relate(number, place, tokens.first(output, self.streams.place(number)))
+        )
 
     def trains(self, place: nn.Module) -> bool:
         """Whether a place has something to do, in the forward of the model or by itself."""

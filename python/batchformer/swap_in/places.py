@@ -42,7 +42,7 @@ def find(model: nn.Module, argument: str, paths: str | Sequence[str]) -> list[Pl
         if path not in modules:
             raise ValueError(
                 f"{argument}: expected the path of a module in {type(model).__name__}, got {path!r}; "
-                f"{_nearest(path, modules)}"
+                f"{_nearest(path, modules)}{_classifier(argument, modules)}"
             )
     return [Place(path, modules[path]) for path in paths]
 
@@ -199,6 +199,11 @@ def tensor_arguments(place: Place, model: nn.Module) -> dict[str, Any]:
 
 def _is_inside(path: str, outer: str) -> bool:
     return not outer or path.startswith(f"{outer}.")
+
+
+def _classifier(argument: str, modules: dict[str, nn.Module]) -> str:
+    linear = [path for path, module in modules.items() if path and isinstance(module, nn.Linear)]
+    return f"; the last Linear is {linear[-1]!r}" if argument == "before" and linear else ""
 
 
 def _nearest(path: str, modules: dict[str, nn.Module]) -> str:

@@ -46,7 +46,6 @@ class Batch:
         self.others = [size for size in others if size != 1]
         self.outputs = outputs
         self.doubled = 0  # how many arguments, and parts of them, were doubled
-        self.already = False  # whether something else has 2N rows
         self._unclear: list[Name] = []
         self._take_unclear = False
 
@@ -96,7 +95,6 @@ class Batch:
             return value
         samples, axis = value.shape[0], self._axis(value)
         if axis is None:
-            self.already = self.already or any(samples == 2 * each for each in self.samples)
             return value
         if axis == 1:
             return self._twice(value, axis)

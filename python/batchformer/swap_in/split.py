@@ -5,6 +5,7 @@ transpose is found by its storage, copies by their values. Anything else that wa
 no related rows that could be known.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -26,12 +27,24 @@ def take_originals(output: Tensor, mark: Doubled) -> Tensor:
     if not axes:
         return output
     axis = axes[0]
-    # Not chunk(): both halves would have one node, which would keep itself.
-    original = output.narrow(axis, 0, mark.samples)
-    related = output.narrow(axis, mark.samples, mark.samples)
+    # Not chunk(): its halves have one node, which would keep itself.
+    original, rows, related = (output.narrow(axis, first, mark.samples) for first in (0, 0, mark.samples))
     detached = original.detach()
-    marks.put(original, Split(mark.forward, mark.samples, detached, related, version_of(detached), axis))
+    split = Split(mark.forward, mark.samples, detached, rows, related, version_of(detached), axis)
+    marks.put(original, split)
+    if original.requires_grad:
+        original.register_hook(functools.partial(_gradient_of_originals, split))
     return original
+
+
+def _gradient_of_originals(mark: Split, grad: Tensor) -> None:
+    # What a wrapped criterion computes does not come this way, but by the rows that join() takes.
+    del grad
+    if not mark.copied:
+        raise RuntimeError(
+            "criterion: expected every loss of the outputs to be wrapped, as only then it has the related "
+            "rows, got a gradient of another: attachment.wrap() for each term"
+        )
 
 
 def _axis_of_stack(output: Tensor) -> int | None:
@@ -47,7 +60,7 @@ def join(tensor: Tensor, mark: Split) -> tuple[Tensor, int]:
     Raises:
         ValueError: something that was computed from the output, changed in place, or made without a graph.
     """
-    original, related = mark.original, mark.related
+    original, rows, related = mark.original, mark.rows, mark.related
     if tensor is original:  # from a compiled graph
         return torch.cat([tensor, related], dim=mark.axis), mark.samples
     if tensor.requires_grad and not related.requires_grad:
@@ -56,28 +69,46 @@ def join(tensor: Tensor, mark: Split) -> tuple[Tensor, int]:
             "would be lost, got some of one that ran without (a reentrant checkpoint); pass "
             "use_reentrant=False"
         )
-    if _is_view(tensor, original):
+    if not tensor.requires_grad:  # detached, as of a teacher's opinion of the same batch
+        rows, related = rows.detach(), related.detach()
+    source = _source(tensor, original)
+    if source is None:
+        raise ValueError(
+            f"criterion: expected the outputs that the model returned, or views of them, as the related rows "
+            f"are kept for them, got what was computed from one, of shape {list(tensor.shape)}; compute it "
+            f"inside: attachment.wrap(lambda outputs, targets: ...)"
+        )
+    if source is original:
         if version_of(tensor) != mark.version:
             raise ValueError(
                 "criterion: expected outputs as the model returned them, got some that were changed in "
                 "place, which the related rows were not; change a copy inside of the criterion"
             )
-        offset = related.storage_offset() + tensor.storage_offset() - original.storage_offset()
-        counterpart = related.as_strided(tensor.size(), tensor.stride(), offset)
-        axis = _axis_of_rows(tensor, original, original.stride(mark.axis))
-        return _both(tensor, counterpart, axis, mark), tensor.shape[axis] if tensor.dim() else 1
-    if _is_copy(tensor, original):
-        return _both(tensor, related.to(tensor.dtype), mark.axis, mark), mark.samples
-    raise ValueError(
-        f"criterion: expected the outputs that the model returned, or views of them, as the related rows are "
-        f"kept for them, got what was computed from one, of shape {list(tensor.shape)}; compute it inside: "
-        f"attachment.wrap(lambda outputs, targets: ...)"
-    )
+        tensor, counterpart = (_same_view(each, tensor, original) for each in (rows, related))
+    else:  # DistributedDataParallel has to see the gradient of the copy that it hands on
+        mark.copied = True
+        counterpart = _same_view(related.to(tensor.dtype).contiguous(), tensor, source)
+    axis = _axis_of_rows(tensor, source, source.stride(mark.axis))
+    return _both(tensor, counterpart, axis, mark), tensor.shape[axis] if tensor.dim() else 1
+
+
+def _source(tensor: Tensor, original: Tensor) -> Tensor | None:
+    """What a tensor is a view of: the original, a copy of it, or neither."""
+    if _is_view(tensor, original):
+        return original
+    base = tensor if tensor._base is None else tensor._base
+    return base if _is_copy(base, original) and base.is_contiguous() else None
+
+
+def _same_view(rows: Tensor, view: Tensor, source: Tensor) -> Tensor:
+    """Of `rows` what the view is of its source."""
+    offset = rows.storage_offset() + view.storage_offset() - source.storage_offset()
+    return rows.as_strided(view.size(), view.stride(), offset)
 
 
 def shows(tensor: Tensor, original: Tensor) -> bool:
     """Whether a tensor is a view or a copy of what a model returned."""
-    return _is_view(tensor, original) or _is_copy(tensor, original)
+    return _source(tensor, original) is not None
 
 
 def version_of(tensor: Tensor) -> int:
@@ -88,7 +119,7 @@ def version_of(tensor: Tensor) -> int:
 def _both(tensor: Tensor, counterpart: Tensor, axis: int, mark: Split) -> Tensor:
     if tensor.dim() == 0:
         tensor, counterpart = tensor[None], counterpart[None]
-    joined = torch.cat([tensor, counterpart if tensor.requires_grad else counterpart.detach()], dim=axis)
+    joined = torch.cat([tensor, counterpart], dim=axis)
     marks.put_by_history(joined, Doubled(mark.forward, mark.samples))
     return joined
 

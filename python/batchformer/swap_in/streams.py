@@ -42,6 +42,10 @@ class Streams:
         inserted = self._family.attachment.inserted
         return inserted[number if len(inserted) > 1 else 0]
 
+    def place(self, number: int) -> Place:
+        """The place of a number."""
+        return self._places[number]
+
     def relate(self, number: int, place: nn.Module, x: Tensor) -> Tensor:
         """What comes out at a place: x with both streams, or the related rows alone."""
         check_replica(place)
@@ -112,8 +116,9 @@ class Streams:
     def _gradient_came(self, forward: Forward, axis: int, samples: int, grad: Tensor) -> None:
         if not forward.answered:
             raise RuntimeError(
-                "criterion: expected one that knows of both streams, got a gradient of another: criterion = "
-                "attachment.wrap(criterion); or attach(..., wrapped=False) if the script doubles the targets"
+                "criterion: expected one that is wrapped, as the outputs have both streams, got a gradient "
+                "of another: criterion = attachment.wrap(criterion); or attach(..., wrapped=False) if the "
+                "script doubles the targets"
             )
         self._family.watch.gradient(grad.narrow(axis, samples, samples))
 

@@ -5,11 +5,13 @@ from typing import Any
 from torch import Tensor
 
 
-def first(output: Any) -> Tensor:
+def first(output: Any, place: object) -> Tensor:
     """The tensor that a block gives: the output itself, or the first of a tuple."""
     tensor = output[0] if isinstance(output, (tuple, list)) and output else output
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"x: expected a block that returns a torch.Tensor, got {type(tensor).__name__}")
+        raise TypeError(
+            f"x: expected a block at {place} that returns a torch.Tensor, got {type(tensor).__name__}"
+        )
     return tensor
 
 

@@ -1,5 +1,6 @@
 """Whether the inserted modules are trained: a warning if not, once, from the first steps of a training."""
 
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -65,7 +66,8 @@ class Watch:
         if self._without == _FIRST_GRADIENTS:
             self._say(
                 "the gradient of the related rows was exactly zero in the first steps: what comes behind "
-                "leaves them out of the loss"
+                "leaves them out of the loss; compute it where they are, in a wrapped criterion, or insert "
+                "further down"
             )
 
     def evaluating(self) -> None:
@@ -78,7 +80,15 @@ class Watch:
     def _say(self, what: str) -> None:
         if what not in self._said:
             self._said.append(what)
-            warnings.warn(f"batchformer: the attachment is not trained; {what}", stacklevel=6)
+            warnings.warn(f"batchformer: the attachment is not trained; {what}", stacklevel=_level_of_user())
+
+
+def _level_of_user() -> int:
+    """How far above the caller the first frame is that is neither torch's nor ours."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "batchformer"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def shared(parameters: Iterable[nn.Parameter], known: Sequence[nn.Parameter]) -> bool:
