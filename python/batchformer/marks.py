@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -141,6 +141,17 @@ def _storage(tensor: Tensor) -> StorageWeakRef | None:
         return StorageWeakRef(tensor.untyped_storage())
     except (RuntimeError, NotImplementedError):  # a subclass that wraps others has none
         return None
+
+
+def path_of(tensor: Tensor) -> list[str]:
+    """Names of the nodes from a tensor to its nearest mark; of several inputs, the first that leads there."""
+    names: list[str] = []
+    node = tensor.grad_fn
+    while node is not None and _KEY not in cast("dict[str, Any]", node.metadata):
+        names.append(node.name())
+        inputs = [each for each, _ in node.next_functions if each is not None]
+        node = next((each for each in inputs if _nearest(each) is not None), None)
+    return names
 
 
 def leaves_of(tensor: Tensor) -> Iterator[Tensor]:

@@ -62,7 +62,7 @@ def attach(
     as_published: bool = False,
     **module: Any,
 ) -> Attachment:
-    """BatchFormer in `model`, whose code stays as it is; what is returned is also a child of the model, ``batchformer``.
+    """BatchFormer in `model`, whose code stays as it is; what is returned is its child ``batchformer``, too.
 
     In training the part of the model behind the insertion sees both streams, the originals first: twice the
     batch. In evaluation, and after :meth:`Attachment.remove`, the model is what it was. Attach before the

@@ -88,7 +88,14 @@ class Attachment(nn.Module):
             raise TypeError(f"criterion: expected a module or a function, got {type(criterion).__name__}")
         family = self._family
         judge = Judge(family, criterion, family.targets if targets is None else targets)
-        if not isinstance(criterion, nn.Module):
+        if hasattr(criterion, "num_splits"):  # timm's JsdCrossEntropy
+            raise ValueError(
+                f"criterion: expected one that takes each row for a sample, got {type(criterion).__name__}, "
+                f"which takes the splits of a batch apart; attach(..., wrapped=False), and call it for each "
+                f"stream"
+            )
+        passes_hooks = type(criterion).__call__ is not nn.Module.__call__
+        if not isinstance(criterion, nn.Module) or passes_hooks:
             family.criteria += 1
             return WrappedFunction(judge, criterion)  # type: ignore[return-value]
         if any(isinstance(getattr(hook, "__self__", None), Judge) for hook in _hooks(criterion)):

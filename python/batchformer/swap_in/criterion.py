@@ -18,6 +18,8 @@ from batchformer.swap_in.rules import Batch, Name, map_tensors
 from batchformer.swap_in.signature import Call, in_place, parameters
 from batchformer.targets import duplicate, original
 
+_CUTS = [f"{name}Backward0" for name in ("Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index")]
+
 Targets = Sequence[str | int] | None
 
 
@@ -61,6 +63,7 @@ class Judge:
         """
         outputs = _Outputs(self._family)
         args, kwargs = map_tensors((args, kwargs), outputs.take)
+        outputs.check_cut()
         if not outputs.doubled:
             if self._targets is None or len(self._targets) > 0:
                 outputs.check()
@@ -106,7 +109,7 @@ class _Outputs:
         self.samples: list[int] = []
         self.forwards: list[Any] = []
         self._unmarked: list[Tensor] = []
-        self._cut: list[tuple[Tensor, int]] = []
+        self._others: list[tuple[Tensor, int]] = []
 
     def take(self, tensor: Tensor) -> Tensor:
         """Look at a tensor; with both streams, if it has the originals alone."""
@@ -119,11 +122,18 @@ class _Outputs:
             tensor, samples = split.join(tensor, mark)
             tensor = self._family.arrange(tensor, samples)
             self._keep(tensor, samples, mark)
-        elif any(size == 2 * mark.samples for size in tensor.shape):
+        elif self._has_both(tensor, mark.samples):
             self._keep(tensor, mark.samples, mark)
         elif tensor.numel() > 1:
-            self._cut.append((tensor, mark.samples))
+            self._others.append((tensor, mark.samples))
         return tensor
+
+    def _has_both(self, tensor: Tensor, samples: int) -> bool:
+        if tensor.dim() > 0 and tensor.shape[0] == 2 * samples:
+            return True
+        if tensor.dim() == 2 and _is_cut(tensor):  # as wide as both streams are long
+            return False
+        return any(size == 2 * samples for size in tensor.shape)
 
     def _mark(self, tensor: Tensor) -> Mark | None:
         mark = None if torch.compiler.is_compiling() else marks.find(tensor)
@@ -159,13 +169,23 @@ class _Outputs:
         """
         for tensor in self._unmarked:
             self._family.entry.check_place_ran(tensor)
-        if self._cut:
-            tensor, samples = self._cut[0]
+        self.check_cut(every=True)
+
+    def check_cut(self, *, every: bool = False) -> None:
+        """Raise ValueError for outputs that were cut, or for every one without the rows of both streams."""
+        for tensor, samples in self._others:
+            if not every and not _is_cut(tensor):
+                continue
             raise ValueError(
                 f"criterion: expected outputs with the {2 * samples} rows of both streams, got some of shape "
                 f'{list(tensor.shape)}; where a script cuts them, attach(..., outputs="originals"), or take '
                 f"them apart with original() and related(); or `layout` names another axis than the batch"
             )
+
+
+def _is_cut(tensor: Tensor) -> bool:
+    """Whether rows may have been taken out of an output on the way to the criterion."""
+    return not torch.compiler.is_compiling() and any(name in _CUTS for name in marks.path_of(tensor))
 
 
 def _are_twice(args: tuple[Any, ...]) -> bool:

@@ -14,7 +14,7 @@ from batchformer.swap_in import labels, split
 from batchformer.swap_in.forward import Forward
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place
-from batchformer.swap_in.rules import map_tensors
+from batchformer.swap_in.rules import leaves, map_tensors
 from batchformer.swap_in.signature import Call, by_name, parameters
 from batchformer.swap_in.traced import check_not_traced
 from batchformer.swap_in.watch import shared
@@ -39,18 +39,19 @@ class Entry:
 
     def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Forward pre-hook of the model, before all others."""
-        family = self._family
+        family, compiling = self._family, torch.compiler.is_compiling()
+        if not compiling:
+            forwards.forget_interrupted()
         if not family.attachment.training:
+            family.compiled.leave()  # of one that was interrupted
             return None
         check_replica(model)
         check_not_traced(args)
-        if torch.compiler.is_compiling():
-            forward = Forward(family, answered=True)
-            family.compiled.enter(forward)
-        else:
+        forward = Forward(family, answered=True) if compiling else self.new_forward()
+        family.compiled.enter(forward)  # parts of the model may be compiled, or this hook alone be not
+        if not compiling:
             self._check_data_parallel()
             family.watch.forward(model, family.attachment.inserted)
-            forward = self.new_forward()
             forwards.enter(forward)
         if not (family.takes_labels and family.active):
             return None
@@ -66,7 +67,8 @@ class Entry:
         """Forward hook of the model."""
         del args
         family, compiling = self._family, torch.compiler.is_compiling()
-        forward = family.compiled.leave() if compiling else forwards.leave(family)
+        in_graph = family.compiled.leave()
+        forward = in_graph if compiling else forwards.leave(family) or in_graph
         if forward is None:  # evaluation
             if not compiling and torch.is_grad_enabled():
                 map_tensors(output, _mark_single)
@@ -74,11 +76,12 @@ class Entry:
         for number in self._required:
             if number not in forward.ran:
                 self._raise_not_run(number)
-        if not family.active:
+        if not family.active or forward.samples is None:
             return None
         family.compiled.samples = forward.samples
         if compiling:
             return map_tensors(output, family.compiled.take_originals) if self._originals_alone else None
+        self._check_reached(forward, output)
         output = map_tensors(output, functools.partial(self._end, forward))
         self._check_answer(model, forward, output)
         return output
@@ -115,6 +118,15 @@ class Entry:
         marks.put(tensor, Doubled(mark.forward, mark.samples))
         return split.take_originals(tensor, mark) if self._originals_alone else tensor
 
+    def _check_reached(self, forward: Forward, output: Any) -> None:
+        """Raise RuntimeError where the model leaves aside what comes out at the places."""
+        found = [marks.find(tensor) for tensor in leaves(output) if tensor.grad_fn is not None]
+        if found and not forward.blind and all(mark is None for mark in found):
+            raise RuntimeError(
+                f"model: expected outputs that depend on what comes out at {self._places[forward.ran[-1]]}, "
+                f"got none, as of a model that takes another output of that module; name one further down"
+            )
+
     def _check_answer(self, model: nn.Module, forward: Forward, output: Any) -> None:
         """Raise RuntimeError where a model that computes its loss from labels was given none."""
         family = self._family
@@ -136,8 +148,9 @@ class Entry:
         raise RuntimeError(
             f"model: expected {self._places[number]} to run in every forward in training, got one in which "
             f"BatchFormer did not: the module was replaced after attach() (attachment.remove(), and attach() "
-            f"again), called past its hooks (its .forward, its weights alone, a checkpoint of its layers) or "
-            f"skipped; what is skipped on purpose is named: attach(..., optional=[...])"
+            f"again), called past its hooks (its .forward, its weights alone, a checkpoint of its layers, a "
+            f"graph compiled for such a model without BatchFormer: torch.compiler.reset()) or skipped; what "
+            f"is skipped on purpose is named: attach(..., optional=[...])"
         )
 
     def _check_data_parallel(self) -> None:

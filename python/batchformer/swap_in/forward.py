@@ -1,5 +1,6 @@
 """One forward of a model in training: which places ran in it, and from how many samples they doubled."""
 
+import sys
 import threading
 from typing import Any
 
@@ -19,6 +20,8 @@ class Forward:
         """How many labels the model was given, before they were doubled."""
         self.blind = False
         """Whether something was doubled without a history: then the number of rows has to tell."""
+        self.caller: Any = None
+        """The frame that it was entered from, while it is under way."""
         self.answered = answered
         """Whether the related rows have reached what computes a loss for both streams."""
 
@@ -28,7 +31,18 @@ _OPEN = threading.local()
 
 def enter(forward: Forward) -> None:
     """Begin: what runs in this thread from now on belongs to it."""
+    forward.caller = sys._getframe(2)
     _stack().append(forward)
+
+
+def forget_interrupted() -> None:
+    """Forwards of this thread that ended by an exception which no hook is told of, as KeyboardInterrupt."""
+    stack = _stack()
+    if stack:
+        running: list[Any] = [sys._getframe(1)]
+        while running[-1].f_back is not None:
+            running.append(running[-1].f_back)
+        stack[:] = [forward for forward in stack if any(forward.caller is frame for frame in running)]
 
 
 def current(owner: object) -> Forward | None:
@@ -41,6 +55,7 @@ def leave(owner: object) -> Forward | None:
     forward = current(owner)
     if forward is not None:
         _stack().remove(forward)
+        forward.caller = None
     return forward
 
 

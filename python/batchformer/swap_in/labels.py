@@ -1,20 +1,23 @@
 """Labels that a model takes itself, because it computes its loss: doubled at its door."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from batchformer.swap_in.signature import in_place
 from batchformer.targets import duplicate, twice
 
-_OTHERS = ("targets", "target", "start_positions", "end_positions")
+_NAMES = re.compile(r"(\w+_)?labels?|targets?|(start|end)_positions")
+_KINDS = (Tensor, np.ndarray, list, tuple, dict)
 _COUNT = "num_items_in_batch"  # of transformers' Trainer, by which the loss is divided
 
 
 def are(name: str | int) -> bool:
     """Whether a parameter takes labels, by its name."""
-    return isinstance(name, str) and ("label" in name or name in _OTHERS)
+    return isinstance(name, str) and _NAMES.fullmatch(name) is not None
 
 
 def has_own_loss(model: nn.Module, names: Sequence[str]) -> bool:
@@ -26,7 +29,7 @@ def double(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """The arguments of a model with its labels doubled, and how many these were; None if there are none."""
     given: dict[Any, Any] = dict(enumerate(args)) | kwargs
     called = {key: names[key] if isinstance(key, int) and key < len(names) else key for key in given}
-    found = [key for key, name in called.items() if are(name) and given[key] is not None]
+    found = [key for key, name in called.items() if are(name) and isinstance(given[key], _KINDS)]
     if not found:
         return args, kwargs, None
     count = _count(given[found[0]])

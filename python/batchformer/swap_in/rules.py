@@ -7,9 +7,10 @@ tensor or array `[N, ...]`                             its rows
 tensor or array `[1, N]`                               its columns
 list or tuple of N entries that are alike              its entries
 list, tuple, dict or dataclass of other things         what is in it, by the same rules
-parameter or key ``weight``, ``pos_weight``            as it is
+parameter or key ``weight``, ``pos_weight``;           as it is
+an ``nn.Parameter``
 number ``num_items_in_batch``                          the number, as it counts samples
-vector of floats, list of N numbers or strings, where  its entries if nothing else could be the targets, or
+vector, or list of N numbers or strings, where         its entries if nothing else could be the targets, or
 the outputs have another axis of size N (classes)      if it is called target, label, y or gt; else ValueError
 matrix `[N, N]` where they have no such axis           ValueError, as it could be about pairs of samples
 list or tuple of N tensors that have N rows each       ValueError, as it could be several targets
@@ -20,13 +21,13 @@ everything else                                        as it is
 import copy
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from numbers import Number
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from batchformer.targets import twice
 
@@ -34,7 +35,8 @@ Name: TypeAlias = str | int | None  # of a parameter or key, else its position
 
 _NEVER = ("weight", "pos_weight")
 _COUNTS = "num_items_in_batch"
-_TARGETS = ("target", "label", "y", "gt")  # also in the plural, and with something behind an underscore
+_TARGETS = re.compile(r"(y|targets?|labels?|gt)(_(?!freq|count|weight|prior|num|dist|name|prob)\w+)?")
+_OF_ALL = ("batch_idx", "batch_index")  # which image each of the targets of all images is of
 _ENTRIES = (Number, str)
 
 
@@ -77,8 +79,14 @@ class Batch:
         return map_inside(value, lambda each, _: self.double_named(each))
 
     def _double(self, value: Any, name: Name) -> Any:
-        if name in _NEVER:
+        if name in _NEVER or isinstance(value, nn.Parameter):
             return value
+        if name in _OF_ALL:
+            raise ValueError(
+                f"criterion: expected targets with an entry for each sample, got {name!r}, by which targets "
+                f"of all samples are in one list; make a list for each image of them, or double them by "
+                f"hand: attach(..., wrapped=False)"
+            )
         if name == _COUNTS:
             return value if value is None else 2 * value
         if isinstance(value, (Tensor, np.ndarray)):
@@ -96,10 +104,10 @@ class Batch:
         samples, axis = value.shape[0], self._axis(value)
         if axis is None:
             return value
+        if (value.ndim == 1 or axis == 1) and self._is_unclear(value.shape[axis], name):
+            return value
         if axis == 1:
             return self._twice(value, axis)
-        if value.ndim == 1 and _is_floating(value) and self._is_unclear(samples, name):
-            return value
         if value.ndim == 2 and value.shape[1] == samples != 1 and samples not in self.others:
             raise ValueError(
                 f"criterion: expected no matrix of pairs of samples, as the pairs of both streams are not "
@@ -199,14 +207,8 @@ def leaves(value: Any) -> Iterator[Tensor]:
     yield from found
 
 
-def _is_floating(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return torch.is_floating_point(value)
-    return np.issubdtype(value.dtype, np.floating)
-
-
 def _is_target(name: Name) -> bool:
-    return isinstance(name, str) and name.lower().split("_")[0].removesuffix("s") in _TARGETS
+    return isinstance(name, str) and _TARGETS.fullmatch(name.lower()) is not None
 
 
 def _called(name: Name) -> str:

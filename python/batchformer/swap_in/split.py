@@ -14,6 +14,8 @@ from torch import Tensor
 from batchformer import marks
 from batchformer.marks import Doubled, Split
 
+_COPIES = {"CloneBackward0", "ToCopyBackward0", "_DDPSinkBackward", "AliasBackward0"}
+
 
 def take_originals(output: Tensor, mark: Doubled) -> Tensor:
     """The first N rows of an output `[2N, ...]`, or stacked as `[..., 2N, ...]`; itself if it has none.
@@ -89,7 +91,9 @@ def join(tensor: Tensor, mark: Split) -> tuple[Tensor, int]:
         mark.copied = True
         counterpart = _same_view(related.to(tensor.dtype).contiguous(), tensor, source)
     axis = _axis_of_rows(tensor, source, source.stride(mark.axis))
-    return _both(tensor, counterpart, axis, mark), tensor.shape[axis] if tensor.dim() else 1
+    if axis is None:  # of one sample
+        tensor, counterpart, axis = tensor[None], counterpart[None], 0
+    return _both(tensor, counterpart, axis, mark), tensor.shape[axis]
 
 
 def _source(tensor: Tensor, original: Tensor) -> Tensor | None:
@@ -117,8 +121,6 @@ def version_of(tensor: Tensor) -> int:
 
 
 def _both(tensor: Tensor, counterpart: Tensor, axis: int, mark: Split) -> Tensor:
-    if tensor.dim() == 0:
-        tensor, counterpart = tensor[None], counterpart[None]
     joined = torch.cat([tensor, counterpart], dim=axis)
     marks.put_by_history(joined, Doubled(mark.forward, mark.samples))
     return joined
@@ -132,16 +134,18 @@ def _address(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _axis_of_rows(tensor: Tensor, original: Tensor, row: int) -> int:
-    """The axis of a view that walks over the rows of the original, which lie `row` elements apart."""
+def _axis_of_rows(tensor: Tensor, original: Tensor, row: int) -> int | None:
+    """The axis of a view that walks over the rows of the original, which lie `row` elements apart, if any."""
     steps = [axis for axis in range(tensor.dim()) if tensor.stride(axis) == row]
     if not steps and row == max(original.stride(axis) for axis in range(original.dim())):
         # every so many rows
         steps = [axis for axis in range(tensor.dim()) if tensor.stride(axis) % row == 0]
-    return max(steps, key=lambda axis: (tensor.shape[axis] > 1, -axis), default=0)
+    return max(steps, key=lambda axis: (tensor.shape[axis] > 1, -axis), default=None)
 
 
 def _is_copy(tensor: Tensor, original: Tensor) -> bool:
     if tensor.shape != original.shape or not tensor.is_floating_point():
         return False
+    if tensor.grad_fn is not None and not set(marks.path_of(tensor)) <= _COPIES:
+        return False  # by chance the same, as multiplied by a scale of one
     return torch.allclose(tensor.detach(), original.to(tensor.dtype), rtol=0, atol=0, equal_nan=True)

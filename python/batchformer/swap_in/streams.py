@@ -120,7 +120,7 @@ class Streams:
                 "of another: criterion = attachment.wrap(criterion); or attach(..., wrapped=False) if the "
                 "script doubles the targets"
             )
-        self._family.watch.gradient(grad.narrow(axis, samples, samples))
+        self._family.watch.gradient(*grad.split(samples, dim=axis))
 
 
 def _rows(x: Tensor, axis: int) -> int:

@@ -3,12 +3,13 @@
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_FIRST_GRADIENTS = 3
-_FIRST_FORWARDS = 100
+_FIRST_STEPS = 3
+_FIRST_FORWARDS = 30
 
 
 class Watch:
@@ -16,54 +17,63 @@ class Watch:
 
     def __init__(self) -> None:
         self._said: list[str] = []
-        self._gradients = 0  # backwards that reached a place
-        self._without = 0  # those of them in which the related rows had no gradient
         self._forwards = 0
-        self._moves = 0  # how often the rest of the model was seen to have moved
-        self._versions: tuple[int, int] | None = None
-        self._moved = False
+        self._frozen = 0  # of them, those with nothing to train
+        self._gradients = 0  # backwards in which the original rows had a gradient
+        self._without = 0  # of them, those in which the related rows had none
+        self._new_gradient = False  # since the last forward
+        self._moves = 0  # how often the rest of the model moved, and the module did not, though it had one
+        self._before: tuple[list[Any], list[Any]] | None = None
+        self._decided = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the values of the parameters."""
+        return self.__dict__ | {"_before": None}
 
     def forward(self, model: nn.Module, inserted: nn.Module) -> None:
         """A training forward begins: are the modules frozen, or left out of the optimizer?"""
-        if self._moved or self._forwards >= _FIRST_FORWARDS or not torch.is_grad_enabled():
+        if self._decided or self._forwards >= _FIRST_FORWARDS or not torch.is_grad_enabled():
             return
         self._forwards += 1
         ours = [parameter for parameter in inserted.parameters() if parameter.requires_grad]
+        inside = {id(parameter) for parameter in inserted.parameters()}
+        rest = [each for each in model.parameters() if each.requires_grad and id(each) not in inside]
         if not ours:
-            if any(parameter.requires_grad for parameter in model.parameters()):
+            self._frozen += bool(rest)
+            if self._frozen == self._forwards == _FIRST_STEPS:
                 self._say(
                     "its parameters are frozen, and nothing will train them: they are made trainable by "
                     "attachment.requires_grad_(True) behind what froze the model"
                 )
             return
-        inside = {id(parameter) for parameter in inserted.parameters()}
-        rest = (each for each in model.parameters() if each.requires_grad and id(each) not in inside)
-        # An optimizer changes parameters in place, which their version counts.
-        now = sum(each._version for each in ours), sum(each._version for each in rest)
-        before, self._versions = self._versions, now
+        # Most optimizers count a change of a parameter in its version; fused ones show in its values alone.
+        now, before = (_state(ours), _state(rest[-1:])), self._before
+        self._before = now
+        had_gradient, self._new_gradient = self._new_gradient, False
         if before is None:
             return
-        self._moved = now[0] != before[0]
-        self._moves += now[1] != before[1]
-        if not self._moved and self._moves >= _FIRST_GRADIENTS <= self._gradients:
+        self._decided = _moved(before[0], now[0])
+        self._moves += had_gradient and _moved(before[1], now[1])
+        if not self._decided and self._moves >= _FIRST_STEPS:
+            self._decided = True
             self._say(
                 "its parameters get gradients, but no optimizer moves them, while the rest of the model is "
                 'moved: optimizer.add_param_group({"params": attachment.parameters()}), or build the '
                 "optimizer after attach()"
             )
-            self._moved = True
 
     def frozen_on_purpose(self) -> None:
         """Say nothing of parameters that are not trained."""
-        self._moved = True
+        self._decided = True
 
-    def gradient(self, related: Tensor) -> None:
-        """The related rows get a gradient: is there any?"""
-        if self._gradients >= _FIRST_GRADIENTS:
+    def gradient(self, originals: Tensor, related: Tensor) -> None:
+        """Both streams get their gradients: do the related rows?"""
+        self._new_gradient = True
+        if self._gradients >= _FIRST_STEPS or not bool(originals.any()):
             return
         self._gradients += 1
         self._without += not bool(related.any())
-        if self._without == _FIRST_GRADIENTS:
+        if self._without == _FIRST_STEPS:
             self._say(
                 "the gradient of the related rows was exactly zero in the first steps: what comes behind "
                 "leaves them out of the loss; compute it where they are, in a wrapped criterion, or insert "
@@ -81,6 +91,15 @@ class Watch:
         if what not in self._said:
             self._said.append(what)
             warnings.warn(f"batchformer: the attachment is not trained; {what}", stacklevel=_level_of_user())
+
+
+def _state(parameters: Iterable[nn.Parameter]) -> list[Any]:
+    return [(each._version, each.detach().clone()) for each in parameters]
+
+
+def _moved(before: Sequence[Any], now: Sequence[Any]) -> bool:
+    pairs = zip(before, now, strict=False)
+    return any(old[0] != new[0] or not torch.equal(old[1], new[1]) for old, new in pairs)
 
 
 def _level_of_user() -> int:
