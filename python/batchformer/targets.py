@@ -62,7 +62,7 @@ def related(x: Targets) -> Targets:
         >>> related(torch.tensor([3, 1, 3, 1]))
         tensor([3, 1])
     """
-    second: Targets = _map_leaves(x, lambda rows: _stream(rows[_half(rows) :]))
+    second: Targets = _map_leaves(x, lambda rows: _stream(rows[_half(rows) :], of=rows))
     return second
 
 
@@ -87,9 +87,15 @@ def _count(rows: Any) -> int:
     return len(rows) if isinstance(rows, list) else rows.shape[0]
 
 
-def _stream(rows: Any) -> Any:
-    """Half of the rows, which a wrapped criterion then takes as they are."""
+def _stream(rows: Any, of: Any = None) -> Any:
+    """Half of the rows, which a wrapped criterion then takes as they are.
+
+    Who takes the related rows computes their loss: no criterion has to be wrapped for them.
+    """
     if isinstance(rows, Tensor) and not torch.compiler.is_compiling():
+        mark = marks.find(of) if isinstance(of, Tensor) else None
+        if isinstance(mark, marks.Doubled):
+            mark.forward.answered = True
         marks.put_by_history(rows, marks.Stream())
     return rows
 

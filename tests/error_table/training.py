@@ -82,6 +82,22 @@ TERM = Mistake(
     "With `outputs='originals'`, a term of the loss is not wrapped: it trains the originals alone.",
     "Wrap each term: `penalty = attachment.wrap(penalty, targets=[])`.",
 )
+DEAD_END = Mistake(
+    "The module at the place gives several things, and the model goes on with another than the first.",
+    "Insert behind it: `attach(model, before='fc')`.",
+)
+SPLITS = Mistake(
+    "A criterion such as timm's for AugMix takes a third of the rows for a view of all images.",
+    "Compute it of `bf.original(outputs)` and of `bf.related(outputs)`, with `wrapped=False`.",
+)
+IN_ONE_LIST = Mistake(
+    "The boxes of all images are in one tensor, beside the image that each belongs to.",
+    "Give the criterion a list with the targets of each image.",
+)
+INDICES = Mistake(
+    "A criterion takes rows by their number, which are the originals alone.",
+    "Name the targets, and take the rows of both: `torch.cat([index, index + len(outputs) // 2])`.",
+)
 IN_PLACE = Mistake(
     "With `outputs='originals'`, the outputs were changed in place.",
     "Change a copy, inside of the criterion.",
@@ -96,6 +112,21 @@ def attached(**options):
 def replaced():
     model, _ = attached()
     model[1] = nn.Linear(16, 5)
+    return model
+
+
+class AfterLstm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.fc(self.lstm(x)[1][0][-1])
+
+
+def after_lstm():
+    model = AfterLstm()
+    bf.attach(model, after="lstm", layout="NLC", dim=16)
     return model
 
 
@@ -186,7 +217,7 @@ CHANGED.mul_(2)
 NO_GRAD_MODEL, NO_GRAD_ATTACHMENT = attached(outputs="originals")
 NO_GRAD_CRITERION = NO_GRAD_ATTACHMENT.wrap(F.cross_entropy)
 NO_GRAD = checkpoint(NO_GRAD_MODEL, X.clone().requires_grad_(), use_reentrant=True)
-SIX, OF_SIX = criterion_of(criterion=lambda outputs, *targets: None)
+SIX, OF_SIX = criterion_of(criterion=lambda outputs, *targets, **more: None)
 FIVE, OF_FIVE = criterion_of(criterion=lambda outputs, *targets: None, samples=5)
 TRAINING = (
     Row(
@@ -194,9 +225,9 @@ TRAINING = (
         RuntimeError,
         "model: expected '1' to run in every forward in training, got one in which BatchFormer did not: the "
         "module was replaced after attach() (attachment.remove(), and attach() again), called past its hooks "
-        "(its .forward, its weights alone, a checkpoint of its layers) or skipped; what is skipped "
-        "on purpose "
-        "is named: attach(..., optional=[...])",
+        "(its .forward, its weights alone, a checkpoint of its layers, a graph compiled for such a model "
+        "without BatchFormer: torch.compiler.reset()) or skipped; what is skipped on purpose is named: "
+        "attach(..., optional=[...])",
         *NOT_RUN,
     ),
     Row(
@@ -339,6 +370,38 @@ TRAINING = (
         "a gradient of another: attachment.wrap() for each term",
         *TERM,
         computed=True,
+    ),
+    Row(
+        lambda: after_lstm()(torch.randn(4, 3, 8)),
+        RuntimeError,
+        "model: expected outputs that depend on what comes out at 'lstm', got none, as of a model that takes "
+        "another output of that module; name one further down",
+        *DEAD_END,
+        computed=True,
+    ),
+    Row(
+        lambda: attached()[1].wrap(type("Jsd", (nn.Module,), {"num_splits": 3})()),
+        ValueError,
+        "criterion: expected one that takes each row for a sample, got Jsd, which takes the splits "
+        "of a batch "
+        "apart; attach(..., wrapped=False), and call it for each stream",
+        *SPLITS,
+    ),
+    Row(
+        lambda: OF_SIX(SIX, {"img": torch.rand(6, 3, 2, 2), "batch_idx": Y}),
+        ValueError,
+        "criterion: expected targets with an entry for each sample, got 'batch_idx', by which targets of all "
+        "samples are in one list; make a list for each image of them, or double them by hand: attach(..., "
+        "wrapped=False)",
+        *IN_ONE_LIST,
+    ),
+    Row(
+        lambda: OF_SIX(SIX, Y, index=torch.tensor([0, 2])),
+        ValueError,
+        "criterion: expected no indices of rows, as those of the related rows are others, got "
+        "argument 'index'; "
+        "take the rows before, or name the targets: attachment.wrap(criterion, targets=[...])",
+        *INDICES,
     ),
     Row(
         lambda: CHANGING(CHANGED, Y),

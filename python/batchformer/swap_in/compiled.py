@@ -16,6 +16,7 @@ class Compiled:
     def __init__(self) -> None:
         self.forward: Forward | None = None
         self.samples: Any = None  # of the last forward outside of graphs, too, for a criterion in one
+        self.unanswered = False  # whether a forward in a graph has ended that no criterion has seen
         self._split: list[tuple[Tensor, Tensor]] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -41,7 +42,7 @@ class Compiled:
 
     def mark(self, owner: object, tensor: Tensor) -> Mark | None:
         """The mark that a tensor would have: by identity, else by the number of its rows."""
-        if self.samples is None or not tensor.is_floating_point():
+        if self.samples is None or not (tensor.is_floating_point() and tensor.requires_grad):
             return None
         forward = Forward(owner, answered=True)
         for original, related in self._split:

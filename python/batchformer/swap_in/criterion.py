@@ -18,6 +18,7 @@ from batchformer.swap_in.rules import Batch, Name, map_tensors
 from batchformer.swap_in.signature import Call, in_place, parameters
 from batchformer.targets import duplicate, original
 
+_RESHAPES = {"ViewBackward0", "UnsafeViewBackward0", "LogSoftmaxBackward0", "ToCopyBackward0"}
 _CUTS = [f"{name}Backward0" for name in ("Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index")]
 
 Targets = Sequence[str | int] | None
@@ -30,6 +31,7 @@ class Judge:
         self._family = family  # knows more than the marks only where a compiled graph hides them
         self._names = parameters(criterion.forward if isinstance(criterion, nn.Module) else criterion)
         self._targets = targets
+        self._other_sizes: dict[Name, int] = {}
         self._has_teacher = isinstance(getattr(criterion, "teacher_model", None), nn.Module)
 
     def before(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -72,7 +74,7 @@ class Judge:
             forward.answered = True
         given: dict[Any, Any] = dict(enumerate(args)) | kwargs
         names: dict[Any, Name] = {key: self._name(key) for key in given}
-        batch = Batch(outputs.samples, outputs.other_sizes(), outputs.doubled)
+        batch = Batch(outputs.samples, outputs.other_sizes(), outputs.doubled, self._other_sizes)
         if self._targets is None:
             arguments = batch.double(given, names)
         else:
@@ -82,7 +84,8 @@ class Judge:
                 else value
                 for key, value in given.items()
             }
-        if not batch.doubled and (self._targets is None or len(self._targets) > 0):
+        pictures_alone = batch.left > 0 and batch.doubled == batch.images  # targets of all images in one list
+        if (not batch.doubled or pictures_alone) and (self._targets is None or len(self._targets) > 0):
             raise ValueError(
                 f"criterion: expected targets with an entry for each of the {outputs.samples[0]} samples, as "
                 f"the outputs have both streams, got none; what takes a part of the batch gets that part of "
@@ -124,6 +127,8 @@ class _Outputs:
             self._keep(tensor, samples, mark)
         elif self._has_both(tensor, mark.samples):
             self._keep(tensor, mark.samples, mark)
+        elif _is_flattened(tensor, 2 * mark.samples):  # to tokens or pixels, which are then the samples
+            self._keep(tensor, tensor.shape[0] // 2, mark)
         elif tensor.numel() > 1:
             self._others.append((tensor, mark.samples))
         return tensor
@@ -183,6 +188,13 @@ class _Outputs:
             )
 
 
+def _is_flattened(tensor: Tensor, rows: int) -> bool:
+    """Whether the rows of an output, and nothing before them, were flattened with axes behind them."""
+    if torch.compiler.is_compiling() or tensor.shape[0] % rows:
+        return False
+    return tensor.shape[0] > rows and set(marks.path_of(tensor)) <= _RESHAPES
+
+
 def _is_cut(tensor: Tensor) -> bool:
     """Whether rows may have been taken out of an output on the way to the criterion."""
     return not torch.compiler.is_compiling() and any(name in _CUTS for name in marks.path_of(tensor))
@@ -198,9 +210,19 @@ class WrappedFunction:
     """A function that doubles its targets; it can be pickled, and copied with the model."""
 
     def __init__(self, judge: Judge, function: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, function, updated=())
         self._judge = judge
         self._function = function
+        functools.update_wrapper(self, function, updated=())
+
+    def __getattr__(self, name: str) -> Any:
+        """Of the function: a criterion may have a state."""
+        own = name.startswith("__") or name in ("_judge", "_function")
+        return object.__getattribute__(self, name) if own else getattr(self._function, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Of the function, if it has one of that name."""
+        target = self if name.startswith("_") or not hasattr(self._function, name) else self._function
+        object.__setattr__(target, name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function makes of the outputs and the targets of both streams."""

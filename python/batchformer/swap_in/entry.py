@@ -1,5 +1,6 @@
 """The forward of an attached model: entered, with its labels doubled, and left, with its outputs marked."""
 
+import collections
 import functools
 from typing import Any, NoReturn
 
@@ -47,6 +48,8 @@ class Entry:
             return None
         check_replica(model)
         check_not_traced(args)
+        if family.compiled.unanswered and family.criteria == 0:  # seen late, as graphs tell of no gradient
+            raise_not_wrapped()
         forward = Forward(family, answered=True) if compiling else self.new_forward()
         family.compiled.enter(forward)  # parts of the model may be compiled, or this hook alone be not
         if not compiling:
@@ -80,6 +83,8 @@ class Entry:
             return None
         family.compiled.samples = forward.samples
         if compiling:
+            has_loss = family.answers or not self._wrapped or forward.labels is not None
+            family.compiled.unanswered = torch.is_grad_enabled() and not has_loss
             return map_tensors(output, family.compiled.take_originals) if self._originals_alone else None
         self._check_reached(forward, output)
         output = map_tensors(output, functools.partial(self._end, forward))
@@ -104,8 +109,10 @@ class Entry:
             for parameter in modules[self._places[number].path].parameters()
         }
         inside = {id(parameter) for parameter in self._family.attachment.parameters()}
+        names = self._family.model.named_parameters(remove_duplicate=False)
+        users = collections.Counter(id(parameter) for _, parameter in names)
         for leaf in marks.leaves_of(tensor):
-            if id(leaf) in at_places and id(leaf) not in inside:
+            if id(leaf) in at_places and id(leaf) not in inside and users[id(leaf)] == 1:
                 self._raise_not_run(at_places[id(leaf)])
 
     def _end(self, forward: Forward, tensor: Tensor) -> Tensor:
@@ -166,6 +173,15 @@ class Entry:
         self._ddp_checked = True
 
 
+def raise_not_wrapped() -> NoReturn:
+    """Raise RuntimeError for a loss that knows of one stream."""
+    raise RuntimeError(
+        "criterion: expected one that is wrapped, as the outputs have both streams, got a gradient of "
+        "another: criterion = attachment.wrap(criterion); or attach(..., wrapped=False) if the script "
+        "doubles the targets"
+    )
+
+
 def check_replica(module: nn.Module) -> None:
     """Raise RuntimeError in a replica of nn.DataParallel."""
     if getattr(module, "_is_replica", False):
@@ -176,5 +192,6 @@ def check_replica(module: nn.Module) -> None:
 
 
 def _mark_single(tensor: Tensor) -> Tensor:
-    marks.put_by_history(tensor, marks.Single())
+    if marks.find(tensor) is None:  # of this model or one before it
+        marks.put_by_history(tensor, marks.Single())
     return tensor

@@ -8,10 +8,13 @@ tensor or array `[1, N]`                               its columns
 list or tuple of N entries that are alike              its entries
 list, tuple, dict or dataclass of other things         what is in it, by the same rules
 parameter or key ``weight``, ``pos_weight``;           as it is
-an ``nn.Parameter``
+an ``nn.Parameter``; what had as many rows in a call
+of another N
+vector of integers called index, idx or ind            ValueError, as it says which rows
 number ``num_items_in_batch``                          the number, as it counts samples
-vector, or list of N numbers or strings, where         its entries if nothing else could be the targets, or
-the outputs have another axis of size N (classes)      if it is called target, label, y or gt; else ValueError
+vector of floats or array, list of N numbers or        its entries if nothing else could be the targets, or
+strings, where the outputs have another axis of size   if it is called target, label, y or gt; else
+N (classes); list of N floats anywhere                 ValueError
 matrix `[N, N]` where they have no such axis           ValueError, as it could be about pairs of samples
 list or tuple of N tensors that have N rows each       ValueError, as it could be several targets
 everything else                                        as it is
@@ -35,7 +38,9 @@ Name: TypeAlias = str | int | None  # of a parameter or key, else its position
 
 _NEVER = ("weight", "pos_weight")
 _COUNTS = "num_items_in_batch"
-_TARGETS = re.compile(r"(y|targets?|labels?|gt)(_(?!freq|count|weight|prior|num|dist|name|prob)\w+)?")
+_TARGETS = re.compile(r"(y|targets?|labels?|gt)(_\w+)?")
+_OF_CLASSES = re.compile(r"count|freq|per_cl|num|prior|weight|dist|hist|name|prob")
+_INDICES = re.compile(r"(\w+_)?(idx|index|indices|inds?)")
 _OF_ALL = ("batch_idx", "batch_index")  # which image each of the targets of all images is of
 _ENTRIES = (Number, str)
 
@@ -43,11 +48,20 @@ _ENTRIES = (Number, str)
 class Batch:
     """What is known of the outputs: N, the sizes of their other axes, and the tensors themselves."""
 
-    def __init__(self, samples: Sequence[int], others: Sequence[int], outputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        samples: Sequence[int],
+        others: Sequence[int],
+        outputs: Sequence[Tensor],
+        other_sizes: dict[Name, int] | None = None,
+    ) -> None:
         self.samples = samples  # more than one N, if forwards of several batches are in one call
         self.others = [size for size in others if size != 1]
         self.outputs = outputs
         self.doubled = 0  # how many arguments, and parts of them, were doubled
+        self.images = 0  # of them, those that look like images or features
+        self.left = 0  # how many tensors have another number of rows
+        self._other_sizes = {} if other_sizes is None else other_sizes  # by name, in calls before
         self._unclear: list[Name] = []
         self._take_unclear = False
 
@@ -87,6 +101,12 @@ class Batch:
                 f"of all samples are in one list; make a list for each image of them, or double them by "
                 f"hand: attach(..., wrapped=False)"
             )
+        if _says(_INDICES, name) and _is_integer_vector(value):
+            raise ValueError(
+                f"criterion: expected no indices of rows, as those of the related rows are others, got "
+                f"{_called(name)}; take the rows before, or name the targets: attachment.wrap(criterion, "
+                f"targets=[...])"
+            )
         if name == _COUNTS:
             return value if value is None else 2 * value
         if isinstance(value, (Tensor, np.ndarray)):
@@ -103,9 +123,17 @@ class Batch:
             return value
         samples, axis = value.shape[0], self._axis(value)
         if axis is None:
+            self._other_sizes[name] = samples
+            self.left += samples > 1
             return value
-        if (value.ndim == 1 or axis == 1) and self._is_unclear(value.shape[axis], name):
+        if self._other_sizes.get(name) == samples:  # as many as before, where there were other samples
             return value
+        definite = isinstance(value, Tensor) and not _is_floating(value) and not _is_of_classes(name)
+        vector = value.ndim == 1 or axis == 1
+        if vector and not definite and self._is_unclear(value.shape[axis], name):
+            return value
+        if value.ndim > 2 and _is_floating(value):
+            self.images += 1
         if axis == 1:
             return self._twice(value, axis)
         if value.ndim == 2 and value.shape[1] == samples != 1 and samples not in self.others:
@@ -123,7 +151,10 @@ class Batch:
                 f"entries or {len(value)} targets, as each has {len(value)} rows, got a "
                 f"{type(value).__name__} of them; a dict holds several targets"
             )
-        if all(isinstance(each, _ENTRIES) for each in value) and self._is_unclear(len(value), name):
+        numbers = all(isinstance(each, _ENTRIES) for each in value)
+        if numbers and self._is_unclear(
+            len(value), name, always=all(isinstance(each, float) for each in value)
+        ):
             return value
         return self._twice(value)
 
@@ -133,8 +164,8 @@ class Batch:
             return 0
         return 1 if value.ndim == 2 and value.shape[0] == 1 and value.shape[1] in self.samples else None
 
-    def _is_unclear(self, samples: int, name: Name) -> bool:
-        if self._take_unclear or samples not in self.others or _is_target(name):
+    def _is_unclear(self, samples: int, name: Name, *, always: bool = False) -> bool:
+        if self._take_unclear or _is_target(name) or (samples not in self.others and not always):
             return False
         self._unclear.append(name)
         return True
@@ -207,8 +238,26 @@ def leaves(value: Any) -> Iterator[Tensor]:
     yield from found
 
 
+def _is_floating(value: Any) -> bool:
+    floating = value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"
+    return bool(floating)
+
+
+def _is_integer_vector(value: Any) -> bool:
+    array = isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1
+    return array and not _is_floating(value) and "bool" not in str(value.dtype)
+
+
 def _is_target(name: Name) -> bool:
-    return isinstance(name, str) and _TARGETS.fullmatch(name.lower()) is not None
+    return _says(_TARGETS, name) and not _is_of_classes(name)
+
+
+def _is_of_classes(name: Name) -> bool:
+    return isinstance(name, str) and _OF_CLASSES.search(name.lower()) is not None
+
+
+def _says(pattern: "re.Pattern[str]", name: Name) -> bool:
+    return isinstance(name, str) and pattern.fullmatch(name.lower()) is not None
 
 
 def _called(name: Name) -> str:

@@ -117,7 +117,9 @@ def shows(tensor: Tensor, original: Tensor) -> bool:
 
 def version_of(tensor: Tensor) -> int:
     """How often what a tensor shows was changed in place."""
-    return 0 if tensor.is_inference() else int(tensor._version)
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return 0
+    return int(tensor._version)
 
 
 def _both(tensor: Tensor, counterpart: Tensor, axis: int, mark: Split) -> Tensor:
@@ -136,10 +138,15 @@ def _address(tensor: Tensor) -> int:
 
 def _axis_of_rows(tensor: Tensor, original: Tensor, row: int) -> int | None:
     """The axis of a view that walks over the rows of the original, which lie `row` elements apart, if any."""
-    steps = [axis for axis in range(tensor.dim()) if tensor.stride(axis) == row]
-    if not steps and row == max(original.stride(axis) for axis in range(original.dim())):
-        # every so many rows
-        steps = [axis for axis in range(tensor.dim()) if tensor.stride(axis) % row == 0]
+    axes = range(tensor.dim())
+    if row == max(original.stride(axis) for axis in range(original.dim())):
+        whole = tensor.numel() == original.numel() and tensor.is_contiguous()
+        if whole and tensor.stride(0) < row:  # flattened
+            return 0
+        # Of rows in groups, or every so many, the outermost axis.
+        steps = [axis for axis in axes if tensor.stride(axis) % row == 0]
+        return max(steps, key=lambda axis: (tensor.shape[axis] > 1, tensor.stride(axis)), default=None)
+    steps = [axis for axis in axes if tensor.stride(axis) == row]
     return max(steps, key=lambda axis: (tensor.shape[axis] > 1, -axis), default=None)
 
 

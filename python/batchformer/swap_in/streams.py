@@ -10,7 +10,7 @@ from batchformer import marks
 from batchformer.marks import AtTheDoor, Doubled, Hidden
 from batchformer.modules.batchformer_v2 import BatchFormerV2
 from batchformer.swap_in import forward as forwards
-from batchformer.swap_in.entry import check_replica
+from batchformer.swap_in.entry import check_replica, raise_not_wrapped
 from batchformer.swap_in.forward import Forward
 from batchformer.swap_in.places import Place
 
@@ -115,11 +115,7 @@ class Streams:
 
     def _gradient_came(self, forward: Forward, axis: int, samples: int, grad: Tensor) -> None:
         if not forward.answered:
-            raise RuntimeError(
-                "criterion: expected one that is wrapped, as the outputs have both streams, got a gradient "
-                "of another: criterion = attachment.wrap(criterion); or attach(..., wrapped=False) if the "
-                "script doubles the targets"
-            )
+            raise_not_wrapped()
         self._family.watch.gradient(*grad.split(samples, dim=axis))
 
 
