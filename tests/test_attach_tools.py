@@ -113,7 +113,7 @@ def test_the_model_compiles_in_one_graph_and_follows_the_mode_and_the_batch(make
         "after": {"after": "blocks.1", "layout": "NLC"},
         "after two": {"after": ["blocks.0", "blocks.1"], "layout": "NLC"},
     }
-    bf.attach(model, dropout=0.0, **where[make])
+    bf.attach(model, dropout=0.0, wrapped=False, **where[make])
     compiled = torch.compile(model, fullgraph=True)
     for samples in (6, 4, 5):
         torch.testing.assert_close(compiled(x[:samples]), model(x[:samples]))

@@ -10,7 +10,8 @@ from torch import fx
 def check_not_traced(values: Iterable[Any]) -> None:
     """Raise RuntimeError where values are those of a trace or an export."""
     if torch.compiler.is_compiling():
-        traced = torch.compiler.is_exporting()
+        # Not is_exporting(), which the compiler of torch 2.9 to 2.11 takes for true.
+        traced = torch.compiler._is_exporting_flag
     else:
         proxies = any(isinstance(value, fx.Proxy) for value in values)
         traced = proxies or torch._C._get_tracing_state() is not None
