@@ -24,7 +24,7 @@ from attach_nets import (
     plain,
     streams,
 )
-from attach_oracle import assert_step, mean_of, refused
+from attach_oracle import assert_step, mean_of, refused, related
 
 
 @dataclass
@@ -306,3 +306,174 @@ def test_targets_of_twice_as_many_samples_are_those_of_another_batch():
     model, attachment = attached()
     with refused(ValueError, saying="an entry for each of the 4 samples"):
         attachment.wrap(nn.CrossEntropyLoss())(model(X), torch.cat([Y, Y]))
+
+
+# What is an output, what is a part of one, and what is neither
+
+
+def test_a_part_of_an_output_beside_the_whole_is_refused():
+    """As R-Drop's divergence between the halves of a batch that holds every sample twice."""
+    model, attachment = attached()
+    logits = model(torch.cat([X, X]))
+    first, second = logits.chunk(2)
+    criterion = attachment.wrap(lambda logits, first, second, labels: F.cross_entropy(logits, labels))
+    with refused(ValueError, saying="where a script cuts them"):
+        criterion(logits, first, second, torch.cat([Y, Y]))
+    with refused(ValueError, saying="where a script cuts them"):
+        attachment.wrap(F.kl_div, targets=[])(first.log_softmax(1), second.softmax(1))
+
+
+def test_a_part_that_is_as_wide_as_both_streams_are_long_is_refused():
+    model, attachment = attached(Net(classes=2 * N))
+    first, second = model(X).chunk(2)
+    with refused(ValueError, saying="where a script cuts them"):
+        attachment.wrap(nt_xent, targets=[])(first, second)
+
+
+def test_streams_that_were_taken_apart_by_hand_are_judged_as_they_are():
+    model, attachment = attached()
+    logits = model(X)
+    criterion = attachment.wrap(F.cross_entropy)
+    loss = (criterion(bf.original(logits), Y) + F.cross_entropy(bf.related(logits), Y)) / 2
+    assert_step(loss, mean_of(F.cross_entropy, streams(model, attachment, X), Y), model, attachment)
+
+
+def test_one_sample_is_judged_in_both_streams_or_not_at_all():
+    model, attachment = attached(outputs="originals")
+    soft = torch.rand(N, CLASSES).softmax(1)
+    with refused(ValueError, saying="an entry for each of the 1 samples"):
+        attachment.wrap(F.cross_entropy)(model(X)[0], soft[0])
+    logits, criterion = model(X), attachment.wrap(F.cross_entropy)
+    loss = sum(criterion(logits[i : i + 1], Y[i : i + 1]) for i in range(N)) / N
+    assert_step(loss, mean_of(F.cross_entropy, streams(model, attachment, X), Y), model, attachment)
+
+
+@pytest.mark.parametrize(
+    "compute", [lambda o, one: o * one, lambda o, one: o + (one - 1), lambda o, one: o.clamp(min=-1e9)]
+)
+def test_what_was_computed_from_the_originals_is_no_copy_even_if_it_is_the_same(compute):
+    model, attachment = attached(outputs="originals")
+    with refused(ValueError, saying="what was computed from one"):
+        attachment.wrap(F.cross_entropy)(compute(model(X), torch.ones((), requires_grad=True)), Y)
+
+
+class Tagger(nn.Module):
+    """A class for each of three tokens of a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 3 * CLASSES)
+
+    def forward(self, x):
+        return self.head(self.stem(x)).unflatten(1, (3, CLASSES))
+
+
+@BOTH_MODES
+def test_tokens_may_be_flattened_before_the_criterion(outputs):
+    model = Tagger()
+    attachment = bf.attach(model, before="head", outputs=outputs, dropout=0.0)
+    labels = torch.randint(CLASSES, (N, 3))
+    loss = attachment.wrap(F.cross_entropy)(model(X).view(-1, CLASSES), labels.view(-1))
+    features = model.stem(X)
+    both = [features, related(attachment, features)]
+    head = [F.linear(each, model.head.weight, model.head.bias).view(-1, CLASSES) for each in both]
+    assert_step(loss, mean_of(F.cross_entropy, head, labels.view(-1)), model, attachment)
+
+
+def test_groups_of_rows_stay_groups_of_rows():
+    model, attachment = attached(outputs="originals")
+    seen = []
+    attachment.wrap(lambda groups: seen.append(groups.shape), targets=[])(model(X).view(2, 2, CLASSES))
+    assert seen == [(4, 2, CLASSES)]
+
+
+def test_prototypes_that_are_trained_are_of_classes():
+    model, attachment = attached(Net(classes=3))
+    prototypes = nn.Parameter(torch.randn(N, 3))  # as many classes as samples
+
+    def loss(features, labels, prototypes):
+        return F.cross_entropy(features @ prototypes.T, labels)
+
+    expected = mean_of(loss, streams(model, attachment, X), Y, prototypes)
+    torch.testing.assert_close(attachment.wrap(loss)(model(X), Y, prototypes), expected)
+
+
+def test_what_is_not_of_the_samples_in_one_call_is_not_in_another():
+    model, attachment = attached(Net(classes=3))
+    texts = torch.randn(2, 3)
+    criterion = attachment.wrap(lambda features, labels, texts: F.cross_entropy(features @ texts.T, labels))
+    for samples in (4, 2):  # the second time as many as texts
+        labels = torch.arange(samples) % 2
+        expected = mean_of(
+            lambda o, y: F.cross_entropy(o @ texts.T, y), streams(model, attachment, X[:samples]), labels
+        )
+        torch.testing.assert_close(criterion(model(X[:samples]), labels, texts), expected)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"samples_per_cls": torch.tensor([9, 5, 4, 3])},
+        {"label_freq": torch.tensor([0.4, 0.3, 0.2, 0.1])},
+        {"prior": torch.tensor([[0.4, 0.3, 0.2, 0.1]])},
+        {"scales": [0.1, 0.2, 0.3, 0.4]},
+    ],
+    ids=lambda beside: next(iter(beside)),
+)
+def test_numbers_that_may_be_of_classes_ask_for_the_targets(beside):
+    model, attachment = attached(Net(classes=N))
+
+    def loss(logits, labels, **beside):
+        return F.cross_entropy(logits, labels)
+
+    with refused(ValueError, saying="targets="):
+        attachment.wrap(loss)(model(X), Y, **beside)
+    expected = mean_of(F.cross_entropy, streams(model, attachment, X), Y)
+    torch.testing.assert_close(attachment.wrap(loss, targets=["labels"])(model(X), Y, **beside), expected)
+
+
+@pytest.mark.parametrize("boxes", [7, N])
+def test_targets_of_all_images_in_one_list_are_refused(boxes):
+    model, attachment = attached()
+    batch = {"img": torch.randn(N, 3, 2, 2), "boxes": torch.rand(boxes, 6)}
+    criterion = attachment.wrap(lambda logits, batch: logits.mean())
+    if boxes != N:
+        with refused(ValueError, saying="an entry for each of the 4 samples"):
+            criterion(model(X), batch)
+    with refused(ValueError, saying="batch_idx"):
+        criterion(model(X), batch | {"batch_idx": torch.zeros(boxes)})
+
+
+def test_indices_of_rows_are_refused():
+    model, attachment = attached()
+    criterion = attachment.wrap(lambda logits, labels, index: F.cross_entropy(logits[index], labels[index]))
+    with refused(ValueError, saying="indices of rows"):
+        criterion(model(X), Y, torch.tensor([0, 2]))
+
+
+def test_a_wrapped_object_keeps_its_state():
+    class Warm:
+        factor = 1.0
+
+        def step(self):
+            self.factor /= 2
+
+        def __call__(self, logits, labels):
+            return self.factor * F.cross_entropy(logits, labels)
+
+    model, attachment = attached()
+    criterion = attachment.wrap(Warm())
+    criterion.factor = 4.0
+    criterion.step()
+    expected = 2 * mean_of(F.cross_entropy, streams(model, attachment, X), Y)
+    torch.testing.assert_close(criterion(model(X), Y), expected)
+
+
+def test_a_criterion_that_overrides_its_call_is_wrapped_as_a_function():
+    class Own(nn.Module):
+        def __call__(self, logits, labels):
+            return F.cross_entropy(logits, labels)
+
+    model, attachment = attached()
+    expected = mean_of(F.cross_entropy, streams(model, attachment, X), Y)
+    torch.testing.assert_close(attachment.wrap(Own())(model(X), Y), expected)

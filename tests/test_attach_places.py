@@ -289,3 +289,29 @@ def test_a_transformer_that_is_called_otherwise_is_not_taken_for_deformable_detr
     model.transformer = DinoTransformer()
     with refused():
         bf.attach(model, preset)
+
+
+class Lstm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(WIDTH, WIDTH, batch_first=True), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x):
+        return self.fc(self.lstm(x)[1][0][-1])
+
+
+def test_a_place_whose_output_the_model_leaves_aside_is_refused():
+    model = Lstm()
+    bf.attach(model, after="lstm", layout="NLC", dim=WIDTH)
+    with refused(RuntimeError, saying="depend on what comes out at 'lstm'"):
+        model(TOKENS)
+
+
+class ByLabel(Net):
+    def forward(self, x, use_labels=True, num_labels=5, label_names=("a", "b"), label_smoothing=0.1):
+        return super().forward(x)
+
+
+def test_arguments_that_speak_of_labels_are_none():
+    model, _ = attached(ByLabel())
+    assert len(model(X, use_labels=True, num_labels=5, label_names=["a"] * 3, label_smoothing=0.1)) == 2 * N

@@ -19,6 +19,7 @@ import batchformer as bf
 from attach_nets import BOTH_MODES, TOKENS, Blocks, N, Net, X, Y, attached, streams
 from attach_oracle import assert_step, mean_of, refused, said_of, unless_refused
 from batchformer import marks
+from batchformer.swap_in import forward
 
 
 def optimizer_before(model):
@@ -239,3 +240,55 @@ def test_nothing_of_a_step_outlives_it(outputs):
         assert [each() for each in kept] == [None] * 4
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("after", ["evaluation", "training"])
+def test_an_interrupted_forward_is_forgotten(after):
+    model, _ = attached()
+    handle = model.stem.register_forward_hook(lambda *call: (_ for _ in ()).throw(KeyboardInterrupt))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            model(X)
+    handle.remove()
+    if after == "evaluation":
+        assert len(model.eval()(X)) == N
+        model.train()
+    assert len(model(X)) == 2 * N
+    assert not forward._stack()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at the logits'
+@BOTH_MODES
+def test_a_compiled_model_whose_criterion_is_not_wrapped_stops_at_the_second_step(outputs):
+    model, _ = attached(outputs=outputs)
+    compiled = torch.compile(model, backend="aot_eager")
+
+    def step():
+        rows = compiled(X).log_softmax(1)
+        (-rows.gather(1, Y[:, None]).mean()).backward()  # takes rows by the labels
+
+    step()
+    with refused(RuntimeError, saying="one that is wrapped"):
+        step()
+
+
+def test_nothing_is_said_of_a_head_that_starts_at_zero():
+    model, attachment = attached()
+    nn.init.zeros_(model.fc.weight)
+    criterion = attachment.wrap(nn.CrossEntropyLoss())
+    assert said_of(lambda: criterion(model(X), Y).backward(), 5) == []
+
+
+def test_an_optimizer_that_counts_no_changes_is_looked_at_by_values():
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)  # built too early
+    attachment = attached(model)[1]
+    criterion = attachment.wrap(nn.CrossEntropyLoss())
+
+    def step():
+        optimizer.zero_grad()
+        criterion(model(X), Y).backward()
+        optimizer.step()
+
+    (said,) = said_of(step, 8)
+    assert "no optimizer moves them" in said
