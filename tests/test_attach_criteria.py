@@ -477,3 +477,27 @@ def test_a_criterion_that_overrides_its_call_is_wrapped_as_a_function():
     model, attachment = attached()
     expected = mean_of(F.cross_entropy, streams(model, attachment, X), Y)
     torch.testing.assert_close(attachment.wrap(Own())(model(X), Y), expected)
+
+
+def test_a_loss_that_the_model_has_computed_goes_through():
+    model, attachment = attached()
+    logits = model(X)
+    loss = attachment.wrap(lambda o, y, more: F.cross_entropy(o, y) + more)(logits, Y, logits.square().mean())
+    expected = mean_of(
+        lambda o, y: F.cross_entropy(o, y) + o.square().mean(), streams(model, attachment, X), Y
+    )
+    assert_step(loss, expected, model, attachment)
+
+
+def test_masks_may_come_with_weights_of_classes():
+    model = nn.Sequential(nn.Conv2d(3, WIDTH, 1), nn.Conv2d(WIDTH, 2, 1))
+    attachment = bf.attach(model, after="0", dropout=0.0)
+    images, masks, weights = torch.randn(N, 3, 2, 2), torch.rand(N, 2, 2, 2), torch.rand(2)
+
+    def loss(logits, masks, of_classes):
+        losses = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+        return (losses.mean((0, 2, 3)) * of_classes).sum()
+
+    logits = model(images)
+    expected = mean_of(loss, list(logits.chunk(2)), masks, weights)
+    torch.testing.assert_close(attachment.wrap(loss)(logits, masks, weights), expected)

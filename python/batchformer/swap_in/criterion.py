@@ -190,7 +190,7 @@ class _Outputs:
 
 def _is_flattened(tensor: Tensor, rows: int) -> bool:
     """Whether the rows of an output, and nothing before them, were flattened with axes behind them."""
-    if torch.compiler.is_compiling() or tensor.shape[0] % rows:
+    if torch.compiler.is_compiling() or tensor.dim() == 0 or tensor.shape[0] % rows:
         return False
     return tensor.shape[0] > rows and set(marks.path_of(tensor)) <= _RESHAPES
 

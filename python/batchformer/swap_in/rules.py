@@ -60,7 +60,7 @@ class Batch:
         self.outputs = outputs
         self.doubled = 0  # how many arguments, and parts of them, were doubled
         self.images = 0  # of them, those that look like images or features
-        self.left = 0  # how many tensors have another number of rows
+        self.left = 0  # how many tensors of rows have another number of them, as the boxes of all images
         self._other_sizes = {} if other_sizes is None else other_sizes  # by name, in calls before
         self._unclear: list[Name] = []
         self._take_unclear = False
@@ -124,7 +124,7 @@ class Batch:
         samples, axis = value.shape[0], self._axis(value)
         if axis is None:
             self._other_sizes[name] = samples
-            self.left += samples > 1
+            self.left += value.ndim > 1
             return value
         if self._other_sizes.get(name) == samples:  # as many as before, where there were other samples
             return value
