@@ -1,24 +1,25 @@
 """The table of rules: which arguments have an entry for each of the N samples, and are doubled.
 
-=====================================================  ==================================================
-argument, or what is in it                             doubled
-=====================================================  ==================================================
-tensor or array `[N, ...]`                             its rows
-tensor or array `[1, N]`                               its columns
-list or tuple of N entries that are alike              its entries
-list, tuple, dict or dataclass of other things         what is in it, by the same rules
-parameter or key ``weight``, ``pos_weight``;           as it is
-an ``nn.Parameter``; what had as many rows in a call
-of another N
-vector of integers called index, idx or ind            ValueError, as it says which rows
-number ``num_items_in_batch``                          the number, as it counts samples
-vector of floats or array, list of N numbers or        its entries if nothing else could be the targets, or
-strings, where the outputs have another axis of size   if it is called target, label, y or gt; else
-N (classes); list of N floats anywhere                 ValueError
-matrix `[N, N]` where they have no such axis           ValueError, as it could be about pairs of samples
-list or tuple of N tensors that have N rows each       ValueError, as it could be several targets
-everything else                                        as it is
-=====================================================  ==================================================
+==============================================================  ==========================================
+argument, or what is in it                                      doubled
+==============================================================  ==========================================
+tensor or array `[N, ...]`                                      its rows
+tensor or array `[1, N]`                                        its columns
+list or tuple of N entries that are alike                       its entries
+list, tuple, dict or dataclass of other things                  what is in it, by the same rules
+number ``num_items_in_batch``                                   the number, as it counts samples
+parameter or key ``weight``, ``pos_weight``; an nn.Parameter    as it is
+what had as many rows in a call of another N                    as it is
+vector, or list of numbers or strings, that may be of classes   its entries, or ValueError
+matrix `[N, N]` where the outputs have no such axis             ValueError: it could be of pairs of samples
+list or tuple of N tensors that have N rows each                ValueError: it could be several targets
+vector of integers called index, indices, idx or ind            ValueError: it says which rows
+everything else                                                 as it is
+==============================================================  ==========================================
+
+A vector of floats, an array, and a list of numbers or strings may be of classes if the outputs have another
+axis of size N, a vector of integers if it is called counts or the like, a list of floats always. It is taken
+for the targets if it is called target, label, y or gt, or if nothing else could be them.
 """
 
 import copy
