@@ -77,6 +77,10 @@ BY_INDEX = Mistake(
     "A block of the DETR family is named by its path, which doubles the tokens and not what goes with them.",
     "`attach(model, after=0)`.",
 )
+DETECTOR = Mistake(
+    "Detectors of torchvision resize images and targets one by one, and take a loss of as many as came in.",
+    "Take one of the DETR family, which `attach` knows.",
+)
 SHARDED = Mistake(
     "`attach` stands behind `fully_shard`.",
     "Attach first, and shard the model with what was attached.",
@@ -136,6 +140,11 @@ def data_parallel():
 def three_blocks():
     blocks = nn.Sequential(*(nn.Linear(16, 16) for _ in range(3)))
     return nn.Sequential(OrderedDict(patch_embed=nn.Linear(8, 16), blocks=blocks))
+
+
+def detector():
+    name = "torchvision.models.detection.retinanet"
+    return type("RetinaNet", (nn.Module,), {"__module__": name})()
 
 
 def sharded():
@@ -371,6 +380,14 @@ ATTACH = (
         "model: expected one that is not wrapped in FullyShardedDataParallel yet, as that takes over the "
         "parameters which it finds, got FullyShardedDataParallel",
         *WRAPPED_ALREADY,
+    ),
+    Row(
+        lambda: bf.attach(detector(), after="backbone"),
+        ValueError,
+        "model: expected one that takes a batch and its targets as they are, got torchvision's "
+        "RetinaNet, which "
+        "matches its targets with the images and leaves the related rows out",
+        *DETECTOR,
     ),
     Row(
         lambda: bf.attach(sharded(), before="0"),

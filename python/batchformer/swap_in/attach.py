@@ -20,7 +20,7 @@ from batchformer.swap_in.family import Family
 from batchformer.swap_in.generic import AfterBlocks, BeforeClassifiers
 from batchformer.swap_in.long_tailed import BalancedSoftmax, Ride
 from batchformer.swap_in.options import Options
-from batchformer.swap_in.places import check_not_wrapped, check_optional, check_places
+from batchformer.swap_in.places import check_no_detector, check_not_wrapped, check_optional, check_places
 from batchformer.swap_in.transformers_detr import TransformersDetr
 from batchformer.swap_in.vision_transformer import VisionTransformer
 
@@ -119,6 +119,7 @@ def attach(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     check_not_wrapped(model)
+    check_no_detector(model)
     named = _with_old_names(preset, module)
     outputs, as_published = named.get("outputs", outputs), named.get("as_published", as_published)
     _check_arguments(module)

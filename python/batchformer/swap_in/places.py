@@ -88,6 +88,16 @@ def check_not_wrapped(model: nn.Module) -> None:
             raise ValueError("model: expected one before torch.compile, got a compiled one")
 
 
+def check_no_detector(model: nn.Module) -> None:
+    """Raise ValueError for a detector of torchvision, which takes images and targets one by one."""
+    if type(model).__module__.startswith("torchvision.models.detection."):
+        raise ValueError(
+            f"model: expected one that takes a batch and its targets as they are, got torchvision's "
+            f"{type(model).__name__}, which matches its targets with the images and leaves the related rows "
+            f"out"
+        )
+
+
 def check_places(model: nn.Module, places: Iterable[Place]) -> None:
     """Raise ValueError for a place at which no hook runs, or that nn.DataParallel splits."""
     for place in places:
