@@ -119,21 +119,29 @@ def find_by_storage(tensor: Tensor) -> Mark | None:
 
 
 def _nearest(node: Node) -> Mark | None:
-    # 0.1 microseconds a node. Depth first along the first inputs, which lead to the activations.
     hidden = None
+    for each in _history(node):
+        mark: Mark | None = each.metadata.get(_KEY)
+        if mark is not None:
+            return mark
+        if hidden is None and _COMPILED in each.name():
+            hidden = Hidden()
+    return hidden
+
+
+def _history(node: Node) -> Iterator[Node]:
+    """A node and all that it was computed from, at 0.1 microseconds each.
+
+    Depth first along the first inputs, which lead to the activations.
+    """
     seen, waiting = {node}, [node]
     while waiting:
         node = waiting.pop()
-        mark: Mark | None = node.metadata.get(_KEY)
-        if mark is not None:
-            return mark
-        if hidden is None and _COMPILED in node.name():
-            hidden = Hidden()
+        yield node
         for following, _ in reversed(node.next_functions):
             if following is not None and following not in seen:
                 seen.add(following)
                 waiting.append(following)
-    return hidden
 
 
 def _storage(tensor: Tensor) -> StorageWeakRef | None:
@@ -156,16 +164,9 @@ def path_of(tensor: Tensor) -> list[str]:
 
 def leaves_of(tensor: Tensor) -> Iterator[Tensor]:
     """The parameters and other leaves that a tensor was computed from."""
-    waiting = [] if tensor.grad_fn is None else [tensor.grad_fn]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
+    for node in () if tensor.grad_fn is None else _history(tensor.grad_fn):
         if hasattr(node, "variable"):
             yield node.variable
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                waiting.append(following)
 
 
 def in_backward() -> bool:

@@ -170,9 +170,9 @@ def attach(
 def _check_not_by_path(model: nn.Module, after: Any) -> None:
     """Raise ValueError for the path of a block of a model that takes masks along, which its family knows."""
     paths = [after] if isinstance(after, str) else after if isinstance(after, Sequence) else []
+    family = next((each for each in (TransformersDetr, Detr, DeformableDetr) if each.fits(model)), None)
     for path in paths:
         found = re.fullmatch(r"(.*\.)?encoder\.layers\.(\d+)", path) if isinstance(path, str) else None
-        family = next((each for each in (TransformersDetr, Detr, DeformableDetr) if each.fits(model)), None)
         if found and family:
             raise ValueError(
                 f"after: expected the index of the block, after={found[2]}, of a model of {family.name!r}, "

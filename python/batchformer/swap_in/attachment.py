@@ -1,13 +1,12 @@
 """What attach() returns: the new modules in the model, the criteria that know of them, and the way back."""
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from torch import nn
 
 from batchformer.swap_in.criterion import Judge, WrappedFunction
-from batchformer.swap_in.family import Family
+from batchformer.swap_in.family import Family, copied_with
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, holder
 
@@ -98,7 +97,10 @@ class Attachment(nn.Module):
         if not isinstance(criterion, nn.Module) or passes_hooks:
             family.criteria += 1
             return WrappedFunction(judge, criterion)  # type: ignore[return-value]
-        if any(isinstance(getattr(hook, "__self__", None), Judge) for hook in _hooks(criterion)):
+        if any(
+            isinstance(getattr(hook, "__self__", None), Judge)
+            for hook in criterion._forward_pre_hooks.values()
+        ):
             raise ValueError(
                 f"criterion: expected one that is not wrapped, got a {type(criterion).__name__} that is"
             )
@@ -146,12 +148,7 @@ class Attachment(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Attachment":
         """With the model a copy of its own; where a part of the model is copied, that part stays attached."""
-        if id(self._model[0]) not in memo:
-            return self
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
-        return copied
+        return copied_with(self._model[0], self, memo)
 
     def extra_repr(self) -> str:
         """How many hooks there are, in the model and in criteria."""
@@ -166,7 +163,3 @@ def attachment_of(model: nn.Module) -> Attachment | None:
 def path_of(module: nn.Module, model: nn.Module) -> str | None:
     """The path of a module inside the model; None if it is not there."""
     return next((str(path) for path, other in model.named_modules() if other is module), None)
-
-
-def _hooks(module: nn.Module) -> list[Any]:
-    return [*module._forward_pre_hooks.values()]

@@ -15,7 +15,7 @@ from batchformer import marks
 from batchformer.marks import Doubled, Hidden, Mark, Split, Twice
 from batchformer.swap_in import split
 from batchformer.swap_in.rules import Batch, Name, map_tensors
-from batchformer.swap_in.signature import Call, in_place, parameters
+from batchformer.swap_in.signature import Call, by_place, in_place, name_of, parameters
 from batchformer.targets import duplicate, original
 
 _RESHAPES = {"ViewBackward0", "UnsafeViewBackward0", "LogSoftmaxBackward0", "ToCopyBackward0"}
@@ -63,17 +63,18 @@ class Judge:
             ValueError: outputs that were cut or computed anew, nothing that could be doubled, or an argument
                 that may be a target or not.
         """
+        has_targets = self._targets is None or len(self._targets) > 0
         outputs = _Outputs(self._family)
         args, kwargs = map_tensors((args, kwargs), outputs.take)
         outputs.check_cut()
         if not outputs.doubled:
-            if self._targets is None or len(self._targets) > 0:
+            if has_targets:
                 outputs.check()
             return args, kwargs
         for forward in outputs.forwards:
             forward.answered = True
-        given: dict[Any, Any] = dict(enumerate(args)) | kwargs
-        names: dict[Any, Name] = {key: self._name(key) for key in given}
+        given = by_place(args, kwargs)
+        names: dict[Any, Name] = {key: name_of(self._names, key) for key in given}
         batch = Batch(outputs.samples, outputs.other_sizes(), outputs.doubled, self._other_sizes)
         if self._targets is None:
             arguments = batch.double(given, names)
@@ -85,7 +86,7 @@ class Judge:
                 for key, value in given.items()
             }
         pictures_alone = batch.left > 0 and batch.doubled == batch.images  # targets of all images in one list
-        if (not batch.doubled or pictures_alone) and (self._targets is None or len(self._targets) > 0):
+        if (not batch.doubled or pictures_alone) and has_targets:
             raise ValueError(
                 f"criterion: expected targets with an entry for each of the {outputs.samples[0]} samples, as "
                 f"the outputs have both streams, got none; what takes a part of the batch gets that part of "
@@ -97,10 +98,6 @@ class Judge:
                 if isinstance(value, Tensor) and value is not given[key]:
                     marks.put(value, Twice())
         return in_place(arguments, args, kwargs)
-
-    def _name(self, key: str | int) -> Name:
-        """The parameter that takes an argument; its position, if that is all that is known."""
-        return self._names[key] if isinstance(key, int) and key < len(self._names) else key
 
 
 class _Outputs:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from batchformer import marks
-from batchformer.marks import Doubled, Hidden, Split
+from batchformer.marks import Doubled, Hidden, Mark, Split
 from batchformer.swap_in import forward as forwards
 from batchformer.swap_in import labels, split
 from batchformer.swap_in.forward import Forward
@@ -86,8 +86,9 @@ class Entry:
             has_loss = family.answers or not self._wrapped or forward.labels is not None
             family.compiled.unanswered = torch.is_grad_enabled() and not has_loss
             return map_tensors(output, family.compiled.take_originals) if self._originals_alone else None
-        self._check_reached(forward, output)
-        output = map_tensors(output, functools.partial(self._end, forward))
+        found: list[Mark | None] = []
+        output = map_tensors(output, functools.partial(self._end, forward, found))
+        self._check_reached(forward, found)
         self._check_answer(model, forward, output)
         return output
 
@@ -115,19 +116,27 @@ class Entry:
             if id(leaf) in at_places and id(leaf) not in inside and users[id(leaf)] == 1:
                 self._raise_not_run(at_places[id(leaf)])
 
-    def _end(self, forward: Forward, tensor: Tensor) -> Tensor:
+    def _end(self, forward: Forward, found: list[Mark | None], tensor: Tensor) -> Tensor:
         """An output of the model, marked; the originals alone, if that is what it returns."""
-        mark = marks.find(tensor)
+        mark = before = marks.find(tensor)
+        if tensor.grad_fn is not None:
+            found.append(before)
         if (isinstance(mark, Hidden) or (mark is None and forward.blind)) and forward.samples is not None:
             mark = Doubled(forward, forward.samples) if 2 * forward.samples in tensor.shape else None
         if not isinstance(mark, Doubled) or isinstance(mark, Split):
-            return _mark_single(tensor) if mark is None else tensor
+            if before is None:
+                marks.put_by_history(tensor, marks.Single())
+            return tensor
         marks.put(tensor, Doubled(mark.forward, mark.samples))
         return split.take_originals(tensor, mark) if self._originals_alone else tensor
 
-    def _check_reached(self, forward: Forward, output: Any) -> None:
-        """Raise RuntimeError where the model leaves aside what comes out at the places."""
-        found = [marks.find(tensor) for tensor in leaves(output) if tensor.grad_fn is not None]
+    def _check_reached(self, forward: Forward, found: list[Mark | None]) -> None:
+        """Raise RuntimeError where the model leaves aside what comes out at the places.
+
+        Args:
+            forward: the forward that ends.
+            found: the mark in the history of each output that has one.
+        """
         if found and not forward.blind and all(mark is None for mark in found):
             raise RuntimeError(
                 f"model: expected outputs that depend on what comes out at {self._places[forward.ran[-1]]}, "
@@ -140,9 +149,7 @@ class Entry:
         if forward.answered or not family.takes_labels or not torch.is_grad_enabled():
             return
         if forward.labels is not None:
-            scalars: list[Tensor] = []
-            map_tensors(output, lambda tensor: scalars.append(tensor) if tensor.dim() == 0 else tensor)
-            forward.answered = any(scalar.requires_grad for scalar in scalars)
+            forward.answered = any(each.dim() == 0 and each.requires_grad for each in leaves(output))
         elif family.criteria == 0 and labels.has_own_loss(model, self._arguments):
             raise RuntimeError(
                 f"labels: expected those of {type(model).__name__} in the call, or a wrapped criterion, as "

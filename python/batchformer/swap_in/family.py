@@ -4,7 +4,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,13 @@ from batchformer.swap_in.make import feature_modules
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place
 from batchformer.swap_in.rules import Batch
-from batchformer.swap_in.signature import Call, by_name, in_place, parameters
+from batchformer.swap_in.signature import Call, by_name, by_place, in_place, name_of, parameters
 from batchformer.swap_in.streams import Streams
 from batchformer.swap_in.traced import check_not_traced
 from batchformer.swap_in.watch import Watch
 from batchformer.targets import twice
+
+Part = TypeVar("Part")
 
 
 class Family:
@@ -88,12 +90,7 @@ class Family:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Family":
         """With the model a copy; a copied part of it, or criterion, belongs to this one, too."""
-        if id(self.model) not in memo:
-            return self
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return copied
+        return copied_with(self.model, self, memo)
 
     @property
     def active(self) -> bool:
@@ -112,7 +109,7 @@ class Family:
 
         def at_door(each: Tensor) -> Tensor:
             doubled: Tensor = twice(each)
-            if not torch.compiler.is_compiling() and doubled.grad_fn is not None:
+            if not torch.compiler.is_compiling():
                 marks.put_by_history(doubled, AtTheDoor(forward, samples))
             return doubled
 
@@ -158,14 +155,13 @@ class Family:
         features = args[0] if args else next(iter(by_keyword.values()))
         check_not_traced([features])
         y = self.streams.relate(number, place, features)
-        given: dict[Any, Any] = dict(enumerate(args)) | by_keyword
+        given = by_place(args, by_keyword)
         first, *others = given
         if self.active and others:  # such as the labels that an angular margin takes
             batch = Batch([y.shape[0] // 2], [], [])
             names = parameters(place.forward)
             for key in others:
-                name = names[key] if isinstance(key, int) and key < len(names) else key
-                given |= batch.double({key: given[key]}, {key: name})
+                given |= batch.double({key: given[key]}, {key: name_of(names, key)})
         given[first] = y
         call = in_place(given, args, by_keyword)
         return call[0] if kwargs is None else call  # torch.ao copies hooks as such that take no keywords
@@ -213,3 +209,13 @@ class Family:
             if value is not None and value.shape[axis] == 2 * samples:
                 given[name] = value.narrow(axis, 0, samples)
         return (), given
+
+
+def copied_with(model: nn.Module, part: Part, memo: dict[int, Any]) -> Part:
+    """What belongs to a model, for a deep copy: a copy if the model is copied, else itself."""
+    if id(model) not in memo:
+        return part
+    copied = type(part).__new__(type(part))
+    memo[id(part)] = copied
+    copied.__dict__.update(copy.deepcopy(part.__dict__, memo))
+    return copied

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from batchformer.swap_in.signature import in_place
+from batchformer.swap_in.rules import COUNT
+from batchformer.swap_in.signature import by_place, in_place, name_of
 from batchformer.targets import duplicate, twice
 
 _NAMES = re.compile(r"(\w+_)?labels?|targets?|(start|end)_positions")
 _KINDS = (Tensor, np.ndarray, list, tuple, dict)
-_COUNT = "num_items_in_batch"  # of transformers' Trainer, by which the loss is divided
 
 
 def are(name: str | int) -> bool:
@@ -27,16 +27,15 @@ def has_own_loss(model: nn.Module, names: Sequence[str]) -> bool:
 
 def double(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
     """The arguments of a model with its labels doubled, and how many these were; None if there are none."""
-    given: dict[Any, Any] = dict(enumerate(args)) | kwargs
-    called = {key: names[key] if isinstance(key, int) and key < len(names) else key for key in given}
-    found = [key for key, name in called.items() if are(name) and isinstance(given[key], _KINDS)]
+    given = by_place(args, kwargs)
+    found = [key for key, value in given.items() if are(name_of(names, key)) and isinstance(value, _KINDS)]
     if not found:
         return args, kwargs, None
     count = _count(given[found[0]])
     for key in found:
         given[key] = _twice(given[key])
-    if given.get(_COUNT) is not None:
-        given[_COUNT] = 2 * given[_COUNT]
+    if given.get(COUNT) is not None:
+        given[COUNT] = 2 * given[COUNT]
     return *in_place(given, args, kwargs), count
 
 

@@ -38,7 +38,7 @@ from batchformer.targets import twice
 Name: TypeAlias = str | int | None  # of a parameter or key, else its position
 
 _NEVER = ("weight", "pos_weight")
-_COUNTS = "num_items_in_batch"
+COUNT = "num_items_in_batch"  # of transformers' Trainer, by which the loss is divided
 _TARGETS = re.compile(r"(y|targets?|labels?|gt)(_\w+)?")
 _OF_CLASSES = re.compile(r"count|freq|per_cl|num|prior|weight|dist|hist|name|prob")
 _INDICES = re.compile(r"(\w+_)?(idx|index|indices|inds?)")
@@ -108,7 +108,7 @@ class Batch:
                 f"{_called(name)}; take the rows before, or name the targets: attachment.wrap(criterion, "
                 f"targets=[...])"
             )
-        if name == _COUNTS:
+        if name == COUNT:
             return value if value is None else 2 * value
         if isinstance(value, (Tensor, np.ndarray)):
             return self._double_tensor(value, name)

@@ -23,6 +23,16 @@ def by_name(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any])
     return dict(zip(names, args, strict=False)) | kwargs
 
 
+def by_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Any, Any]:
+    """Arguments of a call by their position or their keyword; :func:`in_place` is the way back."""
+    return dict(enumerate(args)) | kwargs
+
+
+def name_of(names: Sequence[str], key: str | int) -> str | int:
+    """The parameter that takes an argument; its position, if that is all that is known."""
+    return names[key] if isinstance(key, int) and key < len(names) else key
+
+
 def in_place(given: dict[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """What `given` has for the arguments of a call, by position and by keyword again."""
     return tuple(given[position] for position in range(len(args))), {name: given[name] for name in kwargs}
