@@ -12,38 +12,11 @@ from torch import nn
 from batchformer.modules import _check
 from batchformer.modules.batchformer import BatchFormer
 from batchformer.swap_in.attachment import NAME, Attachment, attachment_of
-from batchformer.swap_in.contrastive import MoCoV2, MoCoV3, PaCo
-from batchformer.swap_in.czsl import CompositionalZeroShot
-from batchformer.swap_in.detr import DeformableDetr, Detr
-from batchformer.swap_in.domainbed import DomainBed
+from batchformer.swap_in.families import FAMILIES
 from batchformer.swap_in.family import Family
 from batchformer.swap_in.generic import AfterBlocks, BeforeClassifiers
-from batchformer.swap_in.long_tailed import BalancedSoftmax, Ride
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import check_no_detector, check_not_wrapped, check_optional, check_places
-from batchformer.swap_in.transformers_detr import TransformersDetr
-from batchformer.swap_in.vision_transformer import VisionTransformer
-
-_RECOGNISED: tuple[type[Family], ...] = (
-    TransformersDetr,
-    Detr,
-    DeformableDetr,
-    VisionTransformer,
-    Ride,
-    PaCo,
-    MoCoV2,
-    MoCoV3,
-    DomainBed,
-    CompositionalZeroShot,
-)
-_FAMILIES: tuple[type[Family], ...] = (*_RECOGNISED, BalancedSoftmax)
-_ALIASES = {
-    "conditional_detr": "detr",
-    "vit": "deit",
-    "swad": "domainbed",
-    "cge": "czsl",
-    "compcos": "czsl",
-}
 
 
 def attach(
@@ -149,7 +122,7 @@ def attach(
         if value is not None and name not in family.takes:
             takes = ", ".join((*family.takes, "dim and what BatchFormer takes"))
             raise ValueError(
-                f"{name}: expected no value with {family.name!r}, which takes {takes}, got {value!r}"
+                f"{name}: expected no value with {family.names[0]!r}, which takes {takes}, got {value!r}"
             )
     options = Options(
         before, after, layout, dim, shared, outputs, tuple(optional), wrapped, pairings, as_published, module
@@ -170,13 +143,13 @@ def attach(
 def _check_not_by_path(model: nn.Module, after: Any) -> None:
     """Raise ValueError for the path of a block of a model that takes masks along, which its family knows."""
     paths = [after] if isinstance(after, str) else after if isinstance(after, Sequence) else []
-    family = next((each for each in (TransformersDetr, Detr, DeformableDetr) if each.fits(model)), None)
+    family = next((each for each in FAMILIES if each.carries_along and each.fits(model)), None)
     for path in paths:
         found = re.fullmatch(r"(.*\.)?encoder\.layers\.(\d+)", path) if isinstance(path, str) else None
         if found and family:
             raise ValueError(
-                f"after: expected the index of the block, after={found[2]}, of a model of {family.name!r}, "
-                f"whose masks and positions are doubled with it, got {path!r}"
+                f"after: expected the index of the block, after={found[2]}, of a model of "
+                f"{family.names[0]!r}, whose masks and positions are doubled with it, got {path!r}"
             )
 
 
@@ -215,15 +188,15 @@ def _family(model: nn.Module, preset: str | None, before: Any, after: Any) -> ty
     if isinstance(after, str) or (isinstance(after, Sequence) and any(isinstance(one, str) for one in after)):
         return AfterBlocks
     if preset is None:
-        for family in _RECOGNISED:
-            if family.fits(model):
+        for family in FAMILIES:
+            if family.recognised and family.fits(model):
                 return family
         raise ValueError(
             f"model: expected one of a known family, or a place by its path (before= or after=), got "
             f"{type(model).__name__}"
         )
-    _check.one_of("preset", preset, [*dict.fromkeys(family.name for family in _FAMILIES), *_ALIASES])
-    named = [family for family in _FAMILIES if family.name == _ALIASES.get(preset, preset)]
+    _check.one_of("preset", preset, [*dict.fromkeys(name for family in FAMILIES for name in family.names)])
+    named = [family for family in FAMILIES if preset in family.names]
     for family in named:
         if family.fits(model):
             return family

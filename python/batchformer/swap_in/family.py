@@ -38,9 +38,14 @@ class Family:
     the criterion. A place that runs outside of a forward of the model is a forward by itself.
     """
 
-    name: ClassVar[str]
+    names: ClassVar[tuple[str, ...]]  # of attach(); the first is the family's own
     expects: ClassVar[str]  # what such a model has, and whose it is
+    place: ClassVar[str] = "where it is said"  # where BatchFormer goes in, if nobody says
+    recognised: ClassVar[bool] = True  # whether a model of it is known without its name
     takes: ClassVar[tuple[str, ...]] = ()  # the options that mean something to it
+    carries_along: ClassVar[bool] = (
+        False  # whether what has the batch's size is doubled, not its tokens alone
+    )
     takes_labels: ClassVar[bool] = False  # whether labels that the model gets are doubled at its door
     answers: ClassVar[bool] = False  # whether the model computes the loss of both streams by itself
     returns_originals: ClassVar[bool] = False  # whatever `outputs` says: its scripts compare them with labels

@@ -11,7 +11,7 @@ from batchformer.swap_in.places import Place, find, layout_of
 class BeforeClassifiers(Family):
     """BatchFormer on the features that one or more classifiers take."""
 
-    name = "before"
+    names = ("before",)
     takes = ("before", "shared", "outputs", "optional", "wrapped")
     takes_labels = True
 
@@ -29,7 +29,7 @@ class BeforeClassifiers(Family):
 class AfterBlocks(Family):
     """BatchFormerV2 on the tokens that one or more blocks give; everything behind sees twice the batch."""
 
-    name = "after"
+    names = ("after",)
     takes = ("after", "layout", "shared", "outputs", "optional", "wrapped")
     takes_labels = True
 

@@ -123,6 +123,20 @@ def check_optional(places: Iterable[Place], optional: Sequence[str]) -> None:
             raise ValueError(f"optional: expected paths out of {paths}, got {path!r}")
 
 
+def path_of_class(model: nn.Module, *classes: str) -> str | None:
+    """The path to a module of transformers of one of these classes, as a prefix; None if there is none."""
+    for path, module in model.named_modules():
+        if type(module).__name__ in classes and type(module).__module__.startswith("transformers."):
+            return f"{path}." if path else ""
+    return None
+
+
+def has_modules(model: nn.Module, *paths: str) -> bool:
+    """Whether there is a module at each path."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return all(path in modules for path in paths)
+
+
 def holder(model: nn.Module, places: Sequence[Place]) -> nn.Module:
     """The module that the new one becomes a child of: the model, unless that would run it as a layer."""
     candidates = (model, *(module for place in places for module in place.module.modules()))

@@ -1,9 +1,8 @@
-"""Long-tailed recognition: RIDE and Balanced Softmax, whose trainers compare training logits with labels."""
+"""RIDE, in its authors' code: its trainer compares training logits with labels."""
 
 from dataclasses import replace
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import feature_modules
@@ -20,8 +19,9 @@ class Ride(Family):
     ``two_stream=False``. The number of heads and, for CIFAR, the initialisation are the official ones.
     """
 
-    name = "ride"
+    names = ("ride",)
     expects = "backbone.linears, a classifier for each expert (frank-xwang/RIDE-LongTailRecognition)"
+    place = "before the classifiers of all experts"
     returns_originals = True
 
     @classmethod
@@ -52,45 +52,6 @@ class Ride(Family):
         """At the inputs of the classifiers."""
         del model, options
         self.double_features_before(places)
-
-
-class BalancedSoftmax(Family):
-    """jiawei-ren/BalancedMetaSoftmax-Classification: attach to ``networks["classifier"]``.
-
-    The published code puts the related rows first, and sums the loss of the first half, of the second and of
-    all, which is three times the mean over all: ``as_published=True``. Otherwise originals come first, and
-    the loss is the mean over both.
-    """
-
-    name = "balanced_softmax"
-    expects = "a classifier of features, itself or in nn.DataParallel: networks['classifier']"
-    takes = ("as_published",)
-    returns_originals = True
-
-    @classmethod
-    def fits(cls, model: nn.Module) -> bool:
-        """A module whose class the code base calls a classifier."""
-        return type(getattr(model, "module", model)).__name__.endswith("Classifier")
-
-    @classmethod
-    def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
-        """The classifier itself."""
-        del options
-        return [Place("", model)]
-
-    def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
-        """Outside of nn.DataParallel, at the input."""
-        del model
-        self._as_published = options.as_published
-        self.double_features_before(places)
-
-    def arrange(self, both: Tensor, samples: int) -> Tensor:
-        """In the published order, if that is asked for."""
-        return both.roll(samples, 0) if self._as_published else both
-
-    def weigh(self, loss: Any) -> Any:
-        """As much as the published loss, if that is asked for."""
-        return 3 * loss if self._as_published and self.active else loss
 
 
 def _initialise_linear(module: nn.Module) -> None:

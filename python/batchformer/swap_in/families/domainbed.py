@@ -22,8 +22,9 @@ class DomainBed(Family):
     ``algorithm.optimizer.add_param_group({"params": [*attachment.parameters()]})``.
     """
 
-    name = "domainbed"
+    names = ("domainbed", "swad")
     expects = "featurizer, classifier and the update of ERM, Mixstyle or Mixstyle2 (khanrc/swad, DomainBed)"
+    place = "before the classifier"
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:

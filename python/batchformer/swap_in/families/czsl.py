@@ -15,9 +15,10 @@ from batchformer.targets import check_batch_size, duplicate
 class CompositionalZeroShot(Family):
     """ExplainableML/czsl: CGE (GraphFull) and CompCos, on the image features before everything else."""
 
-    name = "czsl"
+    names = ("czsl", "cge", "compcos")
     answers = True
     expects = "GraphFull or CompCos with its data set as dset (ExplainableML/czsl)"
+    place = "on the image features"
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:

@@ -24,8 +24,9 @@ _MASKED = ("MaskedImageModeling", "MAE", "PreTraining")  # their targets are the
 class VisionTransformer(Family):
     """A stack of blocks over `[N, L, C]` tokens; what is behind the insertion sees both streams."""
 
-    name = "deit"
+    names = ("deit", "vit")
     expects = "blocks behind patch embeddings (timm, facebookresearch/deit, transformers, torchvision)"
+    place = "after block 8"
     takes = ("after", "shared", "outputs", "wrapped")
     takes_labels = True
 

@@ -1,0 +1,28 @@
+"""Every family of models that attach() knows, in the order in which they are asked."""
+
+from batchformer.swap_in.families.balanced_softmax import BalancedSoftmax
+from batchformer.swap_in.families.czsl import CompositionalZeroShot
+from batchformer.swap_in.families.deformable_detr import DeformableDetr
+from batchformer.swap_in.families.detr import Detr
+from batchformer.swap_in.families.domainbed import DomainBed
+from batchformer.swap_in.families.moco_v2 import MoCoV2
+from batchformer.swap_in.families.moco_v3 import MoCoV3
+from batchformer.swap_in.families.paco import PaCo
+from batchformer.swap_in.families.ride import Ride
+from batchformer.swap_in.families.transformers_detr import TransformersDetr
+from batchformer.swap_in.families.vision_transformer import VisionTransformer
+from batchformer.swap_in.family import Family
+
+FAMILIES: tuple[type[Family], ...] = (
+    TransformersDetr,
+    Detr,
+    DeformableDetr,
+    VisionTransformer,
+    Ride,
+    PaCo,
+    MoCoV2,
+    MoCoV3,
+    DomainBed,
+    CompositionalZeroShot,
+    BalancedSoftmax,
+)

@@ -1,0 +1,40 @@
+"""The DETR family of Hugging Face transformers: Detr, ConditionalDetr, DeformableDetr, with any head."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from batchformer.swap_in.at_the_door import DoubledAtTheDoor, Parts
+from batchformer.swap_in.make import initialised_as_detr
+from batchformer.swap_in.options import Options
+from batchformer.swap_in.places import Place, path_of_class
+
+
+class TransformersDetr(DoubledAtTheDoor):
+    """transformers' Detr, ConditionalDetr and DeformableDetr."""
+
+    names = ("detr", "conditional_detr")
+    expects = "a Detr, ConditionalDetr or DeformableDetr model (transformers)"
+    place = "after encoder layer 0"
+    batch_axes: ClassVar = {
+        "hidden_states": 0,
+        "attention_mask": 0,
+        "spatial_position_embeddings": 0,
+        "reference_points": 0,
+        "spatial_shapes": None,
+        "spatial_shapes_list": None,
+        "level_start_index": None,
+        "output_attentions": None,
+        "kwargs": None,
+    }
+
+    @classmethod
+    def parts(cls, model: nn.Module) -> Parts | None:
+        """The model inside of its heads has a backbone and an encoder."""
+        path = path_of_class(model, "DetrModel", "ConditionalDetrModel", "DeformableDetrModel")
+        return None if path is None else Parts(f"{path}backbone", f"{path}encoder.layers")
+
+    @classmethod
+    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
+        """BatchFormerV2, initialised as the official one."""
+        return initialised_as_detr(super().make_modules(model, places, options))
