@@ -1,4 +1,4 @@
-"""What the pages have from the package itself: the table of errors, the parameters of the layer, the ops.
+"""What the pages have from the package itself: the tables of errors and of families, the parameters of the layer, the ops.
 
 A comment `<!-- generated: NAME -->` in a page becomes the text of that name while the page is read; no file
 is written.
@@ -10,7 +10,7 @@ import torch
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
-import batchformer.ops  # noqa: F401 - registers the ops
+import batchformer as bf
 import error_table
 from batchformer._extension import core
 
@@ -42,7 +42,19 @@ def schemas() -> str:
     return "\n\n".join(blocks)
 
 
-TEXTS = {"errors": errors, "parameters": parameters, "schemas": schemas}
+def families() -> str:
+    """The families of models that attach() knows."""
+    rows = []
+    for family in bf.families():
+        by_name = ", ".join(f'`"{name}"`' for name in family.names)
+        rows.append(
+            f"| {by_name} | {family.models} | {family.place} | {'yes' if family.recognised else 'by name'} |"
+        )
+    header = ["| `preset` | models | place, if you name none | recognised |", "|---|---|---|---|"]
+    return "\n".join([*header, *rows])
+
+
+TEXTS = {"errors": errors, "families": families, "parameters": parameters, "schemas": schemas}
 
 
 def fill(_app: Sphinx, _page: str, source: list[str]) -> None:

@@ -10,6 +10,8 @@ from batchformer.modules.encoder_layer import TransformerEncoderLayer as Transfo
 from batchformer.modules.relations import relations as relations
 from batchformer.swap_in.attach import attach as attach
 from batchformer.swap_in.attachment import Attachment as Attachment
+from batchformer.swap_in.known import KnownFamily as KnownFamily
+from batchformer.swap_in.known import families as families
 from batchformer.swap_in.official import load_official as load_official
 from batchformer.targets import duplicate as duplicate
 from batchformer.targets import original as original

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -15,10 +16,14 @@ from batchformer.swap_in.attachment import NAME, Attachment, attachment_of
 from batchformer.swap_in.families import FAMILIES
 from batchformer.swap_in.family import Family
 from batchformer.swap_in.generic import AfterBlocks, BeforeClassifiers
+from batchformer.swap_in.known import names, with_names
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import check_no_detector, check_not_wrapped, check_optional, check_places
 
+_LOG = logging.getLogger("batchformer")
 
+
+@with_names
 def attach(
     model: nn.Module,
     preset: str | None = None,
@@ -49,9 +54,8 @@ def attach(
 
     Args:
         model: any module. Without `preset`, `before` and `after`, its family is recognised.
-        preset: "detr" (also "conditional_detr"), "deformable_detr", "deit" (also "vit"), "ride",
-            "balanced_softmax", "paco", "moco_v2", "moco_v3", "domainbed" (also "swad"), "czsl" (also "cge",
-            "compcos").
+        preset: the family, of which :func:`families` tells more; where two share a name, the model decides:
+            %(names)s
         before: the path of a classifier that takes features `[N, C]`, or of several; '' is the model itself.
         after: the path of a block, or of several. For a preset the indices of its blocks; if None, DETR's
             encoder layer 0 and DeiT's block 8. A place that gets both streams from one before it transforms
@@ -74,6 +78,8 @@ def attach(
             does not train the module. (RIDE's related stream alone is ``two_stream=False``.)
         **module: nhead, dim_feedforward, dropout, two_stream, attend, num_layers and the other arguments of
             :class:`BatchFormer`.
+
+    The logger "batchformer" says at level INFO where it went in; so does the attachment, when it is printed.
 
     Raises:
         TypeError: model is not an nn.Module, arguments of another type, or one that nobody takes.
@@ -137,7 +143,9 @@ def attach(
     places = family.find_places(model, options)
     check_places(model, places)
     check_optional(places, options.optional)
-    return Attachment(family, model, places, family.make_modules(model, places, options), options)
+    attachment = Attachment(family, model, places, family.make_modules(model, places, options), options)
+    _LOG.info("attached to %s: %s", type(model).__name__, "; ".join(attachment.extra_repr().splitlines()))
+    return attachment
 
 
 def _check_not_by_path(model: nn.Module, after: Any) -> None:
@@ -195,7 +203,7 @@ def _family(model: nn.Module, preset: str | None, before: Any, after: Any) -> ty
             f"model: expected one of a known family, or a place by its path (before= or after=), got "
             f"{type(model).__name__}"
         )
-    _check.one_of("preset", preset, [*dict.fromkeys(name for family in FAMILIES for name in family.names)])
+    _check.one_of("preset", preset, names())
     named = [family for family in FAMILIES if preset in family.names]
     for family in named:
         if family.fits(model):

@@ -151,8 +151,14 @@ class Attachment(nn.Module):
         return copied_with(self._model[0], self, memo)
 
     def extra_repr(self) -> str:
-        """How many hooks there are, in the model and in criteria."""
-        return f"hooks={len(self._family.hooks)}"
+        """The family, what the model returns, the size, and the places with what arrives there."""
+        family = self._family
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        facts = (
+            f"family={family.names[0]!r}, two_stream={self.two_stream}, outputs={family.entry.outputs!r}, "
+            f"{parameters:,} parameters, {len(family.hooks)} hooks"
+        )
+        return "\n".join([facts, *family.streams.describe()])
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

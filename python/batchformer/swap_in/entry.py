@@ -29,6 +29,7 @@ class Entry:
         self._places = places
         self._required = [number for number, place in enumerate(places) if place.path not in options.optional]
         self._originals_alone = family.returns_originals or options.outputs == "originals"
+        self.outputs = "originals" if self._originals_alone else "both"
         self._wrapped = options.wrapped
         self._arguments = parameters(model.forward)
         self._ddp_checked = False

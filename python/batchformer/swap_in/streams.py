@@ -46,6 +46,17 @@ class Streams:
         """The place of a number."""
         return self._places[number]
 
+    def describe(self) -> list[str]:
+        """A line for each place: where it is, what arrives there, and in which layout."""
+        lines = []
+        for number, place in enumerate(self._places):
+            module = self.at(number)
+            layout = module.layout if isinstance(module, BatchFormerV2) else "NC"
+            name = type(place.module).__name__
+            path = f"{place.path!r}, " if place.path else ""
+            lines.append(f"at {path}{name}: {layout}, C={module.dim}")
+        return lines
+
     def relate(self, number: int, place: nn.Module, x: Tensor) -> Tensor:
         """What comes out at a place: x with both streams, or the related rows alone."""
         check_replica(place)

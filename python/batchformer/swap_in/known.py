@@ -1,0 +1,54 @@
+"""What attach() knows, for users: the families of models, by their names."""
+
+import textwrap
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from batchformer.swap_in.families import FAMILIES
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_PLACE_OF_NAMES = "%(names)s"
+_INDENT = 12 * " "  # of an argument's text in a docstring
+_WIDTH = 110
+
+
+class KnownFamily(NamedTuple):
+    """A family of models that :func:`attach` knows."""
+
+    names: tuple[str, ...]
+    """What it is called as `preset`; each name does."""
+    models: str
+    """What such a model has, and whose it is."""
+    place: str
+    """Where BatchFormer goes in, if nobody says."""
+    options: tuple[str, ...]
+    """The arguments of :func:`attach` that it takes, beside those of the module."""
+    recognised: bool
+    """Whether ``attach(model)`` knows its models without a name."""
+
+
+def families() -> list[KnownFamily]:
+    """Every family that :func:`attach` knows, in the order in which a model is compared with them.
+
+    Example:
+        >>> [family.place for family in families() if "deit" in family.names]
+        ['after block 8']
+    """
+    return [
+        KnownFamily(each.names, each.expects, each.place, each.takes, each.recognised) for each in FAMILIES
+    ]
+
+
+def names() -> list[str]:
+    """All names that `preset` takes."""
+    return [*dict.fromkeys(name for each in FAMILIES for name in each.names)]
+
+
+def with_names(function: Function) -> Function:
+    """The function, with the names of all families in its docstring."""
+    listed = textwrap.fill(", ".join(f'"{name}"' for name in names()), _WIDTH - len(_INDENT))
+    if function.__doc__ is not None:  # python -OO
+        text = textwrap.indent(listed, _INDENT).lstrip()
+        function.__doc__ = function.__doc__.replace(_PLACE_OF_NAMES, text)
+    return function
