@@ -124,10 +124,10 @@ class TorchvisionDetector(AfterBlocks):
 
     def _double_levels(self, number: int, place: nn.Module, args: Any, output: Any) -> Any:
         """What a place gives: a map, or a dict of levels, each with its own originals."""
-        if isinstance(output, dict):
-            relate = functools.partial(self._double_tokens, number, place, args)
-            return map_tensors(output, lambda level: level if (both := relate(level)) is None else both)
-        return self._double_tokens(number, place, args, output)
+        double = functools.partial(self._double_tokens, number, place, args)
+        return (
+            map_tensors(output, double) if isinstance(output, dict) and self.trains(place) else double(output)
+        )
 
     def _double_others(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Maps that have no second stream."""
