@@ -78,8 +78,14 @@ BY_INDEX = Mistake(
     "`attach(model, after=0)`.",
 )
 DETECTOR = Mistake(
-    "Detectors of torchvision resize images and targets one by one, and take a loss of as many as came in.",
-    "Take one of the DETR family, which `attach` knows.",
+    "torchvision's detectors match targets with images, both of which are doubled where they make a batch of "
+    "them; the place was named by its path from outside, or before a part that takes regions.",
+    "Call `attach(detector)` of the detector itself, or name a block of its backbone: "
+    "`attach(detector, after='backbone.body.layer3')`.",
+)
+DETECTOR_BACKBONE = Mistake(
+    "The detector has a backbone of its own, whose class does not tell where BatchFormer should go in.",
+    "Name a block of it that gives maps: `attach(detector, after='backbone.layer3')`.",
 )
 SHARDED = Mistake(
     "`attach` stands behind `fully_shard`.",
@@ -142,9 +148,16 @@ def three_blocks():
     return nn.Sequential(OrderedDict(patch_embed=nn.Linear(8, 16), blocks=blocks))
 
 
-def detector():
+def detector(backbone=None):
     name = "torchvision.models.detection.retinanet"
-    return type("RetinaNet", (nn.Module,), {"__module__": name})()
+    model = type("RetinaNet", (Forward,), {"__module__": name})()
+    model.backbone, model.head = backbone or nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+    return model
+
+
+class Forward(nn.Module):
+    def forward(self, x):
+        return x
 
 
 def sharded():
@@ -304,9 +317,9 @@ ATTACH = (
     Row(
         lambda: bf.attach(NET, "resnet"),
         ValueError,
-        "preset: expected 'detr' or 'deformable_detr' or 'deit' or 'ride' or 'paco' or 'moco_v2' or "
-        "'moco_v3' or 'domainbed' or 'czsl' or 'balanced_softmax' or 'conditional_detr' or 'vit' or "
-        "'swad' or 'cge' or 'compcos', got 'resnet'",
+        "preset: expected 'detr' or 'deformable_detr' or 'torchvision_detector' or 'deit' or "
+        "'ride' or 'paco' or 'moco_v2' or 'moco_v3' or 'domainbed' or 'czsl' or 'balanced_softmax' or "
+        "'conditional_detr' or 'vit' or 'swad' or 'cge' or 'compcos', got 'resnet'",
         *CHOICE,
     ),
     Row(
@@ -382,12 +395,32 @@ ATTACH = (
         *WRAPPED_ALREADY,
     ),
     Row(
-        lambda: bf.attach(detector(), after="backbone"),
+        lambda: bf.attach(detector(), before="head"),
         ValueError,
-        "model: expected one that takes a batch and its targets as they are, got torchvision's "
-        "RetinaNet, which "
-        "matches its targets with the images and leaves the related rows out",
+        "model: expected torchvision's RetinaNet itself, with no place, or one of its backbone, as its "
+        "targets have to be doubled with its maps, got 'head' in RetinaNet",
         *DETECTOR,
+    ),
+    Row(
+        lambda: bf.attach(nn.ModuleDict({"detector": detector()}), after="detector.backbone"),
+        ValueError,
+        "model: expected torchvision's RetinaNet itself, with no place, or one of its backbone, as its "
+        "targets have to be doubled with its maps, got 'detector.backbone' in ModuleDict",
+        *DETECTOR,
+    ),
+    Row(
+        lambda: bf.attach(detector(), after="head"),
+        ValueError,
+        "after: expected the path of a block inside of 'backbone' of RetinaNet, as what is behind takes "
+        "regions, not images, got 'head'",
+        *DETECTOR,
+    ),
+    Row(
+        lambda: bf.attach(detector(Forward())),
+        ValueError,
+        "after: expected the path of a block of 'backbone' in RetinaNet, as Forward has neither a pyramid "
+        "nor one width (out_channels) of all that it gives, got None",
+        *DETECTOR_BACKBONE,
     ),
     Row(
         lambda: bf.attach(sharded(), before="0"),

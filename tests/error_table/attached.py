@@ -27,6 +27,14 @@ PAST_THE_DOOR = Mistake(
     "A model of transformers is called past its backbone, where the batch is not doubled yet.",
     "Pass `pixel_values`, and call the model that was attached to, not its `.model`.",
 )
+TARGETS_OF_IMAGES = Mistake(
+    "A detector gets more targets than images, or fewer, so that those of the related images are not theirs.",
+    "Pass one target for each image; one without objects has boxes of shape [0, 4].",
+)
+BACKBONE_ALONE = Mistake(
+    "The backbone of a detector that has BatchFormer is called past the detector, in training.",
+    "Call the detector, or `model.eval()` before.",
+)
 NOT_A_CHECKPOINT = Mistake(
     "The path of a checkpoint, or a list, was passed in place of what is in the file.",
     "`load_official(model, torch.load(path, weights_only=False))`.",
@@ -64,6 +72,15 @@ def transformers_detr():
     from test_attach_detr import config
 
     model = transformers.DetrForObjectDetection(config("Detr")).train()
+    bf.attach(model)
+    return model
+
+
+def torchvision_detector():
+    """Of another package that takes its time to import."""
+    from families.torchvision_detectors import retinanet
+
+    model = retinanet().train()
     bf.attach(model)
     return model
 
@@ -114,6 +131,19 @@ ATTACHED = (
         RuntimeError,
         "model: expected a call of DetrForObjectDetection, which has BatchFormer, got one of a part of it",
         *PAST_THE_DOOR,
+    ),
+    Row(
+        lambda: torchvision_detector()([torch.rand(3, 64, 64)], [{"boxes": torch.zeros(0, 4)}] * 2),
+        ValueError,
+        "targets: expected one for each of the 1 images, got 2",
+        *TARGETS_OF_IMAGES,
+    ),
+    Row(
+        lambda: torchvision_detector().backbone(torch.rand(2, 3, 64, 64)),
+        RuntimeError,
+        "model: expected a call of RetinaNet, which has BatchFormer and doubles images and targets in its "
+        "transform, got one of its backbone alone",
+        *BACKBONE_ALONE,
     ),
     Row(
         lambda: ATTACHMENT.wrap(3),

@@ -18,7 +18,12 @@ from batchformer.swap_in.family import Family
 from batchformer.swap_in.generic import AfterBlocks, BeforeClassifiers
 from batchformer.swap_in.known import names, with_names
 from batchformer.swap_in.options import Options
-from batchformer.swap_in.places import check_no_detector, check_not_wrapped, check_optional, check_places
+from batchformer.swap_in.places import (
+    check_not_wrapped,
+    check_optional,
+    check_outside_of_detectors,
+    check_places,
+)
 
 _LOG = logging.getLogger("batchformer")
 
@@ -98,7 +103,6 @@ def attach(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     check_not_wrapped(model)
-    check_no_detector(model)
     named = _with_old_names(preset, module)
     outputs, as_published = named.get("outputs", outputs), named.get("as_published", as_published)
     _check_arguments(module)
@@ -142,6 +146,8 @@ def attach(
     # All that can be refused is refused before the model is touched.
     places = family.find_places(model, options)
     check_places(model, places)
+    if at_places:
+        check_outside_of_detectors(model, places)
     check_optional(places, options.optional)
     attachment = Attachment(family, model, places, family.make_modules(model, places, options), options)
     _LOG.info("attached to %s: %s", type(model).__name__, "; ".join(attachment.extra_repr().splitlines()))
@@ -194,7 +200,7 @@ def _family(model: nn.Module, preset: str | None, before: Any, after: Any) -> ty
     if before is not None:
         return BeforeClassifiers
     if isinstance(after, str) or (isinstance(after, Sequence) and any(isinstance(one, str) for one in after)):
-        return AfterBlocks
+        return next((each for each in FAMILIES if each.takes_paths and each.fits(model)), AfterBlocks)
     if preset is None:
         for family in FAMILIES:
             if family.recognised and family.fits(model):

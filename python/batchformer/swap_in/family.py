@@ -43,6 +43,7 @@ class Family:
     place: ClassVar[str] = "where it is said"  # where BatchFormer goes in, if nobody says
     recognised: ClassVar[bool] = True  # whether a model of it is known without its name
     takes: ClassVar[tuple[str, ...]] = ()  # the options that mean something to it
+    takes_paths: ClassVar[bool] = False  # whether `after` is of paths, not of indices
     carries_along: ClassVar[bool] = (
         False  # whether what has the batch's size is doubled, not its tokens alone
     )

@@ -1,5 +1,7 @@
 """Insertion by path, into any model: before classifiers (BatchFormer) or after blocks (BatchFormerV2)."""
 
+from typing import ClassVar
+
 from torch import nn
 
 from batchformer.swap_in.family import Family
@@ -30,7 +32,7 @@ class AfterBlocks(Family):
     """BatchFormerV2 on the tokens that one or more blocks give; everything behind sees twice the batch."""
 
     names = ("after",)
-    takes = ("after", "layout", "shared", "outputs", "optional", "wrapped")
+    takes: ClassVar[tuple[str, ...]] = ("after", "layout", "shared", "outputs", "optional", "wrapped")
     takes_labels = True
 
     @classmethod

@@ -10,6 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # they take a child more for a layer more
 _BATCH_FIRST = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention)
 _OF_MAPS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
+_DETECTORS = ("GeneralizedRCNN", "RetinaNet", "FCOS", "SSD")
 _SHARDED = ("DTensor", "FlatParameter")
 _NORMS_OF_CHANNELS = (nn.modules.batchnorm._BatchNorm,)
 
@@ -88,14 +89,24 @@ def check_not_wrapped(model: nn.Module) -> None:
             raise ValueError("model: expected one before torch.compile, got a compiled one")
 
 
-def check_no_detector(model: nn.Module) -> None:
-    """Raise ValueError for a detector of torchvision, which takes images and targets one by one."""
-    if type(model).__module__.startswith("torchvision.models.detection."):
-        raise ValueError(
-            f"model: expected one that takes a batch and its targets as they are, got torchvision's "
-            f"{type(model).__name__}, which matches its targets with the images and leaves the related rows "
-            f"out"
-        )
+def is_detector(module: nn.Module) -> bool:
+    """Whether a module is a detector of torchvision, or of a class that is made from one."""
+    return any(
+        cls.__name__ in _DETECTORS and cls.__module__.startswith("torchvision.models.detection.")
+        for cls in type(module).__mro__
+    )
+
+
+def check_outside_of_detectors(model: nn.Module, places: Iterable[Place]) -> None:
+    """Raise ValueError for a place inside of a detector, which matches its targets with the images."""
+    for path, module in model.named_modules():
+        for place in places if is_detector(module) else ():
+            if is_inside(place.path, path):
+                name = type(module).__name__
+                raise ValueError(
+                    f"model: expected torchvision's {name} itself, with no place, or one of its backbone, as "
+                    f"its targets have to be doubled with its maps, got {place} in {type(model).__name__}"
+                )
 
 
 def check_places(model: nn.Module, places: Iterable[Place]) -> None:
@@ -108,7 +119,7 @@ def check_places(model: nn.Module, places: Iterable[Place]) -> None:
             )
         for path, module in model.named_modules():
             split = isinstance(module, DataParallel) and len(module.device_ids) > 1
-            if split and place.path != path and _is_inside(place.path, path):
+            if split and place.path != path and is_inside(place.path, path):
                 raise ValueError(
                     f"model: expected no nn.DataParallel around {place}, as it gathers both streams of each "
                     f"device in turn, got one over {len(module.device_ids)}; use DistributedDataParallel"
@@ -129,6 +140,11 @@ def path_of_class(model: nn.Module, *classes: str) -> str | None:
         if type(module).__name__ in classes and type(module).__module__.startswith("transformers."):
             return f"{path}." if path else ""
     return None
+
+
+def is_inside(path: str, outer: str) -> bool:
+    """Whether the module at a path is the one at `outer`, or inside of it."""
+    return not outer or path == outer or path.startswith(f"{outer}.")
 
 
 def has_modules(model: nn.Module, *paths: str) -> bool:
@@ -219,10 +235,6 @@ def tensor_arguments(place: Place, model: nn.Module) -> dict[str, Any]:
             if parameter.is_floating_point():
                 return {"device": parameter.device, "dtype": parameter.dtype}
     return {}
-
-
-def _is_inside(path: str, outer: str) -> bool:
-    return not outer or path.startswith(f"{outer}.")
 
 
 def _classifier(argument: str, modules: dict[str, nn.Module]) -> str:

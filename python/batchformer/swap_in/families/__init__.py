@@ -9,6 +9,7 @@ from batchformer.swap_in.families.moco_v2 import MoCoV2
 from batchformer.swap_in.families.moco_v3 import MoCoV3
 from batchformer.swap_in.families.paco import PaCo
 from batchformer.swap_in.families.ride import Ride
+from batchformer.swap_in.families.torchvision_detector import TorchvisionDetector
 from batchformer.swap_in.families.transformers_detr import TransformersDetr
 from batchformer.swap_in.families.vision_transformer import VisionTransformer
 from batchformer.swap_in.family import Family
@@ -17,6 +18,7 @@ FAMILIES: tuple[type[Family], ...] = (
     TransformersDetr,
     Detr,
     DeformableDetr,
+    TorchvisionDetector,
     VisionTransformer,
     Ride,
     PaCo,
