@@ -146,6 +146,12 @@ ATTACHED = (
         *BACKBONE_ALONE,
     ),
     Row(
+        lambda: transformers_detr()(pixel_mask=torch.ones(2, 64, 64)),
+        ValueError,
+        "pixel_values: expected images of that name in training with BatchFormer, got None",
+        *PAST_THE_DOOR,
+    ),
+    Row(
         lambda: ATTACHMENT.wrap(3),
         TypeError,
         "criterion: expected a module or a function, got int",

@@ -1,6 +1,8 @@
 """All cases, by the name of the model."""
 
-from families import torchvision_detectors, vision_transformers
+from families import detectors, torchvision_detectors, vision_transformers
 from families.case import Case
 
-CASES: dict[str, Case] = {**torchvision_detectors.CASES, **vision_transformers.CASES}
+_GROUPS = (vision_transformers, detectors, torchvision_detectors)
+
+CASES: dict[str, Case] = {name: case for group in _GROUPS for name, case in group.CASES.items()}

@@ -28,12 +28,13 @@ class Parts(NamedTuple):
     backbone: str  # sees every image once
     blocks: str  # the list of those behind which BatchFormer may go in
     layout: str = "NLC"
+    further: tuple[str, ...] = ()  # more such lists, beside the first: one for each level of a pyramid
 
 
 class DoubledAtTheDoor(Family):
     """A model whose batch is doubled at its door, and halved for its backbone."""
 
-    takes = ("after", "shared", "wrapped")
+    takes: ClassVar[tuple[str, ...]] = ("after", "shared", "wrapped")
     takes_labels = True
     carries_along = True
     batch_axes: ClassVar[Mapping[str, int | None]] = {}
@@ -51,8 +52,9 @@ class DoubledAtTheDoor(Family):
 
     @classmethod
     def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
-        """Blocks, the first if none is named."""
-        return find_blocks(model, cls._parts(model).blocks, options.after, default=0)
+        """Blocks, the first if none is named; of several lists those of the same indices in each."""
+        lists = cls._lists(cls._parts(model))
+        return [place for path in lists for place in find_blocks(model, path, options.after, default=0)]
 
     @classmethod
     def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
@@ -63,18 +65,28 @@ class DoubledAtTheDoor(Family):
         """At the door, around the backbone, and at the outputs of the blocks."""
         del options
         parts = self._parts(model)
+        self.double_at_the_door(model)
+        self.hooks.output(model.get_submodule(parts.backbone), self._double_maps)
+        for path in self._lists(parts):
+            first = next(place for place in places if place.path.startswith(f"{path}."))
+            self.take_originals_until(first, model.get_submodule(path), self.batch_axes)
+        self.double_tokens_after(places)
+
+    def double_at_the_door(self, model: nn.Module) -> None:
+        """Everything for the model twice, and for its backbone once: what this gives has N entries."""
         self._names = parameters(model.forward)
         self.hooks.inputs(model, self._double_arguments)
-        backbone = model.get_submodule(parts.backbone)
-        self.hooks.inputs(backbone, self._each_image_once)
-        self.hooks.output(backbone, self._double_maps)
-        self.overwrite_tokens_after(places, model.get_submodule(parts.blocks), self.batch_axes)
+        self.hooks.inputs(model.get_submodule(self._parts(model).backbone), self._each_image_once)
 
     @classmethod
     def _parts(cls, model: nn.Module) -> Parts:
         parts = cls.parts(model)
         assert parts is not None, "the model fits"
         return parts
+
+    @staticmethod
+    def _lists(parts: Parts) -> tuple[str, ...]:
+        return (parts.blocks, *parts.further)
 
     def _double_arguments(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -87,7 +99,11 @@ class DoubledAtTheDoor(Family):
         for name in _PAST_THE_BACKBONE:
             if given.get(name) is not None:
                 raise ValueError(f"{name}: expected None in training with BatchFormer, got a value")
-        images = given["pixel_values"]
+        images = given.get("pixel_values")
+        if images is None:  # such as in a model of one's own around one of transformers
+            raise ValueError(
+                "pixel_values: expected images of that name in training with BatchFormer, got None"
+            )
         samples = len(images)
         self.double_early(samples, images)
         return (), {

@@ -141,6 +141,19 @@ class Family:
         Args:
             places: blocks.
             blocks: the list of all of them.
+            batch_axes: see :meth:`take_originals_until`.
+        """
+        self.take_originals_until(places[0], blocks, batch_axes)
+        self.double_tokens_after(places)
+
+    def take_originals_until(
+        self, place: Place, blocks: nn.Module, batch_axes: Mapping[str, int | None]
+    ) -> None:
+        """The first half of a batch that has been doubled before, for the blocks up to the place.
+
+        Args:
+            place: one of the blocks.
+            blocks: the list of all of them.
             batch_axes: which axis of each argument of a block is the batch; None, if it has no such axis.
                 Blocks that take anything else are run on both halves.
         """
@@ -148,9 +161,8 @@ class Family:
             names = tuple(inspect.signature(block.forward).parameters)
             if set(names) <= set(batch_axes):
                 self.hooks.inputs(block, functools.partial(self._take_originals, names, batch_axes))
-            if block is places[0].module:
+            if block is place.module:
                 break
-        self.double_tokens_after(places)
 
     def _double_features(
         self, number: int, place: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None

@@ -8,7 +8,9 @@ from batchformer.swap_in.families.domainbed import DomainBed
 from batchformer.swap_in.families.moco_v2 import MoCoV2
 from batchformer.swap_in.families.moco_v3 import MoCoV3
 from batchformer.swap_in.families.paco import PaCo
+from batchformer.swap_in.families.projected_detr import ProjectedDetr
 from batchformer.swap_in.families.ride import Ride
+from batchformer.swap_in.families.rt_detr import RTDetr
 from batchformer.swap_in.families.torchvision_detector import TorchvisionDetector
 from batchformer.swap_in.families.transformers_detr import TransformersDetr
 from batchformer.swap_in.families.vision_transformer import VisionTransformer
@@ -16,6 +18,8 @@ from batchformer.swap_in.family import Family
 
 FAMILIES: tuple[type[Family], ...] = (
     TransformersDetr,
+    RTDetr,
+    ProjectedDetr,
     Detr,
     DeformableDetr,
     TorchvisionDetector,

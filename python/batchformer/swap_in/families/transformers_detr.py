@@ -1,4 +1,4 @@
-"""The DETR family of Hugging Face transformers: Detr, ConditionalDetr, DeformableDetr, with any head."""
+"""The DETR family of Hugging Face transformers, with any head: all that have DETR's encoder layers."""
 
 from typing import ClassVar
 
@@ -9,17 +9,26 @@ from batchformer.swap_in.make import initialised_as_detr
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, path_of_class
 
+_MODELS = (
+    "DetrModel",
+    "ConditionalDetrModel",
+    "DeformableDetrModel",
+    "DabDetrModel",
+    "TableTransformerModel",
+)
+
 
 class TransformersDetr(DoubledAtTheDoor):
-    """transformers' Detr, ConditionalDetr and DeformableDetr."""
+    """transformers' Detr, ConditionalDetr, DeformableDetr, DabDetr and TableTransformer."""
 
-    names = ("detr", "conditional_detr")
-    expects = "a Detr, ConditionalDetr or DeformableDetr model (transformers)"
+    names = ("detr", "conditional_detr", "dab_detr", "table_transformer")
+    expects = "a Detr, ConditionalDetr, DeformableDetr, DabDetr or TableTransformer model (transformers)"
     place = "after encoder layer 0"
     batch_axes: ClassVar = {
         "hidden_states": 0,
         "attention_mask": 0,
         "spatial_position_embeddings": 0,
+        "object_queries": 0,  # positions, in DabDetr and TableTransformer
         "reference_points": 0,
         "spatial_shapes": None,
         "spatial_shapes_list": None,
@@ -31,7 +40,7 @@ class TransformersDetr(DoubledAtTheDoor):
     @classmethod
     def parts(cls, model: nn.Module) -> Parts | None:
         """The model inside of its heads has a backbone and an encoder."""
-        path = path_of_class(model, "DetrModel", "ConditionalDetrModel", "DeformableDetrModel")
+        path = path_of_class(model, *_MODELS)
         return None if path is None else Parts(f"{path}backbone", f"{path}encoder.layers")
 
     @classmethod
