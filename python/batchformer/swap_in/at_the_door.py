@@ -65,10 +65,13 @@ class DoubledAtTheDoor(Family):
         parts = self._parts(model)
         self._names = parameters(model.forward)
         self.hooks.inputs(model, self._double_arguments)
-        backbone = model.get_submodule(parts.backbone)
-        self.hooks.inputs(backbone, self._each_image_once)
-        self.hooks.output(backbone, self._double_maps)
+        self.once_for_both(model.get_submodule(parts.backbone))
         self.overwrite_tokens_after(places, model.get_submodule(parts.blocks), self.batch_axes)
+
+    def once_for_both(self, part: nn.Module) -> None:
+        """Halve what a part of the model takes, as both halves are equal there, and double what it gives."""
+        self.hooks.inputs(part, self._each_image_once)
+        self.hooks.output(part, self._double_maps)
 
     @classmethod
     def _parts(cls, model: nn.Module) -> Parts:

@@ -5,8 +5,12 @@ from batchformer.swap_in.families.czsl import CompositionalZeroShot
 from batchformer.swap_in.families.deformable_detr import DeformableDetr
 from batchformer.swap_in.families.detr import Detr
 from batchformer.swap_in.families.domainbed import DomainBed
+from batchformer.swap_in.families.eomt import Eomt
+from batchformer.swap_in.families.mask2former import Mask2Former
+from batchformer.swap_in.families.maskformer import MaskFormer
 from batchformer.swap_in.families.moco_v2 import MoCoV2
 from batchformer.swap_in.families.moco_v3 import MoCoV3
+from batchformer.swap_in.families.oneformer import OneFormer
 from batchformer.swap_in.families.paco import PaCo
 from batchformer.swap_in.families.ride import Ride
 from batchformer.swap_in.families.transformers_detr import TransformersDetr
@@ -15,6 +19,10 @@ from batchformer.swap_in.family import Family
 
 FAMILIES: tuple[type[Family], ...] = (
     TransformersDetr,
+    Mask2Former,
+    OneFormer,
+    MaskFormer,
+    Eomt,
     Detr,
     DeformableDetr,
     VisionTransformer,
