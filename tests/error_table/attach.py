@@ -89,6 +89,10 @@ FEWER_BLOCKS = Mistake(
     "The model is smaller than those for which the published place is known.",
     "Name a block: `attach(model, after=3)`.",
 )
+BEHIND_THE_QUERIES = Mistake(
+    "EoMT is judged at each block that has the queries, and those before the first place have one stream.",
+    "Name a block before the queries: `attach(model, after=6)`.",
+)
 ONE_LAYOUT = Mistake(
     "The blocks give tokens in different layouts, of which one module knows one.",
     "Say the layout, if it is the same after all, or insert after blocks of one kind.",
@@ -140,6 +144,13 @@ def data_parallel():
 def three_blocks():
     blocks = nn.Sequential(*(nn.Linear(16, 16) for _ in range(3)))
     return nn.Sequential(OrderedDict(patch_embed=nn.Linear(8, 16), blocks=blocks))
+
+
+def eomt():
+    """A model of the package that takes seconds to import, so that only its rows wait for it."""
+    from families.segmenters import eomt
+
+    return eomt()
 
 
 def detector():
@@ -304,9 +315,9 @@ ATTACH = (
     Row(
         lambda: bf.attach(NET, "resnet"),
         ValueError,
-        "preset: expected 'detr' or 'deformable_detr' or 'deit' or 'ride' or 'paco' or 'moco_v2' or "
-        "'moco_v3' or 'domainbed' or 'czsl' or 'balanced_softmax' or 'conditional_detr' or 'vit' or "
-        "'swad' or 'cge' or 'compcos', got 'resnet'",
+        "preset: expected 'detr' or 'conditional_detr' or 'mask2former' or 'oneformer' or 'maskformer' or "
+        "'eomt' or 'deformable_detr' or 'deit' or 'vit' or 'ride' or 'paco' or 'moco_v2' or 'moco_v3' or "
+        "'domainbed' or 'swad' or 'czsl' or 'cge' or 'compcos' or 'balanced_softmax', got 'resnet'",
         *CHOICE,
     ),
     Row(
@@ -347,6 +358,13 @@ ATTACH = (
         "after: expected indices of 'blocks', which has 3 blocks, as the published place is block 8, got "
         "None",
         *FEWER_BLOCKS,
+    ),
+    Row(
+        lambda: bf.attach(eomt(), after=9),
+        ValueError,
+        "after: expected a first block from 0 to 8, as those behind get the queries and have a loss each, "
+        "got 9",
+        *BEHIND_THE_QUERIES,
     ),
     Row(
         lambda: bf.attach(stand_ins.Detr(), after=[]),

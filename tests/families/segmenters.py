@@ -88,7 +88,13 @@ def oneformer(**options: Any) -> nn.Module:
 
 def eomt(kind: str = "Eomt", **options: Any) -> nn.Module:
     config = {"hidden_size": 32, "num_hidden_layers": 11, "num_attention_heads": 4, "image_size": SIZE}
-    config |= {"num_blocks": 2, "num_queries": 4, "num_upscale_blocks": 1, "mlp_ratio": 1, "num_labels": CLASSES}
+    config |= {
+        "num_blocks": 2,
+        "num_queries": 4,
+        "num_upscale_blocks": 1,
+        "mlp_ratio": 1,
+        "num_labels": CLASSES,
+    }
     if kind == "EomtDinov3":
         config["intermediate_size"] = config.pop("mlp_ratio") * 32
     config = getattr(T, f"{kind}Config")(**config | POINTS | options)
@@ -118,8 +124,10 @@ CASES = {
         lambda: maskformer(swin).model,
         IMAGES_ALONE,
         torch.zeros(N),
-        lambda output, _: output.pixel_decoder_last_hidden_state.square().mean()
-        + output.transformer_decoder_last_hidden_state.square().mean(),
+        lambda output, _: (
+            output.pixel_decoder_last_hidden_state.square().mean()
+            + output.transformer_decoder_last_hidden_state.square().mean()
+        ),
     ),
     "EoMT": Case("eomt", eomt, INPUTS),
     "EoMT-DINOv3": Case("eomt", lambda: eomt("EomtDinov3"), INPUTS),

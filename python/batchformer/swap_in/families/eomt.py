@@ -38,9 +38,9 @@ class Eomt(Family):
         config = model.get_submodule(path.removesuffix(".")).config
         before_queries = config.num_hidden_layers - config.num_blocks  # type: ignore[union-attr, operator]
         first = int(blocks[0].path.rpartition(".")[2])
-        if first >= before_queries:  # type: ignore[operator]
+        if first >= before_queries:
             raise ValueError(
-                f"after: expected a first block from 0 to {before_queries - 1}, as those behind get the "  # type: ignore[operator]
+                f"after: expected a first block from 0 to {before_queries - 1}, as those behind get the "
                 f"queries and have a loss each, got {first}"
             )
         return blocks

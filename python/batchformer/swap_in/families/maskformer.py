@@ -42,7 +42,7 @@ class MaskFormer(Family):
     @classmethod
     def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
         """BatchFormerV2, as wide as the coarsest map."""
-        width = options.dim or int(places[0].module.channels[-1])  # type: ignore[index, arg-type]
+        width = options.dim or int(places[0].module.channels[-1])  # type: ignore[index]
         return token_modules(model, places, "NCHW", replace(options, dim=width))
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
