@@ -7,6 +7,7 @@ from torch import nn
 
 import batchformer as bf
 import stand_ins
+from batchformer.swap_in.known import names
 from error_table.mistakes import CHOICE, HEADS, NOT_A_MODULE
 from error_table.row import Mistake, Row
 
@@ -95,6 +96,10 @@ FEWER_BLOCKS = Mistake(
     "The model is smaller than those for which the published place is known.",
     "Name a block: `attach(model, after=3)`.",
 )
+BEHIND_THE_QUERIES = Mistake(
+    "EoMT is judged at each block that has the queries, and those before the first place have one stream.",
+    "Name a block before the queries: `attach(model, after=6)`.",
+)
 ONE_LAYOUT = Mistake(
     "The blocks give tokens in different layouts, of which one module knows one.",
     "Say the layout, if it is the same after all, or insert after blocks of one kind.",
@@ -146,6 +151,13 @@ def data_parallel():
 def three_blocks():
     blocks = nn.Sequential(*(nn.Linear(16, 16) for _ in range(3)))
     return nn.Sequential(OrderedDict(patch_embed=nn.Linear(8, 16), blocks=blocks))
+
+
+def eomt():
+    """A model of the package that takes seconds to import, so that only its rows wait for it."""
+    from families.segmenters import eomt
+
+    return eomt()
 
 
 def detector(backbone=None):
@@ -317,9 +329,7 @@ ATTACH = (
     Row(
         lambda: bf.attach(NET, "resnet"),
         ValueError,
-        "preset: expected 'detr' or 'deformable_detr' or 'torchvision_detector' or 'deit' or "
-        "'ride' or 'paco' or 'moco_v2' or 'moco_v3' or 'domainbed' or 'czsl' or 'balanced_softmax' or "
-        "'conditional_detr' or 'vit' or 'swad' or 'cge' or 'compcos', got 'resnet'",
+        f"preset: expected {' or '.join(map(repr, names()))}, got 'resnet'",
         *CHOICE,
     ),
     Row(
@@ -360,6 +370,13 @@ ATTACH = (
         "after: expected indices of 'blocks', which has 3 blocks, as the published place is block 8, got "
         "None",
         *FEWER_BLOCKS,
+    ),
+    Row(
+        lambda: bf.attach(eomt(), after=9),
+        ValueError,
+        "after: expected a first block from 0 to 8, as those behind get the queries and have a loss each, "
+        "got 9",
+        *BEHIND_THE_QUERIES,
     ),
     Row(
         lambda: bf.attach(stand_ins.Detr(), after=[]),

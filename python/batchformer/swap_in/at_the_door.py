@@ -78,6 +78,11 @@ class DoubledAtTheDoor(Family):
         self.hooks.inputs(model, self._double_arguments)
         self.hooks.inputs(model.get_submodule(self._parts(model).backbone), self._each_image_once)
 
+    def once_for_both(self, part: nn.Module) -> None:
+        """Halve what a part of the model takes, as both halves are equal there, and double what it gives."""
+        self.hooks.inputs(part, self._each_image_once)
+        self.hooks.output(part, self._double_maps)
+
     @classmethod
     def _parts(cls, model: nn.Module) -> Parts:
         parts = cls.parts(model)

@@ -159,11 +159,7 @@ def _check_not_by_path(model: nn.Module, after: Any) -> None:
     paths = [after] if isinstance(after, str) else after if isinstance(after, Sequence) else []
     family = next((each for each in FAMILIES if each.carries_along and each.fits(model)), None)
     for path in paths:
-        found = (
-            re.fullmatch(r"(?:.*\.)?encoder\.(?:aifi\.\d+\.)?layers\.(\d+)", path)
-            if isinstance(path, str)
-            else None
-        )
+        found = re.fullmatch(r"(?:.*\.)?(?<!decoder\.)layers\.(\d+)", path) if isinstance(path, str) else None
         if found and family:
             raise ValueError(
                 f"after: expected the index of the block, after={found[1]}, of a model of "

@@ -16,7 +16,7 @@ class Hooks:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._handles: list[RemovableHandle] = []
-        self._replaced: list[str] = []
+        self._replaced: list[tuple[nn.Module, str]] = []
 
     def inputs(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False) -> None:
         """Register a forward pre-hook (module, args, kwargs)."""
@@ -29,22 +29,28 @@ class Hooks:
         self._handles.append(module.register_forward_hook(hook, prepend=first, always_call=always))
 
     def replace(self, name: str, method: Callable[..., Any]) -> None:
-        """Put `method` before the model's own of that name; see :meth:`stock`."""
-        setattr(self._model, name, method)
-        self._replaced.append(name)
+        """Put `method` before the model's own of that name, or path in the model; see :meth:`stock`."""
+        module, method_name = self._method(name)
+        setattr(module, method_name, method)
+        self._replaced.append((module, method_name))
 
     def stock(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """What the model's own method of that name gives."""
-        return getattr(type(self._model), name)(self._model, *args, **kwargs)
+        """What the model's own method of that name, or path in the model, gives."""
+        module, method_name = self._method(name)
+        return getattr(type(module), method_name)(module, *args, **kwargs)
 
     def remove(self) -> None:
         """Take out everything. A second call does nothing."""
         for handle in self._handles:
             handle.remove()
-        for name in self._replaced:
-            delattr(self._model, name)
+        for module, name in self._replaced:
+            delattr(module, name)
         self._handles.clear()
         self._replaced.clear()
+
+    def _method(self, path: str) -> tuple[nn.Module, str]:
+        module, _, name = path.rpartition(".")
+        return self._model.get_submodule(module), name
 
     def __len__(self) -> int:
         return len(self._handles)

@@ -12,6 +12,7 @@ from batchformer.swap_in.signature import by_place, in_place, name_of
 from batchformer.targets import duplicate, twice
 
 _NAMES = re.compile(r"(\w+_)?labels?|targets?|(start|end)_positions")
+_OF_SEGMENTS = ("mask_labels", "class_labels")  # an image has so many: a tuple is of images, as a list is
 _KINDS = (Tensor, np.ndarray, list, tuple, dict)
 
 
@@ -33,15 +34,16 @@ def double(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return args, kwargs, None
     count = _count(given[found[0]])
     for key in found:
-        given[key] = _twice(given[key])
+        given[key] = _twice(given[key], name_of(names, key))
     if given.get(COUNT) is not None:
         given[COUNT] = 2 * given[COUNT]
     return *in_place(given, args, kwargs), count
 
 
-def _twice(labels: Any) -> Any:
+def _twice(labels: Any, name: str | int) -> Any:
     one_dict_an_image = isinstance(labels, tuple) and all(isinstance(each, dict) for each in labels)
-    return twice(labels) if one_dict_an_image else duplicate(labels)
+    one_entry_an_image = isinstance(labels, tuple) and name in _OF_SEGMENTS
+    return twice(labels) if one_dict_an_image or one_entry_an_image else duplicate(labels)
 
 
 def _count(labels: Any) -> Any:

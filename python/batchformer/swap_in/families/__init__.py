@@ -5,8 +5,12 @@ from batchformer.swap_in.families.czsl import CompositionalZeroShot
 from batchformer.swap_in.families.deformable_detr import DeformableDetr
 from batchformer.swap_in.families.detr import Detr
 from batchformer.swap_in.families.domainbed import DomainBed
+from batchformer.swap_in.families.eomt import Eomt
+from batchformer.swap_in.families.mask2former import Mask2Former
+from batchformer.swap_in.families.maskformer import MaskFormer
 from batchformer.swap_in.families.moco_v2 import MoCoV2
 from batchformer.swap_in.families.moco_v3 import MoCoV3
+from batchformer.swap_in.families.oneformer import OneFormer
 from batchformer.swap_in.families.paco import PaCo
 from batchformer.swap_in.families.projected_detr import ProjectedDetr
 from batchformer.swap_in.families.ride import Ride
@@ -20,6 +24,10 @@ FAMILIES: tuple[type[Family], ...] = (
     TransformersDetr,
     RTDetr,
     ProjectedDetr,
+    Mask2Former,
+    OneFormer,
+    MaskFormer,
+    Eomt,
     Detr,
     DeformableDetr,
     TorchvisionDetector,

@@ -1,0 +1,56 @@
+"""EoMT of Hugging Face transformers: a plain vision transformer that segments, on DINOv2 or DINOv3."""
+
+from torch import nn
+
+from batchformer.swap_in.family import Family
+from batchformer.swap_in.make import token_modules
+from batchformer.swap_in.options import Options
+from batchformer.swap_in.places import Place, find_blocks, path_of_class
+
+_MODELS = ("EomtForUniversalSegmentation", "EomtDinov3ForUniversalSegmentation")
+
+
+class Eomt(Family):
+    """transformers' EoMT and EoMT-DINOv3: queries join the patches for the last blocks."""
+
+    names = ("eomt",)
+    expects = "an EoMT model (transformers)"
+    place = "after block 8"
+    takes = ("after", "shared", "outputs", "wrapped")
+    takes_labels = True
+    carries_along = True
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        """EoMT on either backbone."""
+        return path_of_class(model, *_MODELS) is not None
+
+    @classmethod
+    def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
+        """Blocks, the ninth if none is named, as in other vision transformers.
+
+        Raises:
+            ValueError: none of the blocks before the queries. From there on each block is judged by the loss,
+                and one before the first place would have a loss of the originals alone.
+        """
+        path = path_of_class(model, *_MODELS) or ""
+        blocks = find_blocks(model, f"{path}layers", options.after, default=8)
+        config = model.get_submodule(path.removesuffix(".")).config
+        before_queries = config.num_hidden_layers - config.num_blocks  # type: ignore[union-attr, operator]
+        first = int(blocks[0].path.rpartition(".")[2])
+        if first >= before_queries:
+            raise ValueError(
+                f"after: expected a first block from 0 to {before_queries - 1}, as those behind get the "
+                f"queries and have a loss each, got {first}"
+            )
+        return blocks
+
+    @classmethod
+    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
+        """BatchFormerV2."""
+        return token_modules(model, places, "NLC", options)
+
+    def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
+        """At the outputs of the blocks; what is made of the tokens behind, masks too, has both streams."""
+        del model, options
+        self.double_tokens_after(places)
