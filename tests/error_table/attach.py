@@ -85,6 +85,15 @@ SHARDED = Mistake(
     "`attach` stands behind `fully_shard`.",
     "Attach first, and shard the model with what was attached.",
 )
+NO_LABELS = Mistake(
+    "The model reconstructs its images, and compares what it made of them with the images that came in.",
+    "Attach to the model that is fine-tuned with labels afterwards.",
+)
+NO_FEATURES = Mistake(
+    "The model classifies each token, or makes one vector of a sample after it was classified.",
+    "Insert after a block, where tokens are related position by position: "
+    "`attach(model, after='bert.encoder.layer.8')`.",
+)
 FEWER_BLOCKS = Mistake(
     "The model is smaller than those for which the published place is known.",
     "Name a block: `attach(model, after=3)`.",
@@ -145,6 +154,12 @@ def three_blocks():
 def detector():
     name = "torchvision.models.detection.retinanet"
     return type("RetinaNet", (nn.Module,), {"__module__": name})()
+
+
+def of_transformers(name):
+    """A model by its name, without the seconds that its package takes to import."""
+    module = {"__module__": "transformers.models.some.modeling_some", "main_input_name": "pixel_values"}
+    return type(name, (nn.Module,), module)()
 
 
 def sharded():
@@ -295,6 +310,21 @@ ATTACH = (
         *UNKNOWN_FAMILY,
     ),
     Row(
+        lambda: bf.attach(of_transformers("ViTMAEForPreTraining")),
+        ValueError,
+        "model: expected one that is trained on labels, got ViTMAEForPreTraining, whose targets are the "
+        "images that it is given, and cannot be doubled for it",
+        *NO_LABELS,
+    ),
+    Row(
+        lambda: bf.attach(of_transformers("BertForTokenClassification")),
+        ValueError,
+        "model: expected a classifier of features [N, C], or a place by its path (after=), got "
+        "BertForTokenClassification, which classifies tokens, pools behind its last layer, or has none or "
+        "two",
+        *NO_FEATURES,
+    ),
+    Row(
         lambda: bf.attach(NET, "detr"),
         ValueError,
         "model: expected for 'detr' a Detr, ConditionalDetr or DeformableDetr model (transformers) or "
@@ -304,9 +334,9 @@ ATTACH = (
     Row(
         lambda: bf.attach(NET, "resnet"),
         ValueError,
-        "preset: expected 'detr' or 'deformable_detr' or 'deit' or 'ride' or 'paco' or 'moco_v2' or "
-        "'moco_v3' or 'domainbed' or 'czsl' or 'balanced_softmax' or 'conditional_detr' or 'vit' or "
-        "'swad' or 'cge' or 'compcos', got 'resnet'",
+        "preset: expected 'detr' or 'conditional_detr' or 'deformable_detr' or 'deit' or 'vit' or 'ride' or "
+        "'paco' or 'moco_v2' or 'moco_v3' or 'domainbed' or 'swad' or 'czsl' or 'cge' or 'compcos' or "
+        "'balanced_softmax' or 'transformers_classifier', got 'resnet'",
         *CHOICE,
     ),
     Row(

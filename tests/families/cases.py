@@ -1,6 +1,6 @@
 """All cases, by the name of the model."""
 
-from families import vision_transformers
+from families import transformers_classifiers, vision_transformers
 from families.case import Case
 
-CASES: dict[str, Case] = {**vision_transformers.CASES}
+CASES: dict[str, Case] = {**vision_transformers.CASES, **transformers_classifiers.CASES}

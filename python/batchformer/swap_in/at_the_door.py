@@ -33,7 +33,7 @@ class Parts(NamedTuple):
 class DoubledAtTheDoor(Family):
     """A model whose batch is doubled at its door, and halved for its backbone."""
 
-    takes = ("after", "shared", "wrapped")
+    takes: ClassVar[tuple[str, ...]] = ("after", "shared", "wrapped")
     takes_labels = True
     carries_along = True
     batch_axes: ClassVar[Mapping[str, int | None]] = {}

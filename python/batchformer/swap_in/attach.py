@@ -17,6 +17,7 @@ from batchformer.swap_in.family import Family
 from batchformer.swap_in.generic import AfterBlocks, BeforeClassifiers
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import check_no_detector, check_not_wrapped, check_optional, check_places
+from batchformer.swap_in.tasks import check_servable
 
 
 def attach(
@@ -51,7 +52,7 @@ def attach(
         model: any module. Without `preset`, `before` and `after`, its family is recognised.
         preset: "detr" (also "conditional_detr"), "deformable_detr", "deit" (also "vit"), "ride",
             "balanced_softmax", "paco", "moco_v2", "moco_v3", "domainbed" (also "swad"), "czsl" (also "cge",
-            "compcos").
+            "compcos"), "transformers_classifier".
         before: the path of a classifier that takes features `[N, C]`, or of several; '' is the model itself.
         after: the path of a block, or of several. For a preset the indices of its blocks; if None, DETR's
             encoder layer 0 and DeiT's block 8. A place that gets both streams from one before it transforms
@@ -191,6 +192,7 @@ def _family(model: nn.Module, preset: str | None, before: Any, after: Any) -> ty
         for family in FAMILIES:
             if family.recognised and family.fits(model):
                 return family
+        check_servable(model)
         raise ValueError(
             f"model: expected one of a known family, or a place by its path (before= or after=), got "
             f"{type(model).__name__}"
@@ -200,5 +202,6 @@ def _family(model: nn.Module, preset: str | None, before: Any, after: Any) -> ty
     for family in named:
         if family.fits(model):
             return family
+    check_servable(model)
     expected = " or ".join(family.expects for family in named)
     raise ValueError(f"model: expected for {preset!r} {expected}, got {type(model).__name__}")

@@ -9,7 +9,10 @@ from batchformer.swap_in.families.moco_v2 import MoCoV2
 from batchformer.swap_in.families.moco_v3 import MoCoV3
 from batchformer.swap_in.families.paco import PaCo
 from batchformer.swap_in.families.ride import Ride
+from batchformer.swap_in.families.siglip2 import Siglip2
+from batchformer.swap_in.families.transformers_classifier import TransformersClassifier
 from batchformer.swap_in.families.transformers_detr import TransformersDetr
+from batchformer.swap_in.families.transformers_last_token import TransformersLastToken
 from batchformer.swap_in.families.vision_transformer import VisionTransformer
 from batchformer.swap_in.family import Family
 
@@ -17,6 +20,7 @@ FAMILIES: tuple[type[Family], ...] = (
     TransformersDetr,
     Detr,
     DeformableDetr,
+    Siglip2,
     VisionTransformer,
     Ride,
     PaCo,
@@ -25,4 +29,6 @@ FAMILIES: tuple[type[Family], ...] = (
     DomainBed,
     CompositionalZeroShot,
     BalancedSoftmax,
+    TransformersLastToken,
+    TransformersClassifier,
 )
