@@ -92,6 +92,15 @@ SHARDED = Mistake(
     "`attach` stands behind `fully_shard`.",
     "Attach first, and shard the model with what was attached.",
 )
+NO_LABELS = Mistake(
+    "The model reconstructs its images, and compares what it made of them with the images that came in.",
+    "Attach to the model that is fine-tuned with labels afterwards.",
+)
+NO_FEATURES = Mistake(
+    "The model classifies each token, or makes one vector of a sample after it was classified.",
+    "Insert after a block, where tokens are related position by position: "
+    "`attach(model, after='bert.encoder.layer.8')`.",
+)
 FEWER_BLOCKS = Mistake(
     "The model is smaller than those for which the published place is known.",
     "Name a block: `attach(model, after=3)`.",
@@ -170,6 +179,12 @@ def detector(backbone=None):
 class Forward(nn.Module):
     def forward(self, x):
         return x
+
+
+def of_transformers(name):
+    """A model by its name, without the seconds that its package takes to import."""
+    module = {"__module__": "transformers.models.some.modeling_some", "main_input_name": "pixel_values"}
+    return type(name, (nn.Module,), module)()
 
 
 def sharded():
@@ -318,6 +333,21 @@ ATTACH = (
         ValueError,
         "model: expected one of a known family, or a place by its path (before= or after=), got Sequential",
         *UNKNOWN_FAMILY,
+    ),
+    Row(
+        lambda: bf.attach(of_transformers("ViTMAEForPreTraining")),
+        ValueError,
+        "model: expected one that is trained on labels, got ViTMAEForPreTraining, whose targets are the "
+        "images that it is given, and cannot be doubled for it",
+        *NO_LABELS,
+    ),
+    Row(
+        lambda: bf.attach(of_transformers("BertForTokenClassification")),
+        ValueError,
+        "model: expected a classifier of features [N, C], or a place by its path (after=), got "
+        "BertForTokenClassification, which classifies tokens, pools behind its last layer, or has none or "
+        "two",
+        *NO_FEATURES,
     ),
     Row(
         lambda: bf.attach(NET, "detr"),

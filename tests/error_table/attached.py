@@ -35,6 +35,14 @@ BACKBONE_ALONE = Mistake(
     "The backbone of a detector that has BatchFormer is called past the detector, in training.",
     "Call the detector, or `model.eval()` before.",
 )
+NO_PADDING = Mistake(
+    "The model takes the last token that is no padding, and its config does not say which token is.",
+    "`model.config.pad_token_id = tokenizer.pad_token_id`, as it is needed for any batch of two.",
+)
+PAST_THE_TOKENS = Mistake(
+    "The classifier of a language model is called by itself, where nobody knows which token is the last.",
+    "Call the model that was attached to, or `attachment.eval()` before it.",
+)
 NOT_A_CHECKPOINT = Mistake(
     "The path of a checkpoint, or a list, was passed in place of what is in the file.",
     "`load_official(model, torch.load(path, weights_only=False))`.",
@@ -81,6 +89,16 @@ def torchvision_detector():
     from families.torchvision_detectors import retinanet
 
     model = retinanet().train()
+    bf.attach(model)
+    return model
+
+
+def llama(**config):
+    import transformers
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(**sizes, vocab_size=20, num_labels=5, **config)
+    model = transformers.LlamaForSequenceClassification(config).train()
     bf.attach(model)
     return model
 
@@ -150,6 +168,20 @@ ATTACHED = (
         ValueError,
         "pixel_values: expected images of that name in training with BatchFormer, got None",
         *PAST_THE_DOOR,
+    ),
+    Row(
+        lambda: llama()(torch.ones(2, 4, dtype=torch.long)),
+        ValueError,
+        "pad_token_id: expected one in the config of the model, as both streams are a batch of two at least, "
+        "got None",
+        *NO_PADDING,
+    ),
+    Row(
+        lambda: llama(pad_token_id=0).score(torch.randn(2, 4, 16)),
+        RuntimeError,
+        "model: expected a call of LlamaForSequenceClassification, whose input_ids tell the last token of "
+        "each sample, got one of its classifier",
+        *PAST_THE_TOKENS,
     ),
     Row(
         lambda: ATTACHMENT.wrap(3),

@@ -1,8 +1,14 @@
 """All cases, by the name of the model."""
 
-from families import detectors, segmenters, torchvision_detectors, vision_transformers
+from families import (
+    detectors,
+    segmenters,
+    torchvision_detectors,
+    transformers_classifiers,
+    vision_transformers,
+)
 from families.case import Case
 
-_GROUPS = (vision_transformers, detectors, segmenters, torchvision_detectors)
+_GROUPS = (vision_transformers, transformers_classifiers, detectors, segmenters, torchvision_detectors)
 
 CASES: dict[str, Case] = {name: case for group in _GROUPS for name, case in group.CASES.items()}

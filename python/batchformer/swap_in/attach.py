@@ -24,6 +24,7 @@ from batchformer.swap_in.places import (
     check_outside_of_detectors,
     check_places,
 )
+from batchformer.swap_in.tasks import check_servable
 
 _LOG = logging.getLogger("batchformer")
 
@@ -205,6 +206,7 @@ def _family(model: nn.Module, preset: str | None, before: Any, after: Any) -> ty
         for family in FAMILIES:
             if family.recognised and family.fits(model):
                 return family
+        check_servable(model)
         raise ValueError(
             f"model: expected one of a known family, or a place by its path (before= or after=), got "
             f"{type(model).__name__}"
@@ -214,5 +216,6 @@ def _family(model: nn.Module, preset: str | None, before: Any, after: Any) -> ty
     for family in named:
         if family.fits(model):
             return family
+    check_servable(model)
     expected = " or ".join(family.expects for family in named)
     raise ValueError(f"model: expected for {preset!r} {expected}, got {type(model).__name__}")

@@ -20,6 +20,8 @@ class Forward:
         """How many labels the model was given, before they were doubled."""
         self.blind = False
         """Whether something was doubled without a history: then the number of rows has to tell."""
+        self.last_token: Any = None
+        """Which token of each sample is classified, in a model that pools behind its classifier."""
         self.caller: Any = None
         """The frame that it was entered from, while it is under way."""
         self.answered = answered

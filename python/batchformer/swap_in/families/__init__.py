@@ -15,8 +15,11 @@ from batchformer.swap_in.families.paco import PaCo
 from batchformer.swap_in.families.projected_detr import ProjectedDetr
 from batchformer.swap_in.families.ride import Ride
 from batchformer.swap_in.families.rt_detr import RTDetr
+from batchformer.swap_in.families.siglip2 import Siglip2
 from batchformer.swap_in.families.torchvision_detector import TorchvisionDetector
+from batchformer.swap_in.families.transformers_classifier import TransformersClassifier
 from batchformer.swap_in.families.transformers_detr import TransformersDetr
+from batchformer.swap_in.families.transformers_last_token import TransformersLastToken
 from batchformer.swap_in.families.vision_transformer import VisionTransformer
 from batchformer.swap_in.family import Family
 
@@ -31,6 +34,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Detr,
     DeformableDetr,
     TorchvisionDetector,
+    Siglip2,
     VisionTransformer,
     Ride,
     PaCo,
@@ -39,4 +43,6 @@ FAMILIES: tuple[type[Family], ...] = (
     DomainBed,
     CompositionalZeroShot,
     BalancedSoftmax,
+    TransformersLastToken,
+    TransformersClassifier,
 )

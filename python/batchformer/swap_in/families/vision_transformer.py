@@ -1,9 +1,13 @@
-"""Vision transformers: DeiT and ViT of timm, facebookresearch/deit, transformers and torchvision."""
+"""Vision transformers of timm, facebookresearch/deit and torchvision, and all plain ones of transformers.
+
+A plain one has one list of equal blocks: ViT, DeiT, DINOv2, BEiT, CLIP, SigLIP, VideoMAE and others.
+"""
 
 from typing import Any
 
 from torch import nn
 
+from batchformer.swap_in import tasks
 from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import token_modules
 from batchformer.swap_in.options import Options
@@ -12,6 +16,7 @@ from batchformer.swap_in.places import Place, find_blocks
 _BLOCKS_AND_PATCHES = {
     "blocks": "patch_embed",
     "encoder.layers": "conv_proj",
+    "timm_model.blocks": "timm_model.patch_embed",  # timm's in transformers
     "vit.layers": "vit.embeddings",
     "deit.layers": "deit.embeddings",
     "vit.encoder.layer": "vit.embeddings",  # transformers before 5
@@ -19,6 +24,7 @@ _BLOCKS_AND_PATCHES = {
 }
 
 _MASKED = ("MaskedImageModeling", "MAE", "PreTraining")  # their targets are the images
+_TASKS = ("ForImageClassification", "ForVideoClassification")
 
 
 class VisionTransformer(Family):
@@ -34,7 +40,7 @@ class VisionTransformer(Family):
     def fits(cls, model: nn.Module) -> bool:
         """A vision transformer of one of the four, that is not trained on masked images."""
         masked = any(word in type(model).__name__ for word in _MASKED)
-        return not masked and _path_of_blocks(model) is not None
+        return (not masked or tasks.is_for(model, *_TASKS)) and _path_of_blocks(model) is not None
 
     @classmethod
     def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
@@ -68,4 +74,23 @@ def _path_of_blocks(model: nn.Module) -> str | None:
     for blocks, patches in _BLOCKS_AND_PATCHES.items():
         if patches in modules and isinstance(modules.get(blocks), nn.ModuleList | nn.Sequential):
             return blocks
-    return None
+    return _path_of_only_blocks(model) if tasks.is_for(model, *_TASKS) and tasks.takes_images(model) else None
+
+
+def _path_of_only_blocks(model: nn.Module) -> str | None:
+    """The list of blocks that attend, if all are equal and there is no other such list, nor one of stages."""
+    lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    outer = {
+        path: [*module]
+        for path, module in lists.items()
+        if not any(path.startswith(f"{other}.") for other in lists)
+    }
+    found = [path for path, blocks in outer.items() if any(map(_attends, blocks))]
+    if len(found) != 1:
+        return None
+    blocks = outer[found[0]]
+    return found[0] if len({type(block) for block in blocks}) == 1 else None
+
+
+def _attends(block: nn.Module) -> bool:
+    return any("attn" in name or "attention" in name for name, _ in block.named_children())

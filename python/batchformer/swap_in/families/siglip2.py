@@ -1,0 +1,32 @@
+"""SigLIP2 of transformers for image classification, whose images differ in size and have masks of patches."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from batchformer.swap_in.at_the_door import DoubledAtTheDoor, Parts
+from batchformer.swap_in.options import Options
+from batchformer.swap_in.places import Place, find_blocks, path_of_class
+
+
+class Siglip2(DoubledAtTheDoor):
+    """A vision transformer whose blocks and pooling take the mask of the patches along."""
+
+    names: ClassVar[tuple[str, ...]] = ("deit", "vit")
+    expects = "a Siglip2ForImageClassification (transformers)"
+    place = "after block 8"
+    takes = ("after", "shared", "outputs", "wrapped")
+    batch_axes: ClassVar = {"hidden_states": 0, "attention_mask": 0, "kwargs": None}
+
+    @classmethod
+    def parts(cls, model: nn.Module) -> Parts | None:
+        """The embeddings see every image once, and the blocks follow them."""
+        path = path_of_class(model, "Siglip2ForImageClassification")
+        if path is None:
+            return None
+        return Parts(f"{path}vision_model.embeddings", f"{path}vision_model.encoder.layers")
+
+    @classmethod
+    def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
+        """Blocks, the ninth if none is named, as in other vision transformers."""
+        return find_blocks(model, cls._parts(model).blocks, options.after, default=8)

@@ -1,0 +1,59 @@
+"""What a model of transformers is for, as the names of its classes tell."""
+
+from torch import nn
+
+CLASSIFICATION = (
+    "ForImageClassification",
+    "ForVideoClassification",
+    "ForAudioClassification",
+    "ForSequenceClassification",
+)
+_OF_TOKENS = ("ForTokenClassification", "ForQuestionAnswering")
+_ALL_IN_ONE = ("TimmWrapperForImageClassification",)  # whose base model is timm's, with its classifier
+_RECONSTRUCTION = ("ForMaskedImageModeling", "ForPreTraining")
+
+
+def is_for(model: nn.Module, *tasks: str) -> bool:
+    """Whether a model is one of transformers for one of the tasks, or of a class that inherits from such."""
+    return any(
+        each.__name__.endswith(tasks) and each.__module__.startswith("transformers.")
+        for each in type(model).__mro__
+    )
+
+
+def takes_images(model: nn.Module) -> bool:
+    """Whether the input of a model of transformers is images, or frames."""
+    return getattr(model, "main_input_name", None) == "pixel_values"
+
+
+def classifier_of(model: nn.Module) -> str | None:
+    """The path to the last Linear behind the base model that gives a number for each label; None if none."""
+    labels = getattr(getattr(model, "config", None), "num_labels", 0)
+    base = "" if is_for(model, *_ALL_IN_ONE) else getattr(model, "base_model_prefix", "")
+    found = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.out_features == labels
+        and not (base and path.startswith(f"{base}."))
+    ]
+    return found[-1] if found else None
+
+
+def check_servable(model: nn.Module) -> None:
+    """Raise ValueError for a model of transformers of which it is known why there is no place in it.
+
+    Masked images are compared with what the model was given, which has one stream; and BatchFormer relates
+    features `[N, C]`, of which a classifier of tokens takes none.
+    """
+    name = type(model).__name__
+    if is_for(model, *_RECONSTRUCTION) and takes_images(model):
+        raise ValueError(
+            f"model: expected one that is trained on labels, got {name}, whose targets are the images "
+            f"that it is given, and cannot be doubled for it"
+        )
+    if is_for(model, *CLASSIFICATION, *_OF_TOKENS):
+        raise ValueError(
+            f"model: expected a classifier of features [N, C], or a place by its path (after=), got {name}, "
+            f"which classifies tokens, pools behind its last layer, or has none or two"
+        )
