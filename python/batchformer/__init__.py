@@ -7,12 +7,13 @@ from batchformer.modules.batchformer import BatchFormer as BatchFormer
 from batchformer.modules.batchformer import batchformer as batchformer
 from batchformer.modules.batchformer_v2 import BatchFormerV2 as BatchFormerV2
 from batchformer.modules.encoder_layer import TransformerEncoderLayer as TransformerEncoderLayer
-from batchformer.modules.relations import relations as relations
+from batchformer.plots import plot_relations as plot_relations
 from batchformer.swap_in.attach import attach as attach
 from batchformer.swap_in.attachment import Attachment as Attachment
 from batchformer.swap_in.known import KnownFamily as KnownFamily
 from batchformer.swap_in.known import families as families
 from batchformer.swap_in.official import load_official as load_official
+from batchformer.swap_in.relations import relations as relations
 from batchformer.targets import duplicate as duplicate
 from batchformer.targets import original as original
 from batchformer.targets import related as related

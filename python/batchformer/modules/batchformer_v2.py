@@ -121,17 +121,27 @@ class BatchFormerV2(nn.Module):
         original, previous = (x, x) if streams == 1 else x.chunk(2, dim=axis)
         return torch.cat([original, self._related(previous)], dim=axis)
 
+    def tokens(self, x: Tensor) -> Tensor:
+        """The samples at each position, `[N, L, C]`, of x; :meth:`forward` says what raises."""
+        self._check(x, streams=1)
+        return self._tokens(x)
+
     def _related(self, x: Tensor) -> Tensor:
+        related = across_samples(self.encoder, self._tokens(x), self.attend)  # [N, L, C]
         if self.layout == "NLC":
-            return across_samples(self.encoder, x, self.attend)
+            return related
         if self.layout == "LNC":
-            return across_samples(self.encoder, x.transpose(0, 1), self.attend).transpose(0, 1)
+            return related.transpose(0, 1)  # [L, N, C]
         if self.layout == "NHWC":
-            related = across_samples(self.encoder, x.flatten(1, 2), self.attend)  # [N, H W, C]
             return related.reshape(x.shape)  # [N, H, W, C]
-        tokens = x.flatten(2).transpose(1, 2)  # [N, H W, C]
-        related = across_samples(self.encoder, tokens, self.attend)
         return related.transpose(1, 2).reshape(x.shape)  # [N, C, H, W]
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        if self.layout == "NLC":
+            return x
+        if self.layout == "LNC":
+            return x.transpose(0, 1)
+        return x.flatten(1, 2) if self.layout == "NHWC" else x.flatten(2).transpose(1, 2)
 
     def _check(self, x: Tensor, streams: int) -> None:
         _check.dense("x", x)

@@ -71,6 +71,10 @@ class Family:
         """Register the hooks."""
         raise NotImplementedError
 
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the model gives, as its scripts call it."""
+        return self.model(*args, **kwargs)
+
     def arrange(self, both: Tensor, samples: int) -> Tensor:
         """Both streams of an output, as the criterion gets them where the model returned the originals."""
         del samples
@@ -195,6 +199,8 @@ class Family:
 
     def trains(self, place: nn.Module) -> bool:
         """Whether a place has something to do, in the forward of the model or by itself."""
+        if self.streams.watching:
+            return True
         if self.attachment.training:
             # A part that was taken out of the model, as by torch.fx, follows its own mode.
             inside = torch.compiler.is_compiling() or forwards.current(self) is not None

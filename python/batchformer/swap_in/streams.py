@@ -1,6 +1,7 @@
 """What happens to a tensor at a place: N samples are doubled, of both streams the second is transformed."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ class Streams:
         self._family = family
         self._places = places
         self._arrivals: dict[tuple[int, int], bool | None] = {}  # see _had_both
+        self._watched: int | None = None  # the place whose arrivals are looked at, and nothing is transformed
+        self._arrived: Tensor | None = None
 
     def current(self, x: Tensor) -> Forward:
         """The forward that a tensor at a place belongs to."""
@@ -57,9 +60,32 @@ class Streams:
             lines.append(f"at {path}{name}: {layout}, C={module.dim}")
         return lines
 
+    @property
+    def count(self) -> int:
+        """How many places there are."""
+        return len(self._places)
+
+    @property
+    def watching(self) -> bool:
+        """Whether places let pass what arrives, in any mode, as one of them is looked at."""
+        return self._watched is not None
+
+    def arriving(self, number: int, run: Callable[[], object]) -> Tensor | None:
+        """What arrives first at a place while `run` runs the model; None if nothing does."""
+        self._watched, self._arrived = number, None
+        try:
+            run()
+            return self._arrived
+        finally:
+            self._watched = self._arrived = None
+
     def relate(self, number: int, place: nn.Module, x: Tensor) -> Tensor:
         """What comes out at a place: x with both streams, or the related rows alone."""
         check_replica(place)
+        if self.watching:
+            if number == self._watched and self._arrived is None:
+                self._arrived = x.detach().clone()  # what comes behind may change x in place
+            return x
         if torch.compiler.is_compiling() and self._family.compiled.forward is None:
             outside: Tensor = self._relate_outside_of_the_graph(number, x)
             return outside
