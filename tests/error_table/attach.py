@@ -81,6 +81,10 @@ DETECTOR = Mistake(
     "Detectors of torchvision resize images and targets one by one, and take a loss of as many as came in.",
     "Take one of the DETR family, which `attach` knows.",
 )
+NO_CLASSIFIER = Mistake(
+    "The model was made for features, with `num_classes=0` or with `nn.Identity()` as its classifier.",
+    "Give it one before `attach`: `model.reset_classifier(10)`, `model.fc = nn.Linear(512, 10)`.",
+)
 SHARDED = Mistake(
     "`attach` stands behind `fully_shard`.",
     "Attach first, and shard the model with what was attached.",
@@ -145,6 +149,13 @@ def three_blocks():
 def detector():
     name = "torchvision.models.detection.retinanet"
     return type("RetinaNet", (nn.Module,), {"__module__": name})()
+
+
+def without_classifier(package):
+    names = {"__module__": f"{package}.models.resnet", "get_classifier": lambda model: model.fc}
+    model = type("ResNet", (nn.Module,), names)()
+    model.fc = nn.Identity()
+    return model
 
 
 def sharded():
@@ -388,6 +399,20 @@ ATTACH = (
         "RetinaNet, which "
         "matches its targets with the images and leaves the related rows out",
         *DETECTOR,
+    ),
+    Row(
+        lambda: bf.attach(without_classifier("timm")),
+        ValueError,
+        "model: expected one with a classifier, got a ResNet without; model.reset_classifier(num_classes) "
+        "before attach()",
+        *NO_CLASSIFIER,
+    ),
+    Row(
+        lambda: bf.attach(without_classifier("torchvision")),
+        ValueError,
+        "model: expected a ResNet with a classifier, got nn.Identity() as 'fc'; put one there before "
+        "attach()",
+        *NO_CLASSIFIER,
     ),
     Row(
         lambda: bf.attach(sharded(), before="0"),

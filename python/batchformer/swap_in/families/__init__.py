@@ -9,6 +9,8 @@ from batchformer.swap_in.families.moco_v2 import MoCoV2
 from batchformer.swap_in.families.moco_v3 import MoCoV3
 from batchformer.swap_in.families.paco import PaCo
 from batchformer.swap_in.families.ride import Ride
+from batchformer.swap_in.families.timm_classifier import TimmClassifier
+from batchformer.swap_in.families.torchvision_classifier import TorchvisionClassifier
 from batchformer.swap_in.families.transformers_detr import TransformersDetr
 from batchformer.swap_in.families.vision_transformer import VisionTransformer
 from batchformer.swap_in.family import Family
@@ -25,4 +27,6 @@ FAMILIES: tuple[type[Family], ...] = (
     DomainBed,
     CompositionalZeroShot,
     BalancedSoftmax,
+    TimmClassifier,
+    TorchvisionClassifier,
 )

@@ -19,6 +19,7 @@ _BLOCKS_AND_PATCHES = {
 }
 
 _MASKED = ("MaskedImageModeling", "MAE", "PreTraining")  # their targets are the images
+_OTHER_TOKENS = ("CrossVit", "Hiera", "HieraDet", "VisionTransformerSAM")  # lists of them, windows, or maps
 
 
 class VisionTransformer(Family):
@@ -34,7 +35,8 @@ class VisionTransformer(Family):
     def fits(cls, model: nn.Module) -> bool:
         """A vision transformer of one of the four, that is not trained on masked images."""
         masked = any(word in type(model).__name__ for word in _MASKED)
-        return not masked and _path_of_blocks(model) is not None
+        others = any(each.__name__ in _OTHER_TOKENS for each in type(model).__mro__)
+        return not (masked or others) and _path_of_blocks(model) is not None
 
     @classmethod
     def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
