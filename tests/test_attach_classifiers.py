@@ -84,6 +84,21 @@ def test_a_linear_classifier_of_maps_is_refused():
         model(IMAGES)
 
 
+@pytest.mark.parametrize("name", ["timm's ResNet", "CrossViT, heads of two widths"])
+def test_a_model_of_features_needs_a_classifier_first(name):
+    model = CASES[name].make()
+    model.reset_classifier(0)
+    with refused(ValueError, saying="reset_classifier"):
+        bf.attach(model)
+    model.reset_classifier(CLASSES)
+    assert bf.attach(model)
+
+
+def test_blocks_with_batch_norms_are_not_doubled_in_between():
+    model = M.Xcit(img_size=32, patch_size=16, embed_dim=16, depth=9, num_heads=2)
+    assert places(model) == ["head"]
+
+
 def test_a_width_that_four_heads_do_not_divide_has_fewer():
     model = M.ResNet(BasicBlock, (1, 1, 1, 1), CLASSES, channels=(8, 8, 8, 18))
     assert bf.attach(model).inserted[0].encoder.self_attn.num_heads == 2

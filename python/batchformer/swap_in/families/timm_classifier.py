@@ -33,15 +33,16 @@ class TimmClassifier(BeforeLastLayer):
     def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
         """The last layer of the classifier, or of each, as of a distilled model."""
         del options
-        places = []
-        for classifier in _classifiers(model):
-            if isinstance(classifier, nn.Identity):
-                raise ValueError(
-                    f"model: expected one with a classifier, got a {type(model).__name__} without; "
-                    f"model.reset_classifier(num_classes) before attach()"
-                )
+        places, classifiers = [], _classifiers(model)
+        classes = getattr(model, "num_classes", None)
+        if classes == 0 or any(isinstance(classifier, nn.Identity) for classifier in classifiers):
+            raise ValueError(
+                f"model: expected one with a classifier, got a {type(model).__name__} without; "
+                f"model.reset_classifier(num_classes) before attach()"
+            )
+        for classifier in classifiers:
             path = next(path for path, module in model.named_modules() if module is classifier)
-            places += last_layers(path, classifier, getattr(model, "num_classes", None))
+            places += last_layers(path, classifier, classes)
         return places
 
 

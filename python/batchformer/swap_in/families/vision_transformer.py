@@ -19,7 +19,10 @@ _BLOCKS_AND_PATCHES = {
 }
 
 _MASKED = ("MaskedImageModeling", "MAE", "PreTraining")  # their targets are the images
-_OTHER_TOKENS = ("CrossVit", "Hiera", "HieraDet", "VisionTransformerSAM")  # lists of them, windows, or maps
+_OTHER_BLOCKS = (
+    *("CrossVit", "Hiera", "HieraDet", "VisionTransformerSAM"),  # of lists of tokens, windows, or maps
+    "Xcit",  # with batch norms, which would take the related rows into the statistics of evaluation
+)
 
 
 class VisionTransformer(Family):
@@ -35,7 +38,7 @@ class VisionTransformer(Family):
     def fits(cls, model: nn.Module) -> bool:
         """A vision transformer of one of the four, that is not trained on masked images."""
         masked = any(word in type(model).__name__ for word in _MASKED)
-        others = any(each.__name__ in _OTHER_TOKENS for each in type(model).__mro__)
+        others = any(each.__name__ in _OTHER_BLOCKS for each in type(model).__mro__)
         return not (masked or others) and _path_of_blocks(model) is not None
 
     @classmethod
