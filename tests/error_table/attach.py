@@ -88,6 +88,10 @@ DETECTOR_BACKBONE = Mistake(
     "The detector has a backbone of its own, whose class does not tell where BatchFormer should go in.",
     "Name a block of it that gives maps: `attach(detector, after='backbone.layer3')`.",
 )
+NO_CLASSIFIER = Mistake(
+    "The model was made for features, with `num_classes=0` or with `nn.Identity()` as its classifier.",
+    "Give it one before `attach`: `model.reset_classifier(10)`, `model.fc = nn.Linear(512, 10)`.",
+)
 SHARDED = Mistake(
     "`attach` stands behind `fully_shard`.",
     "Attach first, and shard the model with what was attached.",
@@ -185,6 +189,13 @@ def of_transformers(name):
     """A model by its name, without the seconds that its package takes to import."""
     module = {"__module__": "transformers.models.some.modeling_some", "main_input_name": "pixel_values"}
     return type(name, (nn.Module,), module)()
+
+
+def without_classifier(package):
+    names = {"__module__": f"{package}.models.resnet", "get_classifier": lambda model: model.fc}
+    model = type("ResNet", (nn.Module,), names)()
+    model.fc = nn.Identity()
+    return model
 
 
 def sharded():
@@ -468,6 +479,20 @@ ATTACH = (
         "after: expected the path of a block of 'backbone' in RetinaNet, as Forward has neither a pyramid "
         "nor one width (out_channels) of all that it gives, got None",
         *DETECTOR_BACKBONE,
+    ),
+    Row(
+        lambda: bf.attach(without_classifier("timm")),
+        ValueError,
+        "model: expected one with a classifier, got a ResNet without; model.reset_classifier(num_classes) "
+        "before attach()",
+        *NO_CLASSIFIER,
+    ),
+    Row(
+        lambda: bf.attach(without_classifier("torchvision")),
+        ValueError,
+        "model: expected a ResNet with a classifier, got nn.Identity() as 'fc'; put one there before "
+        "attach()",
+        *NO_CLASSIFIER,
     ),
     Row(
         lambda: bf.attach(sharded(), before="0"),

@@ -24,6 +24,9 @@ class Case(NamedTuple):
     labels: Any = None  # of the criterion, for a model that does not
     criterion: Callable[..., Tensor] | None = None  # takes what the model gives, and labels
     loss: Callable[[Any], Tensor] = lambda output: output.loss  # from what the model gives
+    terms: Callable[[Callable[..., Tensor], Any, Any], Tensor] = lambda criterion, output, labels: criterion(
+        output, labels
+    )  # what the script makes of them
     options: dict[str, Any] = {}  # noqa: RUF012  (of attach)
     more: float = 0.0  # what the loss is more than the stock model's, by what the method adds to it
 
@@ -84,7 +87,7 @@ def _step(case: Case, model: nn.Module, wrap: Any) -> Tensor:
     torch.manual_seed(1)
     if case.criterion is None:
         return case.loss(model(**copy.deepcopy(case.inputs)))
-    return wrap(case.criterion)(model(**copy.deepcopy(case.inputs)), case.labels)
+    return case.terms(wrap(case.criterion), model(**copy.deepcopy(case.inputs)), case.labels)
 
 
 def _outputs_are_equal(case: Case, model: nn.Module, stock: nn.Module) -> bool:

@@ -3,12 +3,22 @@
 from families import (
     detectors,
     segmenters,
+    timm_classifiers,
+    torchvision_classifiers,
     torchvision_detectors,
     transformers_classifiers,
     vision_transformers,
 )
 from families.case import Case
 
-_GROUPS = (vision_transformers, transformers_classifiers, detectors, segmenters, torchvision_detectors)
+_GROUPS = (
+    vision_transformers,
+    transformers_classifiers,
+    timm_classifiers,
+    torchvision_classifiers,
+    detectors,
+    segmenters,
+    torchvision_detectors,
+)
 
 CASES: dict[str, Case] = {name: case for group in _GROUPS for name, case in group.CASES.items()}

@@ -27,14 +27,18 @@ def feature_modules(
 
 
 def token_modules(
-    model: nn.Module, places: Sequence[Place], layout: str, options: Options
+    model: nn.Module,
+    places: Sequence[Place],
+    layout: str,
+    options: Options,
+    widths: Sequence[int | None] | None = None,
 ) -> list[nn.Module]:
     """BatchFormerV2 for the tokens that blocks give; BatchFormer if they give features, layout "NC".
 
     Raises:
         ValueError: a width that cannot be told, or several for one shared module.
     """
-    widths = [options.dim or output_width(place.module) for place in places]
+    widths = [options.dim or width for width in widths or [output_width(place.module) for place in places]]
     if layout == "NC":
         return _make(BatchFormer, model, places, widths, options)
     return _make(BatchFormerV2, model, places, widths, options, layout=layout)

@@ -16,6 +16,8 @@ from batchformer.swap_in.families.projected_detr import ProjectedDetr
 from batchformer.swap_in.families.ride import Ride
 from batchformer.swap_in.families.rt_detr import RTDetr
 from batchformer.swap_in.families.siglip2 import Siglip2
+from batchformer.swap_in.families.timm_classifier import TimmClassifier
+from batchformer.swap_in.families.torchvision_classifier import TorchvisionClassifier
 from batchformer.swap_in.families.torchvision_detector import TorchvisionDetector
 from batchformer.swap_in.families.transformers_classifier import TransformersClassifier
 from batchformer.swap_in.families.transformers_detr import TransformersDetr
@@ -45,4 +47,6 @@ FAMILIES: tuple[type[Family], ...] = (
     BalancedSoftmax,
     TransformersLastToken,
     TransformersClassifier,
+    TimmClassifier,
+    TorchvisionClassifier,
 )

@@ -25,6 +25,10 @@ _BLOCKS_AND_PATCHES = {
 
 _MASKED = ("MaskedImageModeling", "MAE", "PreTraining")  # their targets are the images
 _TASKS = ("ForImageClassification", "ForVideoClassification")
+_OTHER_BLOCKS = (
+    *("CrossVit", "Hiera", "HieraDet", "VisionTransformerSAM"),  # of lists of tokens, windows, or maps
+    "Xcit",  # with batch norms, which would take the related rows into the statistics of evaluation
+)
 
 
 class VisionTransformer(Family):
@@ -40,7 +44,9 @@ class VisionTransformer(Family):
     def fits(cls, model: nn.Module) -> bool:
         """A vision transformer of one of the four, that is not trained on masked images."""
         masked = any(word in type(model).__name__ for word in _MASKED)
-        return (not masked or tasks.is_for(model, *_TASKS)) and _path_of_blocks(model) is not None
+        others = any(each.__name__ in _OTHER_BLOCKS for each in type(model).__mro__)
+        served = not others and (not masked or tasks.is_for(model, *_TASKS))
+        return served and _path_of_blocks(model) is not None
 
     @classmethod
     def find_places(cls, model: nn.Module, options: Options) -> list[Place]:

@@ -1,0 +1,106 @@
+"""Before the layers that give the classes, for classifiers of one library that are known without a path."""
+
+import functools
+import math
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from batchformer.swap_in.family import Family
+from batchformer.swap_in.make import feature_modules, token_modules
+from batchformer.swap_in.options import Options
+from batchformer.swap_in.places import Place, input_width
+from batchformer.swap_in.traced import check_not_traced
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_HEADS = 4  # of BatchFormer; of a width that these do not divide, 2 or 1
+
+
+class BeforeLastLayer(Family):
+    """A place before each layer that gives the classes: behind a batch norm of the head, if that has one.
+
+    A batch norm behind the place would take the related rows into the statistics that evaluation uses.
+    A linear layer takes features, for BatchFormer. A convolution takes maps, even of one position, for
+    BatchFormerV2 at each of them.
+    """
+
+    place = "before the classifier"
+    takes = ("shared", "outputs", "wrapped")
+    takes_labels = True
+
+    @classmethod
+    def takes_positions(cls, place: Place) -> bool:
+        """Whether the layer is applied to several positions of a sample."""
+        return isinstance(place.module, _CONVOLUTIONS)
+
+    @classmethod
+    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
+        """One module for all layers, or one for each if they take features of several widths."""
+        widths = [_width(place.module) for place in places]
+        if len(set(widths)) > 1:
+            options = replace(options, shared=False)
+        heads = math.gcd(_HEADS, *(width or 0 for width in widths))
+        options = replace(options, module={"nhead": heads} | options.module)
+        if any(map(cls.takes_positions, places)):
+            return token_modules(model, places, "NLC", options, widths)
+        return feature_modules(model, places, options, widths)
+
+    def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
+        """At the inputs of the layers."""
+        del model, options
+        if not any(map(self.takes_positions, places)):
+            self.double_features_before(places)
+            return
+        for number, place in enumerate(places):
+            channels = 1 if isinstance(place.module, _CONVOLUTIONS) else -1
+            self.hooks.inputs(place.module, functools.partial(self._double_positions, number, channels))
+
+    def _double_positions(
+        self,
+        number: int,
+        channels: int,
+        layer: nn.Module,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if not self.trains(layer):
+            return None
+        x = args[0] if args else next(iter((kwargs or {}).values()))
+        check_not_traced([x])
+        channels_last = x.movedim(channels, -1)  # [N, ..., C]
+        tokens = channels_last.reshape(x.shape[0], -1, channels_last.shape[-1])  # [N, L, C]
+        both = self.streams.relate(number, layer, tokens)  # [2N, L, C]
+        both = both.reshape(-1, *channels_last.shape[1:]).movedim(-1, channels)  # as x
+        return (both,) if kwargs is None else ((both,), {})  # torch.ao copies hooks that take no keywords
+
+
+def last_layers(path: str, classifier: nn.Module, classes: int | None = None) -> list[Place]:
+    """The layers of a classifier that give the classes; itself if it is one, or has none that is known.
+
+    Args:
+        path: of the classifier.
+        classifier: a layer, layers in their order, a list of classifiers side by side, or another head.
+        classes: how many, for another head that has several such layers.
+    """
+    if isinstance(classifier, nn.ModuleList):
+        children = classifier.named_children()
+        return [each for name, child in children for each in last_layers(f"{path}.{name}", child, classes)]
+    layers = [
+        Place(f"{path}.{name}" if name else path, layer)
+        for name, layer in classifier.named_modules()
+        if isinstance(layer, (nn.Linear, *_CONVOLUTIONS))
+    ]
+    if not isinstance(classifier, nn.Sequential):
+        named = [layer for layer in layers if _outputs(layer.module) == classes]
+        layers = named or layers[-1:]
+        return layers or [Place(path, classifier)]
+    return layers[-1:] or [Place(path, classifier)]
+
+
+def _width(layer: nn.Module) -> int | None:
+    return layer.in_channels if isinstance(layer, _CONVOLUTIONS) else input_width(layer)
+
+
+def _outputs(layer: nn.Module) -> Any:
+    return layer.out_channels if isinstance(layer, _CONVOLUTIONS) else layer.out_features
