@@ -35,7 +35,8 @@ NO_LABELS = Mistake(
 )
 NEGATIVES = Mistake(
     "A contrastive loss inside of the model takes the other stream of a sample for another sample.",
-    "Compute the loss outside, for each stream by itself.",
+    "`attach(model)` without a path knows CLIP and SigLIP; else compute the loss outside, in "
+    "`wrap(criterion, targets=[])`.",
 )
 LABELS_BEFORE = Mistake(
     "The model makes something of its labels before the place: queries, decoder inputs, embeddings.",

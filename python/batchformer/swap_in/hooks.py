@@ -16,7 +16,7 @@ class Hooks:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._handles: list[RemovableHandle] = []
-        self._replaced: list[str] = []
+        self._replaced: list[tuple[nn.Module, str]] = []
 
     def inputs(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False) -> None:
         """Register a forward pre-hook (module, args, kwargs)."""
@@ -28,10 +28,11 @@ class Hooks:
         """Register a forward hook (module, args, output); `always` also where the forward raises."""
         self._handles.append(module.register_forward_hook(hook, prepend=first, always_call=always))
 
-    def replace(self, name: str, method: Callable[..., Any]) -> None:
-        """Put `method` before the model's own of that name; see :meth:`stock`."""
-        setattr(self._model, name, method)
-        self._replaced.append(name)
+    def replace(self, name: str, method: Callable[..., Any], module: nn.Module | None = None) -> None:
+        """Put `method` before the model's own of that name, or a module's; see :meth:`stock`."""
+        owner = self._model if module is None else module
+        setattr(owner, name, method)
+        self._replaced.append((owner, name))
 
     def stock(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """What the model's own method of that name gives."""
@@ -41,8 +42,8 @@ class Hooks:
         """Take out everything. A second call does nothing."""
         for handle in self._handles:
             handle.remove()
-        for name in self._replaced:
-            delattr(self._model, name)
+        for owner, name in self._replaced:
+            delattr(owner, name)
         self._handles.clear()
         self._replaced.clear()
 
