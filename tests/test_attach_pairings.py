@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as T
-from lightly.loss import BarlowTwinsLoss, DINOLoss, NTXentLoss
+from lightly.loss import BarlowTwinsLoss, NTXentLoss
 from torch import nn
 
 import batchformer as bf
-from attach_nets import BOTH_MODES, N, Net, X, attached, streams
-from attach_oracle import EQUAL, assert_step, assert_stock_step, equal_streams, is_reached, refused
+from attach_nets import BOTH_MODES, N, Net, X, attached, plain, streams
+from attach_oracle import EQUAL, assert_step, assert_stock_step, equal_streams, is_reached, refused, related
 from families.contrastive import INPUTS, clip, siglip
 
 VIEWS = torch.randn(2, N, 6)
@@ -95,13 +95,9 @@ class Siamese(nn.Module):
         super().__init__()
         self.stem, self.head, self.predictor = nn.Linear(6, 16), nn.Linear(16, 5), nn.Linear(5, 5)
 
-    def of_stream(self, features):
-        z = self.head(features)
-        return self.predictor(z), z
-
     def forward(self, first, second):
-        (p1, z1), (p2, z2) = (self.of_stream(self.stem(view)) for view in (first, second))
-        return p1, p2, z1.detach(), z2.detach()
+        z1, z2 = (self.head(self.stem(view)) for view in (first, second))
+        return self.predictor(z1), self.predictor(z2), z1.detach(), z2.detach()
 
 
 @pytest.mark.parametrize("outputs", ["both", "originals"])
@@ -110,14 +106,12 @@ def test_cosines_with_a_stopped_gradient_are_paired(outputs):
     attachment = bf.attach(model, before="head", outputs=outputs, dropout=0.0)
     cosine = attachment.wrap(nn.CosineSimilarity(dim=1), targets=[])
     p1, p2, z1, z2 = model(*VIEWS)
-    from attach_oracle import related
-
-    both = [[f, related(attachment, f)] for f in map(model.stem, VIEWS)]
-    expected = 0
-    for i, j in itertools.product((0, 1), (0, 1)):
-        (q1, y1), (q2, y2) = model.of_stream(both[0][i]), model.of_stream(both[1][j])
-        expected -= (F.cosine_similarity(q1, y2.detach()) + F.cosine_similarity(q2, y1.detach())).mean() / 4
-    assert_step(-(cosine(p1, z2).mean() + cosine(p2, z1).mean()), expected, model, attachment)
+    features = [[f, related(attachment, f)] for f in map(model.stem, VIEWS)]
+    first, second = ([plain(model.head, each) for each in view] for view in features)
+    losses = [
+        byol(model.predictor(z1), model.predictor(z2), z1, z2) for z1, z2 in itertools.product(first, second)
+    ]
+    assert_step(-(cosine(p1, z2) + cosine(p2, z1)).mean(), sum(losses) / 4, model, attachment)
 
 
 def test_what_comes_from_one_view_stays_in_one_stream():
@@ -137,7 +131,12 @@ def test_the_mean_is_taken_of_each_tensor_and_float_of_a_result():
 
     def criterion(first, second):
         loss, spread = vicreg(first, second)
-        return {"loss": loss, "terms": (spread, loss.item()), "name": "vicreg", "rows": torch.tensor(len(first))}
+        return {
+            "loss": loss,
+            "terms": (spread, loss.item()),
+            "name": "vicreg",
+            "rows": torch.tensor(len(first)),
+        }
 
     result = attachment.wrap(criterion, targets=[])(*map(model, VIEWS))
     assert_step(
@@ -239,15 +238,26 @@ def test_a_wrapped_criterion_is_copied_and_called_without_doubled_outputs_as_it_
     torch.testing.assert_close(criterion(*map(model, VIEWS)), NTXentLoss()(*map(model, VIEWS)))
 
 
-def test_autocast_and_a_compiled_model_give_the_pairings_too():
+def test_autocast_gives_the_pairings_too():
     model, attachment = attached()
-    criterion = attachment.wrap(nt_xent, targets=[])
     with torch.autocast("cpu", torch.bfloat16):
-        loss = criterion(*map(model, VIEWS))
+        loss = attachment.wrap(nt_xent, targets=[])(*map(model, VIEWS))
     expected = mean_over(nt_xent, model, attachment, "all")
     torch.testing.assert_close(loss.float(), expected, rtol=0.05, atol=0.05)
-    compiled = torch.compile(model, backend="eager")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler, at a graph break
+def test_a_compiled_model_or_step_gives_the_pairings_too():
+    model, attachment = attached()
+    criterion = attachment.wrap(nt_xent, targets=[])
+    expected = mean_over(nt_xent, model, attachment, "all")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(criterion(*map(compiled, VIEWS)), expected)
+    step = torch.compile(lambda *views: criterion(*map(model, views)), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(step(*VIEWS), expected)
+    by_hand = attachment.wrap(ByHand().forward, targets=[])
+    step = torch.compile(lambda x: by_hand(model(x)), backend="aot_eager")
+    torch.testing.assert_close(step(VIEWS[0]), by_hand(model(VIEWS[0])))
 
 
 def test_similarities_of_both_streams_are_taken_apart_or_refused():
@@ -273,8 +283,6 @@ def towers(make=clip, **options):
 
 def embeddings(model, attachment):
     """Of both streams of each tower, in float32, computed by hand."""
-    from attach_oracle import related
-
     number = len(attachment.inserted) - 1
     images = model.vision_model(INPUTS["pixel_values"]).pooler_output
     texts = model.text_model(INPUTS["input_ids"]).pooler_output
@@ -344,9 +352,10 @@ def test_prompts_of_classes_are_as_many_as_they_are():
     loss = attachment.wrap(F.cross_entropy)(output.logits_per_image, labels)
     images, _ = embeddings(model, attachment)
     texts = model.text_model(INPUTS["input_ids"][:3]).pooler_output
-    from attach_oracle import related
-
-    both = [F.normalize(model.text_projection.weight @ each.T, dim=0) for each in (texts, related(attachment, texts))]
+    both = [
+        F.normalize(model.text_projection.weight @ each.T, dim=0)
+        for each in (texts, related(attachment, texts))
+    ]
     losses = [
         F.cross_entropy(model.logit_scale.exp() * image @ text, labels)
         for image, text in itertools.product(images, both)
@@ -362,6 +371,7 @@ def test_a_tower_may_be_frozen():
         assert is_reached(attachment)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler, at a graph break
 def test_clip_is_compiled_checkpointed_and_copied_as_other_models():
     _, model, attachment = towers()
     expected = model(**INPUTS).loss
@@ -369,12 +379,15 @@ def test_clip_is_compiled_checkpointed_and_copied_as_other_models():
     model.activation_checkpointing_enable()
     model(**INPUTS).loss.backward()
     model.activation_checkpointing_disable()
-    compiled = torch.compile(model, backend="eager")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for _ in range(2):
         loss = compiled(**INPUTS).loss
         torch.testing.assert_close(loss, expected)
         loss.backward()
     assert is_reached(attachment)
+    hidden = torch.compile(model, backend="aot_eager", fullgraph=True)(**INPUTS | {"return_loss": None})
+    with refused(ValueError, saying="of samples or of pairs"):
+        attachment.wrap(F.cross_entropy)(hidden.logits_per_image, torch.arange(N))
 
 
 def test_what_has_another_loss_is_no_clip_of_ours():

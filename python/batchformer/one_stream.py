@@ -11,7 +11,7 @@ from torch import Tensor
 from batchformer import marks
 
 
-class TakesApart(Exception):
+class TakesApart(Exception):  # noqa: N818 (a signal between two parts of ours, no error)
     """original() or related() was asked for a stream of rows that are of one stream alone.
 
     Whoever called the criterion with them calls it again, with both streams.
@@ -19,7 +19,8 @@ class TakesApart(Exception):
 
 
 class _UnderWay(threading.local):
-    calls = 0
+    def __init__(self) -> None:
+        self.calls = 0
 
 
 _UNDER_WAY = _UnderWay()
@@ -37,9 +38,9 @@ def calls() -> Iterator[None]:
 
 def check_has_both(rows: Any) -> None:
     """Raise TakesApart for rows of one stream, in a criterion that was given one of each output."""
-    if torch.compiler.is_compiling() or _UNDER_WAY.calls == 0 or not isinstance(rows, Tensor):
+    if _UNDER_WAY.calls == 0 or not isinstance(rows, Tensor):
         return
-    mark = marks.find(rows)
+    mark = None if torch.compiler.is_compiling() else marks.find(rows)
     # What has no history shares its storage, and the mark of that, with both streams.
     whole = isinstance(mark, marks.Doubled) and rows.shape[0] == 2 * mark.samples
     if not whole or isinstance(mark, marks.OfPairing):

@@ -304,16 +304,16 @@ ATTACH = (
     Row(
         lambda: bf.attach(NET, "resnet"),
         ValueError,
-        "preset: expected 'detr' or 'deformable_detr' or 'deit' or 'ride' or 'paco' or 'moco_v2' or "
-        "'moco_v3' or 'domainbed' or 'czsl' or 'balanced_softmax' or 'conditional_detr' or 'vit' or "
-        "'swad' or 'cge' or 'compcos', got 'resnet'",
+        "preset: expected 'detr' or 'deformable_detr' or 'deit' or 'clip' or 'ride' or 'paco' or "
+        "'moco_v2' or 'moco_v3' or 'domainbed' or 'czsl' or 'balanced_softmax' or "
+        "'conditional_detr' or 'vit' or 'siglip' or 'swad' or 'cge' or 'compcos', got 'resnet'",
         *CHOICE,
     ),
     Row(
         lambda: bf.attach(NET, "detr", before="classifier"),
         ValueError,
         "preset: expected no value with 'before', which takes before, shared, outputs, optional, wrapped, "
-        "dim and what BatchFormer takes, got 'detr'",
+        "pairings, dim and what BatchFormer takes, got 'detr'",
         *NOT_ITS_OPTION,
     ),
     Row(

@@ -29,9 +29,7 @@ def siglip() -> T.SiglipModel:
 
 def siglip2() -> T.Siglip2Model:
     vision = LAYERS | {"patch_size": 16, "num_patches": 4}
-    return T.Siglip2Model(
-        T.Siglip2Config(text_config=TEXT | {"projection_size": 32}, vision_config=vision)
-    )
+    return T.Siglip2Model(T.Siglip2Config(text_config=TEXT | {"projection_size": 32}, vision_config=vision))
 
 
 PATCHES = {

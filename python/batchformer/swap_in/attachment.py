@@ -74,7 +74,8 @@ class Attachment(nn.Module):
             targets: which arguments to double, by position or by name. An empty list if the criterion takes
                 none: then it is called once for each pairing of the streams of its outputs, see `pairings` of
                 :func:`attach`, and what it gives is averaged; one that takes the streams apart, with
-                :func:`original` and :func:`related`, is called once, with both. If None, all that have an entry for each of the N samples, by a table of rules.
+                :func:`original` and :func:`related`, is called once, with both. If None,
+                all that have an entry for each of the N samples, by a table of rules.
 
         Raises:
             TypeError: criterion cannot be called.

@@ -44,7 +44,7 @@ class Judge:
 
     def for_each_pairing(self, *args: Any, **kwargs: Any) -> Any:
         """Forward of a criterion that is a module and takes no targets; see :meth:`call`."""
-        criterion = self._criterion[0]
+        criterion: Any = self._criterion[0]
         return self.call(functools.partial(type(criterion).forward, criterion), args, kwargs)
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -197,7 +197,7 @@ class _Outputs:
     def both(self, arguments: Any) -> list[Both]:
         """The outputs, and what of the arguments has no history and as many rows: a stopped gradient."""
         found = [
-            _of_batches(tensor, mark, first_row, self.samples)
+            _of_batches(tensor, mark, first_row, self.samples, self._family.gives_pairs)
             for tensor, (mark, first_row) in zip(self.doubled, self._found, strict=True)
         ]
         known = {id(tensor) for tensor in self.doubled}
@@ -243,18 +243,20 @@ class _Outputs:
             )
 
 
-def _of_batches(tensor: Tensor, mark: Doubled, first_row: int, samples: Sequence[int]) -> Both:
+def _of_batches(
+    tensor: Tensor, mark: Doubled, first_row: int, samples: Sequence[int], may_be_pairs: bool
+) -> Both:
     """An output, and along which axis it has both streams of which batch; a matrix of similarities has two."""
     pairs = None if torch.compiler.is_compiling() else marks.pairs_of(tensor)
     if pairs is not None:
         axes = [_axis(tensor, number, origin, 0) for number, origin in enumerate(pairs)]
         return Both(tensor, tuple(axes), mark)
     rows = [number for number, size in enumerate(tensor.shape) if any(size == 2 * each for each in samples)]
-    if mark.origin is None and tensor.dim() == 2 and len(rows) == 2:
+    if mark.origin is None and tensor.dim() == 2 and (len(rows) == 2 or may_be_pairs):
         raise ValueError(
-            f"criterion: expected to know whether an output of shape {list(tensor.shape)} is of samples or of "
-            f"pairs of them, got it from a compiled graph, which does not tell; compute similarities in the "
-            f"criterion, or take batches of another size"
+            f"criterion: expected to know whether an output of shape {list(tensor.shape)} is of samples or "
+            f"of pairs of them, got it from a compiled graph, which does not tell; compute similarities in the "
+            f"criterion, take batches of another size, or let a model that can compute its loss"
         )
     axis = _axis(tensor, rows[0] if rows and 0 not in rows else 0, mark.origin, first_row)
     return Both(tensor, (axis,), mark)

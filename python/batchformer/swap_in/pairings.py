@@ -5,6 +5,7 @@ texts, are paired: each stream of the one with each of the other, or with ``pair
 same name. So a related row is never in one call with its own original, whose negative it would be.
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -55,7 +56,11 @@ def each_pairing(batches: Sequence[Batch], pairings: str) -> Iterator[dict[Batch
 
 
 def call_for_each(
-    criterion: Callable[..., Any], function: Callable[..., Any], call: Call, outputs: list[Both], pairings: str
+    criterion: Callable[..., Any],
+    function: Callable[..., Any],
+    call: Call,
+    outputs: list[Both],
+    pairings: str,
 ) -> Any:
     """The mean of what a criterion gives for each pairing.
 
@@ -76,7 +81,9 @@ def call_for_each(
         for streams in each_pairing(batches, pairings):
             taken: dict[int, Tensor] = {}
 
-            def take(tensor: Tensor, streams: Any = streams, taken: Any = taken) -> Tensor:
+            def take(
+                tensor: Tensor, streams: dict[Batch, int] = streams, taken: dict[int, Tensor] = taken
+            ) -> Tensor:
                 output = of_tensor.get(id(tensor))
                 if output is None:
                     return tensor
@@ -84,7 +91,9 @@ def call_for_each(
                     taken[id(tensor)] = _stream(output, streams)
                 return taken[id(tensor)]
 
-            args, kwargs = map_tensors(call, take)
+            # Each by itself, as the compiler does not compare what holds them all.
+            args = tuple(map_tensors(each, take) for each in call[0])
+            kwargs = {name: map_tensors(each, take) for name, each in call[1].items()}
             with one_stream.calls():
                 results.append(function(*args, **kwargs))
             state.keep()
@@ -126,5 +135,8 @@ def mean_of(results: list[Any]) -> Any:
         means = [mean_of(list(each)) for each in zip(*results, strict=True)]
         return type(first)(*means) if hasattr(first, "_fields") else type(first)(means)
     if isinstance(first, MutableMapping):
-        return type(first)({name: mean_of([each[name] for each in results]) for name in first})
+        mean = copy.copy(first)
+        for name in first:
+            mean[name] = mean_of([each[name] for each in results])
+        return mean
     return first

@@ -46,6 +46,7 @@ class Clip(Family):
     place = "before the projections of both towers, or behind SigLIP's heads"
     takes = ("shared", "pairings", "wrapped")
     targets = ()
+    gives_pairs = True
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
@@ -84,7 +85,7 @@ class Clip(Family):
 
     def _pair_streams(self, model: nn.Module, args: Any, output: Any) -> Any:
         """The output with the mean of the losses of all pairings for its loss, if it has one."""
-        del args
+        del model, args
         if not self.active:
             return None
         if isinstance(output, tuple):  # return_dict=False leaves out what is None
@@ -93,11 +94,6 @@ class Clip(Family):
         else:
             has_loss, logits = output.loss is not None, output.logits_per_text
         if not has_loss:
-            if torch.compiler.is_compiling() and torch.is_grad_enabled():
-                raise ValueError(
-                    "return_loss: expected True of a compiled model in training with BatchFormer, as nothing "
-                    "tells the streams in its logits apart, got none; or compile its towers"
-                )
             return None
         forward = self.streams.current(logits)
         forward.answered = forward.has_loss = True
