@@ -246,7 +246,7 @@ class _Outputs:
 def _of_batches(
     tensor: Tensor, mark: Doubled, first_row: int, samples: Sequence[int], may_be_pairs: bool
 ) -> Both:
-    """An output, and along which axis it has both streams of which batch; a matrix of similarities has two."""
+    """An output, and along which axis it has which batch; a matrix of similarities has two."""
     pairs = None if torch.compiler.is_compiling() else marks.pairs_of(tensor)
     if pairs is not None:
         axes = [_axis(tensor, number, origin, 0) for number, origin in enumerate(pairs)]
@@ -254,8 +254,8 @@ def _of_batches(
     rows = [number for number, size in enumerate(tensor.shape) if any(size == 2 * each for each in samples)]
     if mark.origin is None and tensor.dim() == 2 and (len(rows) == 2 or may_be_pairs):
         raise ValueError(
-            f"criterion: expected to know whether an output of shape {list(tensor.shape)} is of samples or "
-            f"of pairs of them, got it from a compiled graph, which does not tell; compute similarities in the "
+            f"criterion: expected to know whether an output of shape {list(tensor.shape)} is of samples "
+            f"or of pairs of them, got it from a compiled graph, which does not tell; compute similarities in the "
             f"criterion, take batches of another size, or let a model that can compute its loss"
         )
     axis = _axis(tensor, rows[0] if rows and 0 not in rows else 0, mark.origin, first_row)
