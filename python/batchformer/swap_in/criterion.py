@@ -255,8 +255,8 @@ def _of_batches(
     if mark.origin is None and tensor.dim() == 2 and (len(rows) == 2 or may_be_pairs):
         raise ValueError(
             f"criterion: expected to know whether an output of shape {list(tensor.shape)} is of samples "
-            f"or of pairs of them, got it from a compiled graph, which does not tell; compute similarities in the "
-            f"criterion, take batches of another size, or let a model that can compute its loss"
+            f"or of pairs of them, got it from a compiled graph, which does not tell; compute similarities "
+            f"in the criterion, take batches of another size, or let a model that can compute its loss"
         )
     axis = _axis(tensor, rows[0] if rows and 0 not in rows else 0, mark.origin, first_row)
     return Both(tensor, (axis,), mark)
