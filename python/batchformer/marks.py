@@ -8,7 +8,7 @@ batch, and from how many samples.
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -19,11 +19,21 @@ from torch.utils.weak import WeakTensorKeyDictionary
 Node: TypeAlias = Any  # torch.autograd.graph.Node
 
 _KEY = "batchformer"
+_PRODUCTS = ("MmBackward0",)
+_TURNS = ("TBackward0", "TransposeBackward0")
 _COMPILED = "CompiledFunctionBackward"  # hides what the graph in it is made of
 
 
 class Mark:
     """What is known of a tensor."""
+
+
+class Origin:
+    """A place that was given N samples and doubled them: what comes from it has its two streams."""
+
+    def __init__(self, forward: Any, samples: Any) -> None:
+        self.forward = forward
+        self.samples = samples
 
 
 @dataclass(eq=False)
@@ -32,6 +42,9 @@ class Doubled(Mark):
 
     forward: Any  # of swap_in
     samples: int
+    origin: Origin | None = field(default=None, kw_only=True)
+    pairs: "tuple[Origin | None, Origin | None] | None" = field(default=None, kw_only=True)
+    """Of a matrix of similarities between samples: where its rows come from, and its columns."""
 
 
 @dataclass(eq=False)
@@ -52,6 +65,11 @@ class Split(Doubled):
     version: int
     axis: int = 0
     copied: bool = False  # whether a criterion got a copy, whose gradient comes by the original
+
+
+@dataclass(eq=False)
+class OfPairing(Doubled):
+    """One stream of an output, with which a criterion is called for a pairing."""
 
 
 @dataclass(eq=False)
@@ -160,6 +178,28 @@ def path_of(tensor: Tensor) -> list[str]:
         inputs = [each for each, _ in node.next_functions if each is not None]
         node = next((each for each in inputs if _nearest(each) is not None), None)
     return names
+
+
+def pairs_of(tensor: Tensor) -> tuple[Origin | None, Origin | None] | None:
+    """Where rows and columns of a matrix come from, if both are samples of doubled batches; else None.
+
+    It is one if on the way to its nearest mark two marked things were multiplied as matrices. None in the
+    pair is what is not known, as from a compiled graph.
+    """
+    node, turned = tensor.grad_fn, False
+    while node is not None and tensor.dim() == 2:
+        mark = cast("dict[str, Any]", node.metadata).get(_KEY)
+        found = mark.pairs if isinstance(mark, Doubled) else None
+        inputs = [each for each, _ in node.next_functions if each is not None]
+        if mark is None and node.name() in _PRODUCTS:
+            factors = [_nearest(each) for each in inputs]
+            if len(factors) == 2 and all(isinstance(each, (Doubled, Hidden)) for each in factors):
+                found = (getattr(factors[0], "origin", None), getattr(factors[1], "origin", None))
+        if mark is not None or found is not None:
+            return found[::-1] if found is not None and turned else found
+        turned ^= node.name() in _TURNS
+        node = next((each for each in inputs if _nearest(each) is not None), None)
+    return None
 
 
 def leaves_of(tensor: Tensor) -> Iterator[Tensor]:

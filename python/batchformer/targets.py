@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batchformer import marks
+from batchformer import marks, one_stream
 
 Targets = TypeVar("Targets")
 
@@ -101,6 +101,7 @@ def _stream(rows: Any, of: Any = None) -> Any:
 
 
 def _half(rows: Any) -> int:
+    one_stream.check_has_both(rows)
     count = _count(rows)
     if count % 2:
         raise ValueError(f"x: expected an even number of rows, two streams, got {count}")

@@ -377,7 +377,7 @@ ATTACH = (
         lambda: bf.attach(NET, "detr", before="classifier"),
         ValueError,
         "preset: expected no value with 'before', which takes before, shared, outputs, optional, wrapped, "
-        "dim and what BatchFormer takes, got 'detr'",
+        "pairings, dim and what BatchFormer takes, got 'detr'",
         *NOT_ITS_OPTION,
     ),
     Row(

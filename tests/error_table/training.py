@@ -1,5 +1,7 @@
 """Rows of steps of training with an attachment: what would train something else than both streams."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,6 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import batchformer as bf
+from batchformer import marks
+from batchformer.swap_in.forward import Forward
 from error_table.row import Mistake, Row
 
 X, Y = torch.randn(6, 8), torch.arange(6) % 5
@@ -35,7 +39,28 @@ NO_LABELS = Mistake(
 )
 NEGATIVES = Mistake(
     "A contrastive loss inside of the model takes the other stream of a sample for another sample.",
-    "Compute the loss outside, for each stream by itself.",
+    "`attach(model)` without a path knows CLIP and SigLIP; else compute the loss outside, in "
+    "`wrap(criterion, targets=[])`.",
+)
+MANY_BATCHES = Mistake(
+    "A criterion without targets is given outputs of more than two views at once.",
+    "Wrap the term of two views, and call it for each two; or pair equal streams alone.",
+)
+SHAPES = Mistake(
+    "A criterion without targets selects rows by their values, as hard pairs, and does not reduce them.",
+    "Take the mean in the criterion, or wrap the function that calls it.",
+)
+PAIRS = Mistake(
+    "Similarities between the samples were computed before the criterion.",
+    "`attachment.wrap(criterion, targets=[])`, or compute them in the criterion.",
+)
+HIDDEN_PAIRS = Mistake(
+    "Behind a compiled model, features are as wide as both streams are long.",
+    "Compute similarities in the criterion, or change the size of the batch; CLIP takes `return_loss=True`.",
+)
+GIVES_PAIRS = Mistake(
+    "A model computes similarities between its samples itself.",
+    "Leave `outputs` as it is, and wrap the criterion with `targets=[]`.",
 )
 LABELS_BEFORE = Mistake(
     "The model makes something of its labels before the place: queries, decoder inputs, embeddings.",
@@ -217,6 +242,35 @@ CHANGED.mul_(2)
 NO_GRAD_MODEL, NO_GRAD_ATTACHMENT = attached(outputs="originals")
 NO_GRAD_CRITERION = NO_GRAD_ATTACHMENT.wrap(F.cross_entropy)
 NO_GRAD = checkpoint(NO_GRAD_MODEL, X.clone().requires_grad_(), use_reentrant=True)
+
+
+class Similar(nn.Linear):
+    """Gives the similarities of the samples of a batch."""
+
+    def forward(self, x):
+        features = super().forward(x)
+        return features @ features.T
+
+
+def similarities():
+    model = nn.Sequential(nn.Identity(), nn.Sequential(Similar(8, 4)))
+    bf.attach(model, before="1", outputs="originals", nhead=2)
+    return model
+
+
+def hidden_pairs():
+    """What a compiled graph gives, of which the number of rows alone is known."""
+    features = torch.ones(12, 12, requires_grad=True) * 1
+    marks.put_by_history(features, marks.Doubled(Forward(None), 6))
+    return features
+
+
+SEEING = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 5))
+WRAPS = bf.attach(SEEING, before="1").wrap
+OF_PAIRS = WRAPS(lambda *views: sum(view.sum() for view in views), targets=[])
+SHAPES_OF_CALLS = itertools.cycle([1, 2])
+OF_CHANGING_SHAPE = WRAPS(lambda view: view.flatten()[: next(SHAPES_OF_CALLS)], targets=[])
+SEEN_BY = WRAPS(F.cross_entropy)
 SIX, OF_SIX = criterion_of(criterion=lambda outputs, *targets, **more: None)
 FIVE, OF_FIVE = criterion_of(criterion=lambda outputs, *targets: None, samples=5)
 TRAINING = (
@@ -409,5 +463,43 @@ TRAINING = (
         "criterion: expected outputs as the model returned them, got some that were changed in place, which "
         "the related rows were not; change a copy inside of the criterion",
         *IN_PLACE,
+    ),
+    Row(
+        lambda: OF_PAIRS(*(SEEING(X) for _ in range(3))),
+        ValueError,
+        "criterion: expected outputs of at most 2 batches, whose streams are paired each with each, got some "
+        'of 3; wrap the term of each two, or attach(..., pairings="aligned")',
+        *MANY_BATCHES,
+    ),
+    Row(
+        lambda: OF_CHANGING_SHAPE(SEEING(X)),
+        ValueError,
+        "criterion: expected tensors of one shape for all pairings of streams, whose mean is the loss, got "
+        "[[1], [2]]; reduce them in the criterion",
+        *SHAPES,
+    ),
+    Row(
+        lambda: SEEN_BY(SEEING(X) @ SEEING(X).T, Y),
+        ValueError,
+        "criterion: expected outputs of samples, got similarities between them, of shape [12, 12], in which "
+        "the other stream of a sample is a negative of it; attachment.wrap(criterion, targets=[]) is called "
+        "for each pairing of streams, with the targets of one",
+        *PAIRS,
+    ),
+    Row(
+        lambda: OF_PAIRS(hidden_pairs()),
+        ValueError,
+        "criterion: expected to know whether an output of shape [12, 12] is of samples or of pairs of them, "
+        "got it from a compiled graph, which does not tell; compute similarities in the criterion, take "
+        "batches of another size, or let a model that can compute its loss",
+        *HIDDEN_PAIRS,
+    ),
+    Row(
+        lambda: similarities()(X),
+        ValueError,
+        'outputs: expected "both" of a model that gives similarities between samples, as each of them is of '
+        'two streams, got "originals" and an output of shape [12, 12]',
+        *GIVES_PAIRS,
+        computed=True,
     ),
 )

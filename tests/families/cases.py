@@ -1,6 +1,7 @@
 """All cases, by the name of the model."""
 
 from families import (
+    contrastive,
     detectors,
     segmenters,
     timm_classifiers,
@@ -19,6 +20,7 @@ _GROUPS = (
     detectors,
     segmenters,
     torchvision_detectors,
+    contrastive,
 )
 
 CASES: dict[str, Case] = {name: case for group in _GROUPS for name, case in group.CASES.items()}

@@ -78,7 +78,10 @@ def attach(
         optional: the paths of places that the model skips on purpose (stochastic depth, experts).
         wrapped: False for a script that doubles its targets itself, with :func:`duplicate`: then nothing
             checks that it does.
-        pairings: of contrastive learning ("moco_v2", "moco_v3"): "all" or "aligned".
+        pairings: of contrastive losses ("moco_v2", "moco_v3", "clip", and a criterion that is wrapped with
+            ``targets=[]``): "all" pairs each stream of a view, or of the images, with each of the other view,
+            or of the texts; "aligned" those of the same name. Each pairing has its own negatives, and the
+            loss is the mean.
         as_published: do as the published code where that differs from the method: "balanced_softmax" takes
             three times the loss and puts the related stream first, "moco_v3" takes four times the loss and
             does not train the module. (RIDE's related stream alone is ``two_stream=False``.)

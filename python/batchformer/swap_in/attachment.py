@@ -71,8 +71,11 @@ class Attachment(nn.Module):
 
         Args:
             criterion: called with outputs and targets, by position or by keyword.
-            targets: which arguments to double, by position or by name; an empty list if the criterion takes
-                none. If None, all that have an entry for each of the N samples, by a table of rules.
+            targets: which arguments to double, by position or by name. An empty list if the criterion takes
+                none: then it is called once for each pairing of the streams of its outputs, see `pairings` of
+                :func:`attach`, and what it gives is averaged; one that takes the streams apart, with
+                :func:`original` and :func:`related`, is called once, with both. If None,
+                all that have an entry for each of the N samples, by a table of rules.
 
         Raises:
             TypeError: criterion cannot be called.
@@ -106,6 +109,8 @@ class Attachment(nn.Module):
             )
         family.criteria += 1
         family.hooks.inputs(criterion, judge.before)
+        if judge.pairs_streams:
+            family.hooks.replace("forward", judge.for_each_pairing, criterion)
         family.hooks.output(criterion, judge.after)
         teacher = getattr(criterion, "teacher_model", None)
         if isinstance(teacher, nn.Module):

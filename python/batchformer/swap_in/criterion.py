@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from batchformer import marks
 from batchformer.marks import Doubled, Hidden, Mark, Split, Twice
 from batchformer.swap_in import split
-from batchformer.swap_in.rules import Batch, Name, map_tensors
+from batchformer.swap_in.pairings import Axis, Both, call_for_each
+from batchformer.swap_in.rules import Batch, Name, leaves, map_tensors
 from batchformer.swap_in.signature import Call, by_place, in_place, name_of, parameters
 from batchformer.targets import duplicate, original
 
@@ -31,13 +32,34 @@ class Judge:
         self._family = family  # knows more than the marks only where a compiled graph hides them
         self._names = parameters(criterion.forward if isinstance(criterion, nn.Module) else criterion)
         self._targets = targets
+        self._criterion = [criterion]
+        self.pairs_streams = targets is not None and not targets and family.pairs_streams
         self._other_sizes: dict[Name, int] = {}
         self._has_teacher = isinstance(getattr(criterion, "teacher_model", None), nn.Module)
 
     def before(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Forward pre-hook of a criterion that is a module; see :meth:`double`."""
         del criterion
-        return self.double(args, kwargs)
+        return (args, kwargs) if self.pairs_streams else self.double(args, kwargs)
+
+    def for_each_pairing(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward of a criterion that is a module and takes no targets; see :meth:`call`."""
+        criterion: Any = self._criterion[0]
+        return self.call(functools.partial(type(criterion).forward, criterion), args, kwargs)
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a function gives for both streams; without targets, the mean over their pairings."""
+        if not self.pairs_streams:
+            args, kwargs = self.double(args, kwargs)
+            return function(*args, **kwargs)
+        outputs = _Outputs(self._family)
+        args, kwargs = map_tensors((args, kwargs), outputs.take)
+        outputs.check_cut(every=True)
+        if not outputs.doubled:
+            return function(*args, **kwargs)
+        outputs.answer()
+        both = outputs.both((args, kwargs))
+        return call_for_each(self._criterion[0], function, (args, kwargs), both, self._family.pairings)
 
     def after(self, criterion: nn.Module, args: Any, loss: Any) -> Any:
         """Forward hook of a criterion that is a module."""
@@ -71,8 +93,8 @@ class Judge:
             if has_targets:
                 outputs.check()
             return args, kwargs
-        for forward in outputs.forwards:
-            forward.answered = True
+        outputs.answer()
+        outputs.check_no_pairs()
         given = by_place(args, kwargs)
         names: dict[Any, Name] = {key: name_of(self._names, key) for key in given}
         batch = Batch(outputs.samples, outputs.other_sizes(), outputs.doubled, self._other_sizes)
@@ -107,7 +129,7 @@ class _Outputs:
         self._family = family
         self.doubled: list[Tensor] = []
         self.samples: list[int] = []
-        self.forwards: list[Any] = []
+        self._found: list[tuple[Doubled, int]] = []  # for each of the doubled, and its first row
         self._unmarked: list[Tensor] = []
         self._others: list[tuple[Tensor, int]] = []
 
@@ -119,9 +141,10 @@ class _Outputs:
                 self._unmarked.append(tensor)
             return tensor
         if isinstance(mark, Split):
+            first_row = split.first_row(tensor, mark)
             tensor, samples = split.join(tensor, mark)
             tensor = self._family.arrange(tensor, samples)
-            self._keep(tensor, samples, mark)
+            self._keep(tensor, samples, mark, first_row)
         elif self._has_both(tensor, mark.samples):
             self._keep(tensor, mark.samples, mark)
         elif _is_flattened(tensor, 2 * mark.samples):  # to tokens or pixels, which are then the samples
@@ -147,11 +170,46 @@ class _Outputs:
             return by_storage if isinstance(by_storage, Split) else mark
         return mark
 
-    def _keep(self, tensor: Tensor, samples: int, mark: Doubled) -> None:
+    def _keep(self, tensor: Tensor, samples: int, mark: Doubled, first_row: int = 0) -> None:
         self.doubled.append(tensor)
-        self.forwards.append(mark.forward)
+        self._found.append((mark, first_row))
         if not any(samples == each for each in self.samples):
             self.samples.append(samples)
+
+    def answer(self) -> None:
+        """Note that what computes the loss has both streams."""
+        for tensor, (mark, _) in zip(self.doubled, self._found, strict=True):
+            pairs = None if torch.compiler.is_compiling() else marks.pairs_of(tensor)
+            for forward in {mark.forward} | {origin.forward for origin in pairs or () if origin}:
+                forward.answered = True
+
+    def check_no_pairs(self) -> None:
+        """Raise ValueError for a matrix of similarities, of which targets tell the columns of one stream."""
+        for tensor in self.doubled:
+            if not torch.compiler.is_compiling() and marks.pairs_of(tensor) is not None:
+                raise ValueError(
+                    f"criterion: expected outputs of samples, got similarities between them, of shape "
+                    f"{list(tensor.shape)}, in which the other stream of a sample is a negative of it; "
+                    f"attachment.wrap(criterion, targets=[]) is called for each pairing of streams, with the "
+                    f"targets of one"
+                )
+
+    def both(self, arguments: Any) -> list[Both]:
+        """The outputs, and what of the arguments has no history and as many rows: a stopped gradient."""
+        found = [
+            _of_batches(tensor, mark, first_row, self.samples, self._family.gives_pairs)
+            for tensor, (mark, first_row) in zip(self.doubled, self._found, strict=True)
+        ]
+        known = {id(tensor) for tensor in self.doubled}
+        return found + [
+            Both(tensor, (Axis(0, tensor.shape[0] // 2, id(tensor)),), None)
+            for tensor in leaves(arguments)
+            if id(tensor) not in known and self._is_stopped(tensor)
+        ]
+
+    def _is_stopped(self, tensor: Tensor) -> bool:
+        floats = tensor.dim() > 0 and tensor.is_floating_point() and not tensor.requires_grad
+        return floats and any(tensor.shape[0] == 2 * each for each in self.samples)
 
     def other_sizes(self) -> list[int]:
         """Sizes of the axes that are not the batch's."""
@@ -183,6 +241,30 @@ class _Outputs:
                 f'{list(tensor.shape)}; where a script cuts them, attach(..., outputs="originals"), or take '
                 f"them apart with original() and related(); or `layout` names another axis than the batch"
             )
+
+
+def _of_batches(
+    tensor: Tensor, mark: Doubled, first_row: int, samples: Sequence[int], may_be_pairs: bool
+) -> Both:
+    """An output, and along which axis it has which batch; a matrix of similarities has two."""
+    pairs = None if torch.compiler.is_compiling() else marks.pairs_of(tensor)
+    if pairs is not None:
+        axes = [_axis(tensor, number, origin, 0) for number, origin in enumerate(pairs)]
+        return Both(tensor, tuple(axes), mark)
+    rows = [number for number, size in enumerate(tensor.shape) if any(size == 2 * each for each in samples)]
+    if mark.origin is None and tensor.dim() == 2 and (len(rows) == 2 or may_be_pairs):
+        raise ValueError(
+            f"criterion: expected to know whether an output of shape {list(tensor.shape)} is of samples "
+            f"or of pairs of them, got it from a compiled graph, which does not tell; compute similarities "
+            f"in the criterion, take batches of another size, or let a model that can compute its loss"
+        )
+    axis = _axis(tensor, rows[0] if rows and 0 not in rows else 0, mark.origin, first_row)
+    return Both(tensor, (axis,), mark)
+
+
+def _axis(tensor: Tensor, number: int, origin: marks.Origin | None, first_row: int) -> Axis:
+    batch = (id(tensor), number) if origin is None else (origin, first_row)
+    return Axis(number, tensor.shape[number] // 2, batch)
 
 
 def _is_flattened(tensor: Tensor, rows: int) -> bool:
@@ -223,5 +305,4 @@ class WrappedFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function makes of the outputs and the targets of both streams."""
-        args, kwargs = self._judge.double(args, kwargs)
-        return self._function(*args, **kwargs)
+        return self._judge.call(self._function, args, kwargs)

@@ -84,7 +84,7 @@ class Entry:
             return None
         family.compiled.samples = forward.samples
         if compiling:
-            has_loss = family.answers or not self._wrapped or forward.labels is not None
+            has_loss = family.answers or not self._wrapped or forward.labels is not None or forward.has_loss
             family.compiled.unanswered = torch.is_grad_enabled() and not has_loss
             return map_tensors(output, family.compiled.take_originals) if self._originals_alone else None
         found: list[Mark | None] = []
@@ -128,7 +128,13 @@ class Entry:
             if before is None:
                 marks.put_by_history(tensor, marks.Single())
             return tensor
-        marks.put(tensor, Doubled(mark.forward, mark.samples))
+        pairs = marks.pairs_of(tensor)
+        if pairs is not None and self._originals_alone:
+            raise ValueError(
+                'outputs: expected "both" of a model that gives similarities between samples, as each of '
+                f'them is of two streams, got "originals" and an output of shape {list(tensor.shape)}'
+            )
+        marks.put(tensor, Doubled(mark.forward, mark.samples, origin=mark.origin, pairs=pairs))
         return split.take_originals(tensor, mark) if self._originals_alone else tensor
 
     def _check_reached(self, forward: Forward, found: list[Mark | None]) -> None:

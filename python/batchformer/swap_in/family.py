@@ -51,6 +51,8 @@ class Family:
     answers: ClassVar[bool] = False  # whether the model computes the loss of both streams by itself
     returns_originals: ClassVar[bool] = False  # whatever `outputs` says: its scripts compare them with labels
     targets: ClassVar[tuple[str | int, ...] | None] = None  # of a criterion for which the user names none
+    gives_pairs: ClassVar[bool] = False  # whether outputs are similarities between samples
+    pairs_streams: ClassVar[bool] = True  # whether a criterion without targets is called for each pairing
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
@@ -88,6 +90,7 @@ class Family:
         self.attachment = attachment
         self.model = model
         self.hooks = Hooks(model)
+        self.pairings = options.pairings
         self.criteria = 0  # how many are wrapped
         self.watch = Watch()
         self.compiled = Compiled()

@@ -18,6 +18,8 @@ class Forward:
         """Whether the batch was doubled at the door, and not at the first place."""
         self.labels: int | None = None
         """How many labels the model was given, before they were doubled."""
+        self.has_loss = False
+        """Whether the model has computed a loss of both streams by itself."""
         self.blind = False
         """Whether something was doubled without a history: then the number of rows has to tell."""
         self.last_token: Any = None

@@ -14,7 +14,7 @@ class BeforeClassifiers(Family):
     """BatchFormer on the features that one or more classifiers take."""
 
     names = ("before",)
-    takes = ("before", "shared", "outputs", "optional", "wrapped")
+    takes = ("before", "shared", "outputs", "optional", "wrapped", "pairings")
     takes_labels = True
 
     @classmethod
@@ -32,7 +32,15 @@ class AfterBlocks(Family):
     """BatchFormerV2 on the tokens that one or more blocks give; everything behind sees twice the batch."""
 
     names = ("after",)
-    takes: ClassVar[tuple[str, ...]] = ("after", "layout", "shared", "outputs", "optional", "wrapped")
+    takes: ClassVar[tuple[str, ...]] = (
+        "after",
+        "layout",
+        "shared",
+        "outputs",
+        "optional",
+        "wrapped",
+        "pairings",
+    )
     takes_labels = True
 
     @classmethod

@@ -28,11 +28,11 @@ class Hooks:
         """Register a forward hook (module, args, output); `always` also where the forward raises."""
         self._handles.append(module.register_forward_hook(hook, prepend=first, always_call=always))
 
-    def replace(self, name: str, method: Callable[..., Any]) -> None:
-        """Put `method` before the model's own of that name, or path in the model; see :meth:`stock`."""
-        module, method_name = self._method(name)
-        setattr(module, method_name, method)
-        self._replaced.append((module, method_name))
+    def replace(self, name: str, method: Callable[..., Any], module: nn.Module | None = None) -> None:
+        """Put `method` before that of a module; if None, of that name or path in the model: see :meth:`stock`."""
+        owner, method_name = self._method(name) if module is None else (module, name)
+        setattr(owner, method_name, method)
+        self._replaced.append((owner, method_name))
 
     def stock(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """What the model's own method of that name, or path in the model, gives."""
@@ -43,8 +43,8 @@ class Hooks:
         """Take out everything. A second call does nothing."""
         for handle in self._handles:
             handle.remove()
-        for module, name in self._replaced:
-            delattr(module, name)
+        for owner, name in self._replaced:
+            delattr(owner, name)
         self._handles.clear()
         self._replaced.clear()
 

@@ -32,7 +32,9 @@ def take_originals(output: Tensor, mark: Doubled) -> Tensor:
     # Not chunk(): its halves have one node, which would keep itself.
     original, rows, related = (output.narrow(axis, first, mark.samples) for first in (0, 0, mark.samples))
     detached = original.detach()
-    split = Split(mark.forward, mark.samples, detached, rows, related, version_of(detached), axis)
+    split = Split(
+        mark.forward, mark.samples, detached, rows, related, version_of(detached), axis, origin=mark.origin
+    )
     marks.put(original, split)
     if original.requires_grad:
         original.register_hook(functools.partial(_gradient_of_originals, split))
@@ -94,6 +96,13 @@ def join(tensor: Tensor, mark: Split) -> tuple[Tensor, int]:
     if axis is None:  # of one sample
         tensor, counterpart, axis = tensor[None], counterpart[None], 0
     return _both(tensor, counterpart, axis, mark), tensor.shape[axis]
+
+
+def first_row(tensor: Tensor, mark: Split) -> int:
+    """The number of the first row of a view of an output: two views of a batch may be two of its parts."""
+    row = mark.original.stride(mark.axis)
+    offset = mark.original.storage_offset() if _is_view(tensor, mark.original) else 0
+    return int(tensor.storage_offset() - offset) // int(row) if row else 0
 
 
 def _source(tensor: Tensor, original: Tensor) -> Tensor | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from batchformer import marks
-from batchformer.marks import AtTheDoor, Doubled, Hidden
+from batchformer.marks import AtTheDoor, Doubled, Hidden, Origin
 from batchformer.modules.batchformer_v2 import BatchFormerV2
 from batchformer.swap_in import forward as forwards
 from batchformer.swap_in.entry import check_replica, raise_not_wrapped
@@ -114,7 +114,9 @@ class Streams:
         if active and not had_both:
             forward.samples = rows
         if active and not torch.compiler.is_compiling():
-            self._mark(forward, y, axis)
+            known = marks.find(x) if had_both else None
+            origin = known.origin if isinstance(known, Doubled) else None
+            self._mark(forward, y, axis, origin or Origin(forward, rows // 2 if had_both else rows))
         return y
 
     def _had_both(self, forward: Forward, number: int, x: Tensor, axis: int) -> bool:
@@ -140,9 +142,9 @@ class Streams:
             self._arrivals[number, rows] = None
         return had
 
-    def _mark(self, forward: Forward, y: Tensor, axis: int) -> None:
+    def _mark(self, forward: Forward, y: Tensor, axis: int, origin: Origin) -> None:
         samples = y.shape[axis] // 2
-        mark = Doubled(forward, samples)
+        mark = Doubled(forward, samples, origin=origin)
         if y.grad_fn is None:
             forward.blind = True
             marks.put(y, mark)

@@ -1,6 +1,7 @@
 """Every family of models that attach() knows, in the order in which they are asked."""
 
 from batchformer.swap_in.families.balanced_softmax import BalancedSoftmax
+from batchformer.swap_in.families.clip import Clip
 from batchformer.swap_in.families.czsl import CompositionalZeroShot
 from batchformer.swap_in.families.deformable_detr import DeformableDetr
 from batchformer.swap_in.families.detr import Detr
@@ -37,6 +38,7 @@ FAMILIES: tuple[type[Family], ...] = (
     DeformableDetr,
     TorchvisionDetector,
     Siglip2,
+    Clip,
     VisionTransformer,
     Ride,
     PaCo,

@@ -24,6 +24,7 @@ class MoCoV2(Family):
     place = "before the projection heads of both encoders"
     takes = ("pairings",)
     answers = True
+    pairs_streams = False
     targets = ()
 
     @classmethod

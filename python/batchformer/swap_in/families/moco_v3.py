@@ -23,6 +23,7 @@ class MoCoV3(Family):
     place = "before the projectors of both encoders"
     takes = ("pairings", "as_published")
     answers = True
+    pairs_streams = False
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:

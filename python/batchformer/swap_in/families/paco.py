@@ -27,6 +27,7 @@ class PaCo(Family):
     place = "after the pooling of both encoders"
     returns_originals = True  # of the logits; features and labels for the loss have both streams already
     targets = ()
+    pairs_streams = False
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
