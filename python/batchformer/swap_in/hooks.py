@@ -29,7 +29,7 @@ class Hooks:
         self._handles.append(module.register_forward_hook(hook, prepend=first, always_call=always))
 
     def replace(self, name: str, method: Callable[..., Any], module: nn.Module | None = None) -> None:
-        """Put `method` before that of a module; if None, of that name or path in the model: see :meth:`stock`."""
+        """Put `method` before a module's own, or the model's of that name or path; see :meth:`stock`."""
         owner, method_name = self._method(name) if module is None else (module, name)
         setattr(owner, method_name, method)
         self._replaced.append((owner, method_name))
