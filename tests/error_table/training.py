@@ -470,6 +470,7 @@ TRAINING = (
         "criterion: expected outputs of at most 2 batches, whose streams are paired each with each, got some "
         'of 3; wrap the term of each two, or attach(..., pairings="aligned")',
         *MANY_BATCHES,
+        computed=True,
     ),
     Row(
         lambda: OF_CHANGING_SHAPE(SEEING(X)),
@@ -477,6 +478,7 @@ TRAINING = (
         "criterion: expected tensors of one shape for all pairings of streams, whose mean is the loss, got "
         "[[1], [2]]; reduce them in the criterion",
         *SHAPES,
+        computed=True,
     ),
     Row(
         lambda: SEEN_BY(SEEING(X) @ SEEING(X).T, Y),
@@ -485,6 +487,7 @@ TRAINING = (
         "the other stream of a sample is a negative of it; attachment.wrap(criterion, targets=[]) is called "
         "for each pairing of streams, with the targets of one",
         *PAIRS,
+        computed=True,
     ),
     Row(
         lambda: OF_PAIRS(hidden_pairs()),

@@ -14,7 +14,12 @@ _WIDTH = 110
 
 
 class KnownFamily(NamedTuple):
-    """A family of models that :func:`attach` knows."""
+    """A family of models that :func:`attach` knows; :func:`families` lists all.
+
+    Example:
+        >>> [family.recognised for family in families() if "balanced_softmax" in family.names]
+        [False]
+    """
 
     names: tuple[str, ...]
     """What it is called as `preset`; each name does."""
@@ -32,8 +37,8 @@ def families() -> list[KnownFamily]:
     """Every family that :func:`attach` knows, in the order in which a model is compared with them.
 
     Example:
-        >>> [family.place for family in families() if "deit" in family.names]
-        ['after block 8']
+        >>> [family.place for family in families() if "ride" in family.names]
+        ['before the classifiers of all experts']
     """
     return [
         KnownFamily(each.names, each.expects, each.place, each.takes, each.recognised) for each in FAMILIES
