@@ -363,8 +363,9 @@ ATTACH = (
     Row(
         lambda: bf.attach(NET, "detr"),
         ValueError,
-        "model: expected for 'detr' a Detr, ConditionalDetr, DeformableDetr, DabDetr or TableTransformer model "
-        "(transformers) or backbone, input_proj and transformer.encoder.layers (facebookresearch/detr), got Sequential",
+        "model: expected for 'detr' a Detr, ConditionalDetr, DeformableDetr, DabDetr or TableTransformer "
+        "model (transformers) or backbone, input_proj and transformer.encoder.layers "
+        "(facebookresearch/detr), got Sequential",
         *OTHER_FAMILY,
     ),
     Row(

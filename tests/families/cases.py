@@ -24,3 +24,5 @@ _GROUPS = (
 )
 
 CASES: dict[str, Case] = {name: case for group in _GROUPS for name, case in group.CASES.items()}
+
+assert len(CASES) == sum(len(group.CASES) for group in _GROUPS), "a name stands in two groups"

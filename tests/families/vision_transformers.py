@@ -45,9 +45,11 @@ CASES = {
     "Data2VecVision": _plain("Data2VecVisionForImageClassification", SMALL),
     "ViT-MSN": _plain("ViTMSNForImageClassification", SMALL),
     "I-JEPA": _plain("IJepaForImageClassification", SMALL),
-    "CLIP": _in_vision_config("CLIPForImageClassification", SMALL),
-    "SigLIP": _in_vision_config("SiglipForImageClassification", SMALL),
-    "SigLIP2": _in_vision_config("Siglip2ForImageClassification", SMALL | {"num_patches": 16}, **PATCHES),
+    "CLIP with a classifier": _in_vision_config("CLIPForImageClassification", SMALL),
+    "SigLIP with a classifier": _in_vision_config("SiglipForImageClassification", SMALL),
+    "SigLIP 2 with a classifier": _in_vision_config(
+        "Siglip2ForImageClassification", SMALL | {"num_patches": 16}, **PATCHES
+    ),
     "timm's DeiT in transformers": Case("deit", _of_timm, {"pixel_values": IMAGES, "labels": LABELS}),
     "VideoMAE": _plain("VideoMAEForVideoClassification", SHORT, pixel_values=VIDEOS),
     "TimeSformer": _plain("TimesformerForVideoClassification", SHORT, pixel_values=VIDEOS),
