@@ -29,6 +29,8 @@ extensions = [
 ]
 exclude_patterns = ["inventories"]
 nitpicky = True
+myst_enable_extensions = ["deflist"]
+nitpick_ignore = [("py:class", "Figure")]  # matplotlib's, which is optional
 # Type variables stand in signatures and have no page.
 nitpick_ignore_regex = [("py:class", r"batchformer\..+\.(Criterion|Model|Targets)")]
 

@@ -1,4 +1,4 @@
-"""What the pages have from the package itself: the tables of errors and of families, the parameters of the layer, the ops.
+"""What the pages have from the package itself: errors, families, the parameters of the layer, the ops.
 
 A comment `<!-- generated: NAME -->` in a page becomes the text of that name while the page is read; no file
 is written.
@@ -50,8 +50,11 @@ def families() -> str:
         rows.append(
             f"| {by_name} | {family.models} | {family.place} | {'yes' if family.recognised else 'by name'} |"
         )
+    about = []
+    for family in bf.families():
+        about.append(f"`{family.names[0]}`, {family.models}\n: " + family.about.replace("\n", "\n  "))
     header = ["| `preset` | models | place, if you name none | recognised |", "|---|---|---|---|"]
-    return "\n".join([*header, *rows])
+    return "\n".join([*header, *rows, "", "\n\n".join(about)])
 
 
 TEXTS = {"errors": errors, "families": families, "parameters": parameters, "schemas": schemas}

@@ -72,7 +72,8 @@ def test_the_files_that_the_pages_name_are_there():
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
-def test_the_python_of_the_pages_runs():
+def test_the_python_of_the_pages_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a figure is saved
     for name, page in PAGES.items():
         for number, block in enumerate(python_blocks(page)):
             exec(compile(block, f"docs/{name}.md, block {number}", "exec"), {})

@@ -1,5 +1,6 @@
 """What attach() knows, for users: the families of models, by their names."""
 
+import inspect
 import textwrap
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -29,6 +30,8 @@ class KnownFamily(NamedTuple):
     """Where BatchFormer goes in, if nobody says."""
     options: tuple[str, ...]
     """The arguments of :func:`attach` that it takes, beside those of the module."""
+    about: str
+    """What else is to be known of it."""
     recognised: bool
     """Whether ``attach(model)`` knows its models without a name."""
 
@@ -41,7 +44,15 @@ def families() -> list[KnownFamily]:
         ['before the classifiers of all experts']
     """
     return [
-        KnownFamily(each.names, each.expects, each.place, each.takes, each.recognised) for each in FAMILIES
+        KnownFamily(
+            each.names,
+            each.expects,
+            each.place,
+            each.takes,
+            inspect.cleandoc(each.__doc__ or ""),
+            each.recognised,
+        )
+        for each in FAMILIES
     ]
 
 

@@ -11,7 +11,10 @@ _MODELS = ("EomtForUniversalSegmentation", "EomtDinov3ForUniversalSegmentation")
 
 
 class Eomt(Family):
-    """transformers' EoMT and EoMT-DINOv3: queries join the patches for the last blocks."""
+    """transformers' EoMT and EoMT-DINOv3: queries join the patches for the last blocks.
+
+    The first place is before them, as each of those has a loss.
+    """
 
     names = ("eomt",)
     expects = "an EoMT model (transformers)"

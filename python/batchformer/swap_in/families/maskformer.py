@@ -18,7 +18,8 @@ class MaskFormer(Family):
     It has no encoder: the transformer decoder takes the coarsest map of the backbone as it is, and so does
     the pixel decoder, where that map is merged into the finer ones. The module is behind the backbone, on
     that map, before its two ways part. Within the pixel decoder the related queries, and thus classes, would
-    be the original ones; before the transformer decoder alone the maps that masks are made of would be.
+    be the original ones; before the transformer decoder alone the maps that masks are made of would be. It
+    is as wide as that map, 2048 for a ResNet-50: ``dim_feedforward`` makes it smaller.
     """
 
     names = ("maskformer",)

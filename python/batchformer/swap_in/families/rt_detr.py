@@ -22,7 +22,11 @@ _BACKBONES = {
 
 
 class RTDetr(DoubledAtTheDoor):
-    """transformers' RTDetr, RTDetrV2, DFine and Deimv2 with a hybrid encoder."""
+    """transformers' RTDetr, RTDetrV2, DFine and Deimv2 with a hybrid encoder.
+
+    ``after=1`` is layer 1 of every level that has layers. Each stream gets denoising queries of its own, with
+    noise of its own.
+    """
 
     names = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
     expects = "an RTDetr, RTDetrV2, DFine or Deimv2 model with a hybrid encoder (transformers)"

@@ -13,7 +13,11 @@ _OF_TOKENS = "aux_head"
 
 
 class TimmClassifier(BeforeLastLayer):
-    """timm's models, and those that inherit from them, except the vision transformers with plain blocks."""
+    """timm's models, and those that inherit from them, except the vision transformers with plain blocks.
+
+    Several heads share a module, if they have one width. The place is before the last layer of each, behind
+    a batch norm of the head. Before a convolution it is BatchFormerV2, at each position.
+    """
 
     names = ("timm",)
     expects = "get_classifier() of a model of timm"

@@ -33,7 +33,10 @@ class TorchvisionDetector(AfterBlocks):
 
     From there the top-down path takes it to every level. Levels that a RetinaNet makes from the backbone
     itself get the same module. SSD, which has no pyramid, gets it behind the first level, from which it makes
-    the others; another backbone gets it behind all that it gives.
+    the others; another backbone gets it behind all that it gives. ``after`` takes the path of
+    any block of the backbone.
+
+    No criterion is wrapped: each loss that the detector returns is the mean over both streams.
     """
 
     names = ("torchvision_detector",)

@@ -19,7 +19,11 @@ _MODELS = (
 
 
 class TransformersDetr(DoubledAtTheDoor):
-    """transformers' Detr, ConditionalDetr, DeformableDetr, DabDetr and TableTransformer."""
+    """transformers' Detr, ConditionalDetr, DeformableDetr, DabDetr and TableTransformer.
+
+    The boxes of both streams are counted, so that the loss is the mean over both; a batch without any box
+    has twice the stock loss, which then divides by one.
+    """
 
     names = ("detr", "conditional_detr", "dab_detr", "table_transformer")
     expects = "a Detr, ConditionalDetr, DeformableDetr, DabDetr or TableTransformer model (transformers)"

@@ -51,7 +51,11 @@ class LastToken(NamedTuple):
 
 
 class TransformersLastToken(Family):
-    """BatchFormer on the token of each sample by which it is classified."""
+    """BatchFormer on the token of each sample by which it is classified, in Llama and its kin.
+
+    The model inside sees N samples. Which token is the last follows from ``config.pad_token_id``, which has
+    to be set; with ``inputs_embeds`` it is the last position, as in the stock model.
+    """
 
     names = ("transformers_classifier",)
     expects = "a sequence classification model that takes the last token (transformers)"
