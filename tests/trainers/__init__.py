@@ -1,1 +1,1 @@
-"""The trainers that people use, each for an epoch or two beside the same loop by hand: `make test-trainers`."""
+"""The trainers that people use, for an epoch or two beside the same loop by hand: `make test-trainers`."""

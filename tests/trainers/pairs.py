@@ -1,4 +1,4 @@
-"""Small models, each with attach() and with the module between its parts by hand; how far two trainings are off."""
+"""Small models with attach(), and with the module between their parts by hand; how far two trainings are off."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers as T
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 import batchformer as bf
@@ -35,6 +36,20 @@ def vit() -> nn.Module:
 def bert() -> nn.Module:
     config = T.BertConfig(**TINY, **WITHOUT_DROPOUT, num_hidden_layers=2, vocab_size=20)
     return T.BertForSequenceClassification(config)
+
+
+def timm_vit() -> nn.Module:
+    return VisionTransformer(
+        img_size=16, patch_size=8, embed_dim=32, depth=3, num_heads=4, num_classes=CLASSES
+    )
+
+
+def timm_by_hand(stock: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
+    tokens = stock.norm_pre(stock.patch_drop(stock._pos_embed(stock.patch_embed(x))))
+    for number, block in enumerate(stock.blocks):
+        tokens = block(tokens)
+        tokens = module(tokens) if number == 1 else tokens  # [2N, L, C]
+    return stock.forward_head(stock.norm(tokens))
 
 
 def normed_by_hand(stock: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
@@ -74,6 +89,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], Callable[..., Te
     "normed": (Normed, {"before": "fc"}, normed_by_hand),
     "vit": (vit, {"after": 1}, vit_by_hand(1)),
     "vit, two places": (vit, {"after": [0, 1]}, vit_by_hand(0, 1)),
+    "timm": (timm_vit, {"after": 1}, timm_by_hand),
     "bert": (bert, {"before": "classifier"}, bert_by_hand),
 }
 

@@ -17,7 +17,7 @@ RANKS, STEPS = 2, 4
 
 
 def together(work: Callable[..., dict[str, float]], folder: Path, *arguments: Any) -> dict[str, float]:
-    """The larger, by name, of what `work(rank, *arguments)` returns in each of two processes, which are a group."""
+    """The larger, by name, of what `work(rank, *arguments)` returns in each of two processes of a group."""
     torch.multiprocessing.spawn(_join, (folder, work, arguments), nprocs=RANKS)
     found = [json.loads((folder / str(rank)).read_text()) for rank in range(RANKS)]
     return {name: max(each[name] for each in found) for name in found[0]}

@@ -1,4 +1,4 @@
-"""accelerate's Accelerator, around the loops that people write with it. (`bf.accelerate` is something else.)"""
+"""accelerate's Accelerator, around the loops that people write with it; `bf.accelerate` is something else."""
 
 import accelerate
 import pytest
