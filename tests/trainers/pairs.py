@@ -1,4 +1,4 @@
-"""Small models with attach(), and with the module between their parts by hand; how far two trainings are off."""
+"""Small models with attach(), and with the module between their parts by hand; how far trainings are off."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from trainers.pairs import ByHand, samples
 
@@ -27,6 +29,7 @@ def _join(rank: int, folder: Path, work: Callable[..., dict[str, float]], argume
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    warnings.filterwarnings("error", "batchformer")  # ours
     try:
         (folder / str(rank)).write_text(json.dumps(work(rank, *arguments)))
     finally:
@@ -46,10 +49,12 @@ def train_by_hand(
     *,
     accumulate: int = 1,
     own_buffers: bool = False,
+    low: bool = False,
 ) -> list[Tensor]:
     """What both processes do, in one: the mean of the losses of their batches; those of `rank` are returned.
 
-    Buffers are those of the first process, or of the process itself.
+    Buffers are those of the first process, or of the process itself. With `low`, parameters and inputs are
+    rounded to bfloat16 for all that is computed.
     """
     losses = []
     for step in range(STEPS):
@@ -59,7 +64,7 @@ def train_by_hand(
             for name, buffer in by_hand.named_buffers():
                 buffer.copy_(first[name])
             x, y = batches_of(each, by_hand.kind)[step]
-            loss = F.cross_entropy(by_hand(x), y.repeat(2))
+            loss = F.cross_entropy(_rounded(by_hand, x) if low else by_hand(x), y.repeat(2))
             (loss / RANKS).backward()
             if each == (rank if own_buffers else 0):
                 kept = {name: buffer.clone() for name, buffer in by_hand.named_buffers()}
@@ -71,6 +76,11 @@ def train_by_hand(
             optimizer.step()
             optimizer.zero_grad()
     return losses
+
+
+def _rounded(by_hand: ByHand, x: Tensor) -> Tensor:
+    parameters = {name: each.bfloat16() for name, each in by_hand.named_parameters()}
+    return functional_call(by_hand, parameters, (x.bfloat16() if x.is_floating_point() else x,))
 
 
 def inputs(kind: str, x: Tensor, y: Tensor) -> dict[str, Tensor]:

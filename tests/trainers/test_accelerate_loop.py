@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trainers.pairs import CLASSES, check, difference, pair, samples
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of accelerate and torch in turn
+pytestmark = pytest.mark.filterwarnings("ignore", "error:batchformer")  # of accelerate and torch in turn
 EPOCHS = 2
 
 

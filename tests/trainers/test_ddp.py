@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainers.pairs import check, pair
 from trainers.processes import batches_of, inputs, sgd, together, train_by_hand
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the processes' start
+pytestmark = pytest.mark.filterwarnings("ignore", "error:batchformer")  # of the processes' start
 MODES = {
     "plain": {},
     "unused": {"find_unused_parameters": True},

@@ -14,15 +14,20 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from trainers.pairs import check, difference, pair
 from trainers.processes import RANKS, batches_of, inputs, sgd, together, train_by_hand
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the processes' start
+pytestmark = pytest.mark.filterwarnings("ignore", "error:batchformer")  # of the processes' start
 WHOLE = StateDictOptions(full_state_dict=True)
 
 
+LOW = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+
 def blocks_of(model):
-    return {
-        "ViTForImageClassification": lambda: model.vit.layers,
-        "BertForSequenceClassification": lambda: model.bert.encoder.layer,
-    }[type(model).__name__]()
+    paths = {
+        "ViTForImageClassification": "vit.layers",
+        "BertForSequenceClassification": "bert.encoder.layer",
+        "VisionTransformer": "blocks",
+    }
+    return model.get_submodule(paths[type(model).__name__])
 
 
 def shard(model, how, **options):
@@ -42,37 +47,51 @@ RUNS = {
     "two places": ("vit, two places", "blocks", {}),
     "two places, module": ("vit, two places", "blocks module", {}),
     "checkpointed": ("vit", "blocks checkpointed", {}),
+    "checkpointed, reentrant": ("vit", "blocks checkpointed reentrant", {}),
     "checkpointed, two places": ("vit, two places", "blocks checkpointed", {}),
     "bert, root": ("bert", "root", {}),
     "bert, blocks": ("bert", "blocks module", {}),
     "kept gathered": ("vit", "blocks module", {"reshard_after_forward": False}),
+    "all given back": ("vit, two places", "blocks module", {"reshard_after_forward": True}),
+    "criterion, both": ("timm", "blocks", {}),
+    "criterion, originals": ("timm", "blocks module originals", {}),
+    "accumulated": ("vit", "blocks accumulated", {}),
+    "bf16": ("vit", "blocks module", {"mp_policy": LOW}),
+    "bf16, root": ("bert", "root", {"mp_policy": LOW}),
+    "bf16, checkpointed": ("vit, two places", "blocks checkpointed", {"mp_policy": LOW}),
 }
 
 
 def train(rank, names):
     found = {}
     for name in names:
-        kind, how, options = RUNS[name]
         try:
-            found[name] = _train(rank, kind, how, options)
+            found[name] = _train(rank, *RUNS[name])
         except Exception as error:
             raise RuntimeError(f"in {name}") from error
     return found
 
 
 def _train(rank, kind, how, options):
-    model, _, by_hand = pair(kind)
+    accumulate = 2 if "accumulated" in how else 1
+    model, attachment, by_hand = pair(kind, **({"outputs": "originals"} if "originals" in how else {}))
+    criterion = attachment.wrap(nn.CrossEntropyLoss()) if kind == "timm" else None
     if "checkpointed" in how:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": "reentrant" in how})
     shard(model, how, **options)
     optimizer, losses = sgd(model), []
-    for x, y in batches_of(rank, kind):
-        loss = model(**inputs(kind, x, y)).loss
+    for step, (x, y) in enumerate(batches_of(rank, kind)):
+        last = (step + 1) % accumulate == 0
+        model.set_requires_gradient_sync(last)
+        loss = criterion(model(x), y) if criterion else model(**inputs(kind, x, y)).loss
         loss.backward()
         losses.append(loss.detach())
-        optimizer.step()
-        optimizer.zero_grad()
-    expected = train_by_hand(by_hand, sgd(by_hand), rank)
+        if last:
+            nn.utils.clip_grad_norm_(model.parameters(), 1e3)
+            optimizer.step()
+            optimizer.zero_grad()
+    low = "mp_policy" in options
+    expected = train_by_hand(by_hand, sgd(by_hand), rank, accumulate=accumulate, low=low)
     whole, _, _ = pair(kind)
     whole.load_state_dict(get_model_state_dict(model, options=WHOLE))
     off = check(whole, by_hand, losses, expected, 2e-5)

@@ -15,7 +15,7 @@ lightning = pytest.importorskip("lightning.pytorch")
 torchmetrics = pytest.importorskip("torchmetrics")
 callbacks = pytest.importorskip("lightning.pytorch.callbacks")
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of lightning in turn
+pytestmark = pytest.mark.filterwarnings("ignore", "error:batchformer")  # of lightning in turn
 BATCH, EPOCHS = 6, 2
 LOOSE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # a mean over batches is of rounded means
 
@@ -141,8 +141,8 @@ def test_an_exponential_average_of_weights(tmp_path, figure):
 def test_stochastic_weight_averaging(tmp_path, figure):
     """The mean of the weights with which the epochs from the second on begin.
 
-    An epoch more gives the batch norm its statistics, in training mode. At its end Lightning's optimizer takes
-    a step with the gradients that were left, with BatchFormer and without: weights are looked at before it.
+    An epoch more gives the batch norm its statistics, in training mode. At its end Lightning's optimizer
+    takes a step with the gradients that were left, with BatchFormer and without: weights are noted before.
     """
     module, by_hand = lit()
     averaged = {}

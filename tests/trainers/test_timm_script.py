@@ -1,6 +1,7 @@
 """The parts of timm's training script: losses, mixed images, groups of parameters, averages, checkpoints."""
 
 import argparse
+import itertools
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_groups_of_parameters_hold_each_of_the_module_once(name, figure):
     groups = GROUPS[name](model)
     named = {id(parameter): parameter_name for parameter_name, parameter in model.named_parameters()}
     names = [[named[id(parameter)] for parameter in group["params"]] for group in groups]
-    assert sorted(sum(names, [])) == sorted(named.values())
+    assert sorted(itertools.chain.from_iterable(names)) == sorted(named.values())
     # Of the module, as of the head: the whole rate, and weight decay for matrices alone.
     for group, members in zip(groups, names, strict=True):
         for member in members:

@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from attach_oracle import refused
 from trainers.pairs import KINDS, ByHand, check, difference, pair, samples
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, accelerate and torch in turn
+pytestmark = pytest.mark.filterwarnings(
+    "ignore", "error:batchformer"
+)  # of transformers, accelerate and torch in turn
 KEY = {"vit": "pixel_values", "vit, two places": "pixel_values", "bert": "input_ids"}
 RATE, EPOCHS = 5e-3, 2
 ADAM = partial(torch.optim.AdamW, lr=RATE, weight_decay=0.0)
