@@ -69,7 +69,7 @@ test: checked ## Run every test, Rust and Python
 
 test-torch: test ## The same beside another torch: TORCH=2.9.1, and PYTHON=python3.13 if you like
 
-test-trainers: $(VENV)/.built $(VENV)/.trainers ## Train in the trainers that people use, beside the same loops by hand (10 minutes)
+test-trainers: $(VENV)/.built $(VENV)/.trainers ## Train in the trainers that people use, beside the same loops by hand (4 minutes)
 	python -m pytest tests/trainers $(TEST_ARGS)
 
 core: $(VENV)/.built ## Run the tests of the layer, the ops and the modules alone

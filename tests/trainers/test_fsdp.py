@@ -56,6 +56,10 @@ RUNS = {
     "criterion, both": ("timm", "blocks", {}),
     "criterion, originals": ("timm", "blocks module originals", {}),
     "accumulated": ("vit", "blocks accumulated", {}),
+    "evaluated between the steps": ("vit", "blocks evaluated", {}),
+    "compiled": ("vit", "blocks module compiled", {}),
+    "compiled blocks": ("vit", "blocks module each_compiled", {}),
+    "compiled blocks, two places": ("vit, two places", "blocks each_compiled", {}),
     "bf16": ("vit", "blocks module", {"mp_policy": LOW}),
     "bf16, root": ("bert", "root", {"mp_policy": LOW}),
     "bf16, checkpointed": ("vit, two places", "blocks checkpointed", {"mp_policy": LOW}),
@@ -78,7 +82,12 @@ def _train(rank, kind, how, options):
     criterion = attachment.wrap(nn.CrossEntropyLoss()) if kind == "timm" else None
     if "checkpointed" in how:
         model.activation_checkpointing_enable({"use_reentrant": "reentrant" in how})
+    torch._dynamo.reset()
+    for block in blocks_of(model) if "each_compiled" in how else ():
+        block.compile(backend="aot_eager")
     shard(model, how, **options)
+    if "compiled" in how.split():
+        model.compile(backend="aot_eager")
     optimizer, losses = sgd(model), []
     for step, (x, y) in enumerate(batches_of(rank, kind)):
         last = (step + 1) % accumulate == 0
@@ -90,6 +99,10 @@ def _train(rank, kind, how, options):
             nn.utils.clip_grad_norm_(model.parameters(), 1e3)
             optimizer.step()
             optimizer.zero_grad()
+        if "evaluated" in how:
+            with torch.no_grad():
+                assert len(model.eval()(**inputs(kind, x, y)).logits) == len(y)
+            model.train()
     low = "mp_policy" in options
     expected = train_by_hand(by_hand, sgd(by_hand), rank, accumulate=accumulate, low=low)
     whole, _, _ = pair(kind)
