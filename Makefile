@@ -55,11 +55,11 @@ export PYO3_BUILD_EXTENSION_MODULE := 1
 export CARGO_TARGET_DIR := $(TARGET)
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
 
-.PHONY: help demo test test-torch core checked sanitize bench fuzz soak build docs docs-links lint format wheel wheels sdist licences lock clean
+.PHONY: help demo test test-torch test-trainers core checked sanitize bench fuzz soak build docs docs-links lint format wheel wheels sdist licences lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.built ## Train long-tailed digits with and without BatchFormer; prints the table, draws the figures
 	python examples/long_tailed.py $(DEMO_ARGS)
@@ -68,6 +68,9 @@ test: checked ## Run every test, Rust and Python
 	python -m pytest $(TEST_ARGS)
 
 test-torch: test ## The same beside another torch: TORCH=2.9.1, and PYTHON=python3.13 if you like
+
+test-trainers: $(VENV)/.built $(VENV)/.trainers ## Train in the trainers that people use, beside the same loops by hand (4 minutes)
+	python -m pytest tests/trainers $(TEST_ARGS)
 
 core: $(VENV)/.built ## Run the tests of the layer, the ops and the modules alone
 	python -m pytest $(CORE_TESTS)
@@ -160,6 +163,10 @@ $(VENV)/.installed: requirements.lock
 
 $(VENV)/.docs: $(VENV)/.installed pyproject.toml
 	uv pip install --quiet --group docs
+	touch $@
+
+$(VENV)/.trainers: $(VENV)/.installed pyproject.toml
+	uv pip install --quiet --group trainers
 	touch $@
 
 # The package is used from python/, where the extension is put; `make wheel` and `pip install .` go by maturin.

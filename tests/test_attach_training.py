@@ -4,6 +4,7 @@ import gc
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -127,6 +128,57 @@ def test_a_model_that_is_sharded_already_is_refused(process_group):
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     with refused(ValueError):
         bf.attach(model, before="fc")
+
+
+def children(model):
+    return [model.stem, model.fc, model.batchformer]
+
+
+def layers(model):
+    return [each for each in reversed([*model.modules()]) if [*each.parameters(recurse=False)]]
+
+
+@pytest.mark.parametrize("units", [children, layers], ids=lambda units: units.__name__)
+@pytest.mark.filterwarnings("ignore")
+def test_shards_that_nothing_gathers_are_refused(process_group, units):
+    model, _ = attached()
+    mesh = init_device_mesh("cpu", (1,))
+    for unit in units(model):
+        fully_shard(unit, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    with refused(RuntimeError, saying="shard each of attachment.inserted"):
+        model(X)
+    assert len(model.eval()(X)) == N
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["with a layer", "by itself"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_that_two_layers_of_a_sequence_share_is_sharded_by_itself(process_group, own):
+    """The first of them holds it, and has been called when the second needs it."""
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)))
+    attachment = bf.attach(model, before=["1", "2"], nhead=2, dropout=0.0)
+    criterion = attachment.wrap(nn.CrossEntropyLoss())
+    expected = gradients(model, criterion(model(X), Y))
+    mesh = init_device_mesh("cpu", (1,))
+    for unit in (*([attachment.inserted[0]] if own else []), *model.children(), model):
+        fully_shard(unit, mesh=mesh)
+    with nullcontext() if own else refused(RuntimeError, saying="gathered at '2'.* in the unit '1'"):
+        actual = [each.full_tensor() for each in gradients(model, criterion(model(X), Y))]
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("around", ["nothing", "the module", "the model", "more than the model"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_whose_gradients_would_not_be_averaged_is_refused(process_group, around):
+    model, attachment = attached()
+    whole = nn.Sequential(model)
+    others = {"the module": attachment.inserted[0], "the model": model, "more than the model": whole}
+    mesh = init_device_mesh("cpu", (1,))
+    for unit in (model.stem, model.fc, *([others[around]] if around in others else [])):
+        fully_shard(unit, mesh=mesh)
+    whole(X)
+    with refused(RuntimeError, saying="around 'stem', 'fc'") if around == "nothing" else nullcontext():
+        whole(X)
 
 
 @pytest.mark.filterwarnings("ignore")

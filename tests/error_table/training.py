@@ -1,6 +1,7 @@
 """Rows of steps of training with an attachment: what would train something else than both streams."""
 
 import itertools
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,14 @@ REENTRANT = Mistake(
 AFTER_DDP = Mistake(
     "`attach` was given the model inside of DistributedDataParallel.",
     "Attach first, then `DistributedDataParallel(model)`.",
+)
+SHARDED_INSIDE = Mistake(
+    "`fully_shard` was given each child of the model, or each layer, and so what is only held or read.",
+    "Shard the blocks, the modules in `attachment.inserted`, and then the model.",
+)
+SHARDED_BESIDE = Mistake(
+    "`fully_shard` was given blocks of the model, and neither the model nor the modules that were attached.",
+    "End with `fully_shard(model)`, as for the other parameters that are in no block.",
 )
 INTERMEDIATES = Mistake(
     "Feature maps of a vision transformer of timm are taken while it trains.",
@@ -222,6 +231,28 @@ def behind_ddp():
     return parallel(X)
 
 
+class FSDPModule:
+    """What FSDP2 makes of the class of a unit."""
+
+    def _get_fsdp_state(self):
+        return SimpleNamespace(_is_root=True)
+
+
+def attached_to_head():
+    model = nn.Module()
+    model.fc = nn.Linear(8, 5)
+    model.forward = lambda x: model.fc(x)
+    bf.attach(model, before="fc")
+    return model
+
+
+def sharded(part):
+    model = attached_to_head()
+    unit = model.get_submodule(part)
+    unit.__class__ = type(f"FSDP{type(unit).__name__}", (FSDPModule, type(unit)), {})
+    return model(X)
+
+
 def intermediates():
     import timm
 
@@ -357,6 +388,21 @@ TRAINING = (
         "between the "
         "ranks",
         *AFTER_DDP,
+    ),
+    Row(
+        lambda: sharded("batchformer"),
+        RuntimeError,
+        "fully_shard: expected parameters of 'batchformer.inserted.0' that are gathered at 'fc', got some in "
+        "the unit 'batchformer', which is not called there; shard each of attachment.inserted, and then what "
+        "is around it",
+        *SHARDED_INSIDE,
+    ),
+    Row(
+        lambda: sharded("fc"),
+        RuntimeError,
+        "fully_shard: expected one around the model, or around each of attachment.inserted, as their "
+        "gradients are not averaged over the processes otherwise, got some around 'fc'",
+        *SHARDED_BESIDE,
     ),
     Row(
         intermediates,

@@ -16,6 +16,7 @@ from batchformer.swap_in.forward import Forward
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place
 from batchformer.swap_in.rules import leaves, map_tensors
+from batchformer.swap_in.sharded import check_sharded
 from batchformer.swap_in.signature import Call, by_name, parameters
 from batchformer.swap_in.traced import check_not_traced
 from batchformer.swap_in.watch import shared
@@ -33,6 +34,7 @@ class Entry:
         self._wrapped = options.wrapped
         self._arguments = parameters(model.forward)
         self._ddp_checked = False
+        self._shards_to_check = 2  # forwards
 
     def new_forward(self) -> Forward:
         """A forward that begins here, or that a place is by itself."""
@@ -55,6 +57,9 @@ class Entry:
         family.compiled.enter(forward)  # parts of the model may be compiled, or this hook alone be not
         if not compiling:
             self._check_data_parallel()
+            if self._shards_to_check:
+                self._shards_to_check -= 1
+                check_sharded(model, family.attachment.inserted, self._places)
             family.watch.forward(model, family.attachment.inserted)
             forwards.enter(forward)
         if not (family.takes_labels and family.active):

@@ -50,7 +50,7 @@ class Watch:
         now, before = (_state(ours), _state(rest[-1:])), self._before
         self._before = now
         had_gradient, self._new_gradient = self._new_gradient, False
-        if before is None:
+        if before is None or not _comparable(before, now):
             return
         self._decided = _moved(before[0], now[0])
         self._moves += had_gradient and _moved(before[1], now[1])
@@ -94,7 +94,19 @@ class Watch:
 
 
 def _state(parameters: Iterable[nn.Parameter]) -> list[Any]:
-    return [(each._version, each.detach().clone()) for each in parameters]
+    return [(each._version, _own_part(each.detach()).clone()) for each in parameters]
+
+
+def _own_part(parameter: Any) -> Tensor:
+    """Of a parameter that is sharded, what this process has: the whole would have to be asked of all."""
+    part: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return part
+
+
+def _comparable(before: Iterable[Sequence[Any]], now: Iterable[Sequence[Any]]) -> bool:
+    """Whether what was sharded before is so now: after a forward without a backward it is whole."""
+    pairs = [pair for olds, news in zip(before, now, strict=True) for pair in zip(olds, news, strict=False)]
+    return all(old[1].shape == new[1].shape for old, new in pairs)
 
 
 def _moved(before: Sequence[Any], now: Sequence[Any]) -> bool:
