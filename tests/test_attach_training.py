@@ -48,7 +48,16 @@ def place_alone_in_training(model):
     return torch.optim.SGD(model.parameters(), lr=0.1), attachment
 
 
-UNTRAINED = [optimizer_before, groups_by_submodule, frozen_but_for_the_head, place_alone_in_training]
+def in_evaluation(model):
+    attachment = attached(model)[1]
+    model.eval()
+    return torch.optim.SGD(model.parameters(), lr=0.1), attachment
+
+
+UNTRAINED = [
+    *(optimizer_before, groups_by_submodule, frozen_but_for_the_head),
+    *(place_alone_in_training, in_evaluation),
+]
 
 
 def steps_of(model, optimizer, attachment):

@@ -129,6 +129,13 @@ def find(tensor: Tensor) -> Mark | None:
     return find_by_storage(tensor)
 
 
+def of_itself(tensor: Tensor) -> Mark | None:
+    """The mark that was put on this tensor, or on its storage; not what it was computed from."""
+    metadata: Any = {} if tensor.grad_fn is None else tensor.grad_fn.metadata
+    mark: Mark | None = metadata.get(_KEY)
+    return find_by_storage(tensor) if mark is None else mark
+
+
 def find_by_storage(tensor: Tensor) -> Mark | None:
     """The mark on the storage of a tensor."""
     reference = _storage(tensor)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from batchformer.swap_in.relations import relations
 
@@ -50,6 +50,7 @@ def plot_relations(
 
     Raises:
         ImportError: there is no matplotlib.
+        TypeError: an attachment without its inputs.
         ValueError: a shape that does not fit, a class without name or count, or names without labels.
 
     Example:
@@ -155,8 +156,14 @@ def _heads(heads: Any) -> Array:
     """The matrices `[H, N, N]`.
 
     Raises:
+        TypeError: an attachment without its inputs.
         ValueError: another shape.
     """
+    if isinstance(heads, nn.Module):
+        raise TypeError(
+            f"heads: expected the array that relations() gives, or a tuple of what it takes, got "
+            f"{type(heads).__name__}; plot_relations((attachment, inputs))"
+        )
     array = _array(relations(*heads) if isinstance(heads, tuple) else heads)
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[1] != array.shape[2] or array.size == 0:

@@ -41,8 +41,10 @@ def duplicate(targets: Targets) -> Targets:
 def original(x: Targets) -> Targets:
     """First half of doubled rows: the stream without BatchFormer. Takes what :func:`duplicate` gives.
 
+    In evaluation, and with ``outputs="originals"``, a model returns the originals: take them as they are.
+
     Raises:
-        ValueError: an odd number of rows, which cannot be two streams.
+        ValueError: an odd number of rows, which cannot be two streams, or what such a model returned.
 
     Example:
         >>> original(torch.tensor([3, 1, 3, 1]))
@@ -56,7 +58,8 @@ def related(x: Targets) -> Targets:
     """Second half of doubled rows: the stream with BatchFormer. Takes what :func:`duplicate` gives.
 
     Raises:
-        ValueError: an odd number of rows, which cannot be two streams.
+        ValueError: an odd number of rows, which cannot be two streams, or what a model returned in evaluation
+            or with ``outputs="originals"``: the originals alone.
 
     Example:
         >>> related(torch.tensor([3, 1, 3, 1]))
@@ -102,10 +105,21 @@ def _stream(rows: Any, of: Any = None) -> Any:
 
 def _half(rows: Any) -> int:
     one_stream.check_has_both(rows)
+    if isinstance(rows, Tensor) and not torch.compiler.is_compiling():
+        _check_doubled(rows)
     count = _count(rows)
     if count % 2:
         raise ValueError(f"x: expected an even number of rows, two streams, got {count}")
     return count // 2
+
+
+def _check_doubled(rows: Tensor) -> None:
+    """Raise ValueError for what a model with an attachment returned with one row for each sample."""
+    if isinstance(marks.of_itself(rows), (marks.Single, marks.Split)):
+        raise ValueError(
+            f"x: expected rows of both streams, got the {len(rows)} originals that a model returned, in "
+            f'evaluation or with outputs="originals"; take them as they are'
+        )
 
 
 def _is_rows(value: Any) -> bool:

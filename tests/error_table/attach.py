@@ -7,7 +7,6 @@ from torch import nn
 
 import batchformer as bf
 import stand_ins
-from batchformer.swap_in.known import names
 from error_table.mistakes import CHOICE, HEADS, NOT_A_MODULE
 from error_table.row import Mistake, Row
 
@@ -342,7 +341,8 @@ ATTACH = (
     Row(
         lambda: bf.attach(NET),
         ValueError,
-        "model: expected one of a known family, or a place by its path (before= or after=), got Sequential",
+        "model: expected one of a known family, or a place by its path (before= or after=), got Sequential; "
+        "the last Linear is 'classifier': attach(model, before='classifier')",
         *UNKNOWN_FAMILY,
     ),
     Row(
@@ -371,7 +371,7 @@ ATTACH = (
     Row(
         lambda: bf.attach(NET, "resnet"),
         ValueError,
-        f"preset: expected {' or '.join(map(repr, names()))}, got 'resnet'",
+        "preset: expected a name out of families(), got 'resnet'",
         *CHOICE,
     ),
     Row(
@@ -409,7 +409,7 @@ ATTACH = (
     Row(
         lambda: bf.attach(three_blocks()),
         ValueError,
-        "after: expected indices of 'blocks', which has 3 blocks, as the published place is block 8, got "
+        "after: expected an index from 0 to 2, as 'blocks' has 3 blocks and not the paper's block 8, got "
         "None",
         *FEWER_BLOCKS,
     ),

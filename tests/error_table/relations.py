@@ -67,6 +67,13 @@ RELATIONS = (
         *NOT_ONE_LAYER,
     ),
     Row(
+        lambda: bf.relations(MODEL, torch.randn(4, 8)),
+        TypeError,
+        "encoder: expected the attachment that attach() returned, got the Sequential that has it",
+        "The model was passed, where its attachment is needed.",
+        "`relations(attachment, inputs)`, or `relations(model.batchformer, inputs)`.",
+    ),
+    Row(
         lambda: bf.relations(WITH_KDIM, X),
         TypeError,
         "encoder: expected self_attn with one in_proj_weight, got one with kdim or vdim",
@@ -156,6 +163,14 @@ RELATIONS = (
         "matplotlib",
         "matplotlib is no dependency of batchformer, as training does not need it.",
         "`pip install matplotlib`; `relations` gives the numbers without it.",
+    ),
+    Row(
+        lambda: bf.plot_relations(FEATURES, torch.randn(4, 8)),
+        TypeError,
+        "heads: expected the array that relations() gives, or a tuple of what it takes, got Attachment; "
+        "plot_relations((attachment, inputs))",
+        "An attachment and its inputs are passed as two arguments, of which the second is for labels.",
+        "`plot_relations((attachment, inputs), labels)`.",
     ),
     Row(
         lambda: bf.plot_relations(np.ones((2, 3, 4))),

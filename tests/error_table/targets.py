@@ -11,6 +11,20 @@ NOT_DOUBLED = Mistake(
     "Take halves only of what was doubled: `related(logits) if model.training else logits`.",
 )
 
+RETURNED_ALONE = Mistake(
+    "A meter takes halves of what a model returned, which has the originals alone: in evaluation, or with "
+    '`outputs="originals"`.',
+    'Take it as it is; one meter for both modes is what `outputs="originals"` is for.',
+)
+
+
+def in_evaluation():
+    model = torch.nn.Linear(8, 5)
+    bf.attach(model, before="")
+    with torch.no_grad():
+        return model.eval()(torch.randn(4, 8))
+
+
 TARGETS = (
     Row(lambda: bf.duplicate(3), TypeError, f"{TARGETS_SENTENCE}int", *NO_TARGETS),
     Row(lambda: bf.duplicate(torch.tensor(3)), TypeError, f"{TARGETS_SENTENCE}a 0-d tensor", *NO_TARGETS),
@@ -21,6 +35,13 @@ TARGETS = (
         ValueError,
         "x: expected an even number of rows, two streams, got 7",
         *NOT_DOUBLED,
+    ),
+    Row(
+        lambda: bf.original(in_evaluation()),
+        ValueError,
+        "x: expected rows of both streams, got the 4 originals that a model returned, in evaluation or with "
+        'outputs="originals"; take them as they are',
+        *RETURNED_ALONE,
     ),
     Row(
         lambda: bf.related([1, 2, 3]),

@@ -22,7 +22,7 @@ def _plain(name, config, **inputs):
     """A model of one list of blocks, which takes images if nothing else is said."""
     cls = getattr(T, name)
     make = functools.partial(lambda: cls(cls.config_class(**config)))
-    return Case("deit", make, (inputs or {"pixel_values": IMAGES}) | {"labels": LABELS})
+    return Case("vit", make, (inputs or {"pixel_values": IMAGES}) | {"labels": LABELS})
 
 
 def _in_vision_config(name, config, **inputs):
@@ -50,7 +50,7 @@ CASES = {
     "SigLIP 2 with a classifier": _in_vision_config(
         "Siglip2ForImageClassification", SMALL | {"num_patches": 16}, **PATCHES
     ),
-    "timm's DeiT in transformers": Case("deit", _of_timm, {"pixel_values": IMAGES, "labels": LABELS}),
+    "timm's DeiT in transformers": Case("vit", _of_timm, {"pixel_values": IMAGES, "labels": LABELS}),
     "VideoMAE": _plain("VideoMAEForVideoClassification", SHORT, pixel_values=VIDEOS),
     "TimeSformer": _plain("TimesformerForVideoClassification", SHORT, pixel_values=VIDEOS),
     "ViViT": _plain("VivitForVideoClassification", SHORT | {"tubelet_size": [2, 8, 8]}, pixel_values=VIDEOS),

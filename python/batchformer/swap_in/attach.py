@@ -3,7 +3,6 @@
 import difflib
 import inspect
 import logging
-import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +12,8 @@ from torch import nn
 from batchformer.modules import _check
 from batchformer.modules.batchformer import BatchFormer
 from batchformer.swap_in.attachment import NAME, Attachment, attachment_of
-from batchformer.swap_in.families import FAMILIES
-from batchformer.swap_in.family import Family
 from batchformer.swap_in.generic import AfterBlocks, BeforeClassifiers
-from batchformer.swap_in.known import names, with_names
+from batchformer.swap_in.known import with_names
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import (
     check_not_wrapped,
@@ -24,7 +21,7 @@ from batchformer.swap_in.places import (
     check_outside_of_detectors,
     check_places,
 )
-from batchformer.swap_in.tasks import check_servable
+from batchformer.swap_in.recognise import check_not_by_path, family_of
 
 _LOG = logging.getLogger("batchformer")
 
@@ -52,11 +49,11 @@ def attach(
     batch. In evaluation, and after :meth:`Attachment.remove`, the model is what it was. Attach before the
     optimizer is built, or hand it ``attachment.parameters()``; before DistributedDataParallel, FSDP and
     torch.compile; and pass the criterion through :meth:`Attachment.wrap`. A model that takes labels and
-    returns its loss needs no wrapping: its labels are doubled at the door.
+    returns its loss needs no wrapping: the labels that it is given are doubled inside.
 
-    What is seen to train something else than both streams raises: a place that does not run in a forward in
-    training, a criterion that was not wrapped, outputs that a script has cut by the batch size, targets that
-    are not known.
+    A mistake that would train one of the two streams alone raises an error, where it can be seen: a place that
+    does not run in a forward in training, a criterion that was not wrapped, outputs that a script has cut by
+    the batch size, targets that are not known.
 
     Args:
         model: any module. Without `preset`, `before` and `after`, its family is recognised.
@@ -118,7 +115,7 @@ def attach(
         raise ValueError(f"model: expected a {type(model).__name__} without BatchFormer, got one that has it")
     if hasattr(model, NAME):
         raise ValueError(f"model: expected no attribute {NAME!r}, got a {type(model).__name__} that has one")
-    family = _family(model, preset, before, after)
+    family = family_of(model, preset, before, after)
     at_places = family in (BeforeClassifiers, AfterBlocks)
     given = {
         "preset": preset if at_places else None,
@@ -135,8 +132,10 @@ def attach(
     for name, value in given.items():
         if value is not None and name not in family.takes:
             takes = ", ".join((*family.takes, "dim and what BatchFormer takes"))
+            hint = "; original() takes the originals of what it returns" if name == "outputs" else ""
             raise ValueError(
-                f"{name}: expected no value with {family.names[0]!r}, which takes {takes}, got {value!r}"
+                f"{name}: expected no value with {family.names[0]!r}, which takes {takes}, got "
+                f"{value!r}{hint}"
             )
     options = Options(
         before, after, layout, dim, shared, outputs, tuple(optional), wrapped, pairings, as_published, module
@@ -146,7 +145,7 @@ def attach(
             'outputs: expected "both" with wrapped=False, as only a wrapped criterion gets the related rows '
             'of "originals", got "originals"'
         )
-    _check_not_by_path(model, after)
+    check_not_by_path(model, after)
     # All that can be refused is refused before the model is touched.
     places = family.find_places(model, options)
     check_places(model, places)
@@ -156,19 +155,6 @@ def attach(
     attachment = Attachment(family, model, places, family.make_modules(model, places, options), options)
     _LOG.info("attached to %s: %s", type(model).__name__, "; ".join(attachment.extra_repr().splitlines()))
     return attachment
-
-
-def _check_not_by_path(model: nn.Module, after: Any) -> None:
-    """Raise ValueError for the path of a block of a model that takes masks along, which its family knows."""
-    paths = [after] if isinstance(after, str) else after if isinstance(after, Sequence) else []
-    family = next((each for each in FAMILIES if each.carries_along and each.fits(model)), None)
-    for path in paths:
-        found = re.fullmatch(r"(?:.*\.)?(?<!decoder\.)layers\.(\d+)", path) if isinstance(path, str) else None
-        if found and family:
-            raise ValueError(
-                f"after: expected the index of the block, after={found[1]}, of a model of "
-                f"{family.names[0]!r}, whose masks and positions are doubled with it, got {path!r}"
-            )
 
 
 def _with_old_names(preset: str | None, module: dict[str, Any]) -> dict[str, Any]:
@@ -198,27 +184,3 @@ def _check_arguments(module: dict[str, Any]) -> None:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             raise TypeError(f"attach() got an unexpected keyword argument {name!r}{hint}")
-
-
-def _family(model: nn.Module, preset: str | None, before: Any, after: Any) -> type[Family]:
-    if before is not None:
-        return BeforeClassifiers
-    if isinstance(after, str) or (isinstance(after, Sequence) and any(isinstance(one, str) for one in after)):
-        return next((each for each in FAMILIES if each.takes_paths and each.fits(model)), AfterBlocks)
-    if preset is None:
-        for family in FAMILIES:
-            if family.recognised and family.fits(model):
-                return family
-        check_servable(model)
-        raise ValueError(
-            f"model: expected one of a known family, or a place by its path (before= or after=), got "
-            f"{type(model).__name__}"
-        )
-    _check.one_of("preset", preset, names())
-    named = [family for family in FAMILIES if preset in family.names]
-    for family in named:
-        if family.fits(model):
-            return family
-    check_servable(model)
-    expected = " or ".join(family.expects for family in named)
-    raise ValueError(f"model: expected for {preset!r} {expected}, got {type(model).__name__}")

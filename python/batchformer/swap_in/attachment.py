@@ -156,14 +156,16 @@ class Attachment(nn.Module):
         return copied_with(self._model[0], self, memo)
 
     def extra_repr(self) -> str:
-        """The family, what the model returns, the size, and the places with what arrives there."""
+        """The family, what the model returns, the size, the places, and what is to be wrapped."""
         family = self._family
+        if len(family.hooks) == 0:
+            return "removed"
         parameters = sum(parameter.numel() for parameter in self.parameters())
         facts = (
             f"family={family.names[0]!r}, two_stream={self.two_stream}, outputs={family.entry.outputs!r}, "
-            f"{parameters:,} parameters, {len(family.hooks)} hooks"
+            f"{parameters:,} parameters"
         )
-        return "\n".join([facts, *family.streams.describe()])
+        return "\n".join([facts, *family.streams.describe(), family.entry.describe()])
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

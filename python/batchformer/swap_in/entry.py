@@ -36,6 +36,22 @@ class Entry:
         self._ddp_checked = False
         self._shards_to_check = 2  # forwards
 
+    def describe(self) -> str:
+        """Who doubles the targets."""
+        if not self._family.attachment.two_stream:
+            return "one stream: targets stay as they are"
+        if self._family.answers:
+            return "the model computes the loss of both streams: nothing to wrap"
+        if not self._wrapped:
+            return "the script doubles its targets: duplicate()"
+        if self._family.criteria:
+            return f"criteria wrapped: {self._family.criteria}"
+        wrap = "criterion = attachment.wrap(criterion)"
+        if self._family.takes_labels and labels.has_own_loss(self._family.model, self._arguments):
+            return f"labels that the model is given are doubled; without labels: {wrap}"
+        own = f"; or {self._family.own_loss}" if self._family.own_loss else ""
+        return f"to do: {wrap}{own}"
+
     def new_forward(self) -> Forward:
         """A forward that begins here, or that a place is by itself."""
         needs_no_answer = self._family.answers or not self._wrapped or marks.in_backward()
@@ -48,6 +64,8 @@ class Entry:
             forwards.forget_interrupted()
         if not family.attachment.training:
             family.compiled.leave()  # of one that was interrupted
+            if not compiling:
+                family.watch.evaluation(model, family.attachment.inserted)
             return None
         check_replica(model)
         check_not_traced(args)
@@ -74,13 +92,13 @@ class Entry:
 
     def leave(self, model: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of the model."""
-        del args
         family, compiling = self._family, torch.compiler.is_compiling()
         in_graph = family.compiled.leave()
         forward = in_graph if compiling else forwards.leave(family) or in_graph
         if forward is None:  # evaluation
-            if not compiling and torch.is_grad_enabled():
-                map_tensors(output, _mark_single)
+            if not compiling:
+                given = {id(each) for each in leaves(args)}
+                map_tensors(output, lambda each: each if id(each) in given else _mark_single(each))
             return None
         for number in self._required:
             if number not in forward.ran:
@@ -213,5 +231,5 @@ def check_replica(module: nn.Module) -> None:
 
 def _mark_single(tensor: Tensor) -> Tensor:
     if marks.find(tensor) is None:  # of this model or one before it
-        marks.put_by_history(tensor, marks.Single())
+        marks.put(tensor, marks.Single())
     return tensor

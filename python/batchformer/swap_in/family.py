@@ -49,6 +49,7 @@ class Family:
     )
     takes_labels: ClassVar[bool] = False  # whether labels that the model gets are doubled at its door
     answers: ClassVar[bool] = False  # whether the model computes the loss of both streams by itself
+    own_loss: ClassVar[str] = ""  # what is said to the model, so that it returns the loss of both streams
     returns_originals: ClassVar[bool] = False  # whatever `outputs` says: its scripts compare them with labels
     targets: ClassVar[tuple[str | int, ...] | None] = None  # of a criterion for which the user names none
     gives_pairs: ClassVar[bool] = False  # whether outputs are similarities between samples
@@ -131,11 +132,13 @@ class Family:
     def double_features_before(self, places: Sequence[Place]) -> None:
         """Features of both streams for classifiers."""
         for number, place in enumerate(places):
+            self.streams.sides[number] = "before"
             self.hooks.inputs(place.module, functools.partial(self._double_features, number))
 
     def double_tokens_after(self, places: Sequence[Place]) -> None:
         """Tokens of both streams from blocks."""
         for number, place in enumerate(places):
+            self.streams.sides[number] = "after"
             self.hooks.output(place.module, functools.partial(self._double_tokens, number))
 
     def overwrite_tokens_after(

@@ -35,9 +35,15 @@ class KnownFamily(NamedTuple):
     recognised: bool
     """Whether ``attach(model)`` knows its models without a name."""
 
+    def __str__(self) -> str:
+        options = f"; takes {', '.join(self.options)}" if self.options else ""
+        return f"{', '.join(self.names)}: {self.models}; {self.place}{options}"
+
 
 def families() -> list[KnownFamily]:
-    """Every family that :func:`attach` knows, in the order in which a model is compared with them.
+    r"""Every family that :func:`attach` knows, in the order in which a model is compared with them.
+
+    ``print(*families(), sep="\n")`` prints a line for each.
 
     Example:
         >>> [family.place for family in families() if "ride" in family.names]

@@ -43,7 +43,7 @@ def find(model: nn.Module, argument: str, paths: str | Sequence[str]) -> list[Pl
         if path not in modules:
             raise ValueError(
                 f"{argument}: expected the path of a module in {type(model).__name__}, got {path!r}; "
-                f"{_nearest(path, modules)}{_classifier(argument, modules)}"
+                f"{_nearest(path, modules)}{_classifier(argument, model)}"
             )
     return [Place(path, modules[path]) for path in paths]
 
@@ -58,8 +58,8 @@ def find_blocks(model: nn.Module, path: str, indices: Any, *, default: int) -> l
     blocks = list(model.get_submodule(path).named_children())
     if indices is None and default >= len(blocks):
         raise ValueError(
-            f"after: expected indices of {path!r}, which has {len(blocks)} blocks, as the published place is "
-            f"block {default}, got None"
+            f"after: expected an index from 0 to {len(blocks) - 1}, as {path!r} has {len(blocks)} blocks and "
+            f"not the paper's block {default}, got None"
         )
     chosen = [default] if indices is None else [indices] if isinstance(indices, int) else indices
     if not isinstance(chosen, Sequence) or not all(isinstance(index, int) for index in chosen):
@@ -153,6 +153,12 @@ def has_modules(model: nn.Module, *paths: str) -> bool:
     return all(path in modules for path in paths)
 
 
+def last_linear(model: nn.Module) -> str | None:
+    """The path to the last Linear inside a model, which often is its classifier."""
+    linear = [path for path, module in model.named_modules() if path and isinstance(module, nn.Linear)]
+    return linear[-1] if linear else None
+
+
 def holder(model: nn.Module, places: Sequence[Place]) -> nn.Module:
     """The module that the new one becomes a child of: the model, unless that would run it as a layer."""
     candidates = (model, *(module for place in places for module in place.module.modules()))
@@ -237,9 +243,9 @@ def tensor_arguments(place: Place, model: nn.Module) -> dict[str, Any]:
     return {}
 
 
-def _classifier(argument: str, modules: dict[str, nn.Module]) -> str:
-    linear = [path for path, module in modules.items() if path and isinstance(module, nn.Linear)]
-    return f"; the last Linear is {linear[-1]!r}" if argument == "before" and linear else ""
+def _classifier(argument: str, model: nn.Module) -> str:
+    path = last_linear(model)
+    return f"; the last Linear is {path!r}" if argument == "before" and path else ""
 
 
 def _nearest(path: str, modules: dict[str, nn.Module]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from batchformer.modules import relations as of_encoder
 from batchformer.modules.batchformer_v2 import BatchFormerV2
-from batchformer.swap_in.attachment import Attachment
+from batchformer.swap_in.attachment import Attachment, attachment_of
 from batchformer.swap_in.signature import Call
 from batchformer.swap_in.untouched import untouched
 
@@ -45,7 +45,8 @@ def relations(
             over all positions, a class token included.
 
     Raises:
-        TypeError: encoder holds no single layer; x, place or position is of a wrong type.
+        TypeError: encoder holds no single layer, or is a model with an attachment; x, place or position is
+            of a wrong type.
         ValueError: a shape, dtype or device of x that does not fit the encoder, tensors without values, or a
             place or position that does not exist.
         RuntimeError: the model does not come by the place.
@@ -59,6 +60,11 @@ def relations(
     """
     if isinstance(encoder, Attachment):
         return _at_place(encoder, x, place, position)
+    if attachment_of(encoder) is not None:
+        raise TypeError(
+            f"encoder: expected the attachment that attach() returned, got the {type(encoder).__name__} that "
+            f"has it"
+        )
     if (place, position) != (0, None):
         raise ValueError(
             f"place: expected neither place nor position without an attachment, got place={place} and "

@@ -22,6 +22,7 @@ class Streams:
     def __init__(self, family: Any, places: list[Place]) -> None:
         self._family = family
         self._places = places
+        self.sides: dict[int, str] = {}  # of a place: "before" or "after"; for a picture of it alone
         self._arrivals: dict[tuple[int, int], bool | None] = {}  # see _had_both
         self._watched: int | None = None  # the place whose arrivals are looked at, and nothing is transformed
         self._arrived: Tensor | None = None
@@ -54,10 +55,12 @@ class Streams:
         lines = []
         for number, place in enumerate(self._places):
             module = self.at(number)
-            layout = module.layout if isinstance(module, BatchFormerV2) else "NC"
-            name = type(place.module).__name__
-            path = f"{place.path!r}, " if place.path else ""
-            lines.append(f"at {path}{name}: {layout}, C={module.dim}")
+            axes = module.layout if isinstance(module, BatchFormerV2) else "NC"
+            shape = ", ".join(str(module.dim) if axis == "C" else axis for axis in axes)
+            what = "features" if axes == "NC" else "tokens" if "L" in axes else "maps"
+            path = f"{place.path!r} " if place.path else ""
+            side = self.sides.get(number, "at")
+            lines.append(f"{side} {path}({type(place.module).__name__}): {what} [{shape}]")
         return lines
 
     @property

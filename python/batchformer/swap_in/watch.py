@@ -25,10 +25,13 @@ class Watch:
         self._moves = 0  # how often the rest of the model moved, and the module did not, though it had one
         self._before: tuple[list[Any], list[Any]] | None = None
         self._decided = False
+        self._evaluations = 0
+        self._moves_in_evaluation = 0
+        self._in_evaluation: list[Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the values of the parameters."""
-        return self.__dict__ | {"_before": None}
+        return self.__dict__ | {"_before": None, "_in_evaluation": None}
 
     def forward(self, model: nn.Module, inserted: nn.Module) -> None:
         """A training forward begins: are the modules frozen, or left out of the optimizer?"""
@@ -80,8 +83,26 @@ class Watch:
                 "further down"
             )
 
+    def evaluation(self, model: nn.Module, inserted: nn.Module) -> None:
+        """A forward in evaluation begins: is the model trained in that mode, and never in the other?"""
+        if self._forwards or self._evaluations >= _FIRST_FORWARDS or not torch.is_grad_enabled():
+            return
+        self._evaluations += 1
+        inside = {id(parameter) for parameter in inserted.parameters()}
+        rest = [each for each in model.parameters() if each.requires_grad and id(each) not in inside]
+        now, before = _state(rest[-1:]), self._in_evaluation
+        self._in_evaluation = now
+        same_parts = before is not None and _comparable([before], [now])
+        self._moves_in_evaluation += same_parts and _moved(before or [], now)
+        if self._moves_in_evaluation == _FIRST_STEPS:
+            self._say(
+                "an optimizer moves the model while it is in evaluation, as from_pretrained() gives it: "
+                "model.train()"
+            )
+
     def evaluating(self) -> None:
         """A place trains, and the attachment does not."""
+        self._evaluations = _FIRST_FORWARDS  # it is said better here
         self._say(
             "the module at its place is in training and the attachment in evaluation, so that it does "
             "nothing: attachment.train()"

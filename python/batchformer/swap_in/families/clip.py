@@ -46,6 +46,7 @@ class Clip(Family):
     place = "before the projections of both towers, or behind SigLIP's heads"
     takes = ("shared", "pairings", "wrapped")
     targets = ()
+    own_loss = "model(..., return_loss=True)"
     gives_pairs = True
 
     @classmethod

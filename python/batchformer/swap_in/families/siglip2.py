@@ -12,7 +12,7 @@ from batchformer.swap_in.places import Place, find_blocks, path_of_class
 class Siglip2(DoubledAtTheDoor):
     """A vision transformer whose blocks and pooling take the mask of the patches along."""
 
-    names: ClassVar[tuple[str, ...]] = ("deit", "vit")
+    names: ClassVar[tuple[str, ...]] = ("vit", "deit")
     expects = "a Siglip2ForImageClassification (transformers)"
     place = "after block 8"
     takes = ("after", "shared", "outputs", "wrapped")

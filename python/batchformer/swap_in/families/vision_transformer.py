@@ -34,7 +34,7 @@ _OTHER_BLOCKS = (
 class VisionTransformer(Family):
     """A stack of blocks over `[N, L, C]` tokens; what is behind the insertion sees both streams."""
 
-    names = ("deit", "vit")
+    names = ("vit", "deit")
     expects = "blocks behind patch embeddings (timm, facebookresearch/deit, transformers, torchvision)"
     place = "after block 8"
     takes = ("after", "shared", "outputs", "wrapped")

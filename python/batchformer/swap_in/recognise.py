@@ -1,0 +1,70 @@
+"""Which family a model is of, by what attach() was told and by the model itself."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from batchformer.swap_in.families import FAMILIES
+from batchformer.swap_in.family import Family
+from batchformer.swap_in.generic import AfterBlocks, BeforeClassifiers
+from batchformer.swap_in.known import names
+from batchformer.swap_in.places import last_linear
+from batchformer.swap_in.tasks import check_servable
+
+
+def family_of(model: nn.Module, preset: Any, before: Any, after: Any) -> type[Family]:
+    """The family of a model: that of places by their paths, the one of the name, or the first that fits.
+
+    Raises:
+        ValueError: a name that no family has, or a model that is of none, or of another.
+    """
+    if before is not None:
+        return BeforeClassifiers
+    if isinstance(after, str) or (isinstance(after, Sequence) and any(isinstance(one, str) for one in after)):
+        return next((each for each in FAMILIES if each.takes_paths and each.fits(model)), AfterBlocks)
+    recognised = _recognised(model)
+    if preset is None and recognised:
+        return recognised
+    if preset is None:
+        check_servable(model)
+        raise ValueError(
+            f"model: expected one of a known family, or a place by its path (before= or after=), got "
+            f"{type(model).__name__}{_place_of_its_own(model)}"
+        )
+    if preset not in names():
+        near = difflib.get_close_matches(str(preset), names(), n=3, cutoff=0.5)
+        hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
+        known = f"; without a name this one is recognised as {recognised.names[0]!r}" if recognised else ""
+        raise ValueError(f"preset: expected a name out of families(), got {preset!r}{hint}{known}")
+    named = [family for family in FAMILIES if preset in family.names]
+    for family in named:
+        if family.fits(model):
+            return family
+    check_servable(model)
+    expected = " or ".join(family.expects for family in named)
+    raise ValueError(f"model: expected for {preset!r} {expected}, got {type(model).__name__}")
+
+
+def check_not_by_path(model: nn.Module, after: Any) -> None:
+    """Raise ValueError for the path of a block of a model that takes masks along, which its family knows."""
+    paths = [after] if isinstance(after, str) else after if isinstance(after, Sequence) else []
+    family = next((each for each in FAMILIES if each.carries_along and each.fits(model)), None)
+    for path in paths:
+        found = re.fullmatch(r"(?:.*\.)?(?<!decoder\.)layers\.(\d+)", path) if isinstance(path, str) else None
+        if found and family:
+            raise ValueError(
+                f"after: expected the index of the block, after={found[1]}, of a model of "
+                f"{family.names[0]!r}, whose masks and positions are doubled with it, got {path!r}"
+            )
+
+
+def _recognised(model: nn.Module) -> type[Family] | None:
+    return next((family for family in FAMILIES if family.recognised and family.fits(model)), None)
+
+
+def _place_of_its_own(model: nn.Module) -> str:
+    path = last_linear(model)
+    return f"; the last Linear is {path!r}: attach(model, before={path!r})" if path else ""
