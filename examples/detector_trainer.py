@@ -135,7 +135,7 @@ def main(epochs: int, images: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="RT-DETR with the Trainer, on drawn rectangles.")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--images", type=int, default=256)
     options = parser.parse_args()
     main(options.epochs, options.images)
