@@ -91,6 +91,7 @@ def build_wheel(
     metadata_directory: str | None = None,
 ) -> str:
     """A wheel for the torch that is found; the setting `torch-in-version` tells those of several apart."""
+    _check_packages()
     import maturin
 
     settings = dict(config_settings or {})
@@ -107,6 +108,7 @@ def build_editable(
     metadata_directory: str | None = None,
 ) -> str:
     """A wheel that points here, and the extension beside the sources."""
+    _check_packages()
     import maturin
 
     torch = _prepare()
@@ -211,6 +213,16 @@ def _check_tools() -> None:
                 "building batchformer from source needs Rust 1.85 or newer and a C++ compiler, and there is "
                 f"no `{tool}`: {remedy}. A prebuilt wheel needs neither."
             )
+
+
+def _check_packages() -> None:
+    """Before minutes of compiling, where a build without isolation finds not all that it requires."""
+    missing = [name for name in ("maturin", "wheel") if find_spec(name) is None]
+    if missing:
+        raise SystemExit(
+            f"building batchformer without isolation needs {' and '.join(missing)} in the environment: pip "
+            f"install {' '.join(missing)}"
+        )
 
 
 def _say_what_for(torch: Torch, folder: Path, name: str, *, tagged: bool = False) -> str:

@@ -54,6 +54,13 @@ def test_both_heads_of_a_distilled_model_share_one_module_and_see_both_streams()
     assert len(attachment.inserted) == 1
 
 
+def test_a_layer_of_a_head_that_gives_as_many_numbers_as_there_are_classes_is_no_classifier():
+    config = {"depths": (1, 1), "dims": (8, 16)}
+    model = M.MetaFormer(**config, num_classes=64, use_mlp_head=True)
+    assert model.head.fc.fc1.out_features == 64
+    assert places(model) == ["head.fc.fc2"]
+
+
 def test_heads_of_two_widths_have_a_module_each():
     _, attachment = attached("CrossViT, heads of two widths")
     assert [module.dim for module in attachment.inserted] == [16, 32]

@@ -219,6 +219,48 @@ class Counts(nn.Module):
         return loss
 
 
+class Bank:
+    """As it stands in many scripts: a ring with a pointer, in no module."""
+
+    def __init__(self):
+        self.rows, self.pointer, self.seen = torch.zeros(32, 5), 0, []
+
+    def __call__(self, first, second):
+        self.rows[self.pointer : self.pointer + len(second)] = second.detach()
+        self.pointer = (self.pointer + len(second)) % len(self.rows)
+        self.seen.append(len(second))
+        return F.mse_loss(first, second) + self.rows.square().mean()
+
+
+class BankInAModule(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bank = Bank()
+        self.register_buffer("rows", torch.zeros(32, 5))
+        self.pointer = 0
+
+    forward = Bank.__call__
+
+    @property
+    def seen(self):
+        return self.bank.seen
+
+
+@pytest.mark.parametrize("make", [Bank, BankInAModule])
+def test_numbers_and_lists_of_a_criterion_are_those_of_the_call_with_the_originals(make):
+    model = Net()
+    criterion = make()
+    wrapped = bf.attach(model, before="fc", dropout=0.0).wrap(criterion, targets=[])
+    for _ in range(3):
+        wrapped(*map(model, VIEWS)).backward()
+    assert criterion.pointer == 3 * N % 32
+    rows = criterion.rows.any(dim=1)
+    assert rows[: 3 * N].all()
+    assert not rows[3 * N :].any()
+    if make is Bank:
+        assert criterion.seen == [N] * 3
+
+
 def test_a_criterion_is_itself_again_when_the_attachment_is_removed():
     _, attachment = attached()
     criterion = attachment.wrap(NTXentLoss(), targets=[])

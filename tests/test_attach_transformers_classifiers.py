@@ -128,7 +128,22 @@ class PoolsAnotherWay(T.LlamaForSequenceClassification):
         return F.cross_entropy(self.score(self.model(input_ids).last_hidden_state).mean(1), labels)
 
 
+class OfGpt2(T.GPT2ForSequenceClassification):
+    def forward(self, input_ids, labels=None):
+        return super().forward(input_ids, labels=labels)
+
+
+class WithAnAuxiliaryHead(T.BertForSequenceClassification):
+    def __init__(self, config):
+        super().__init__(config)
+        self.auxiliary = torch.nn.Linear(config.hidden_size, config.num_labels)
+
+
 REFUSED = {
+    "a forward of its own": lambda: OfGpt2(
+        T.GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=20, num_labels=CLASSES, pad_token_id=0)
+    ),
+    "two heads": lambda: WithAnAuxiliaryHead(bert().config),
     "tokens": lambda: T.BertForTokenClassification(T.BertConfig(**TEXT)),
     "questions": lambda: T.LlamaForQuestionAnswering(llama().config),
     "another pooling": lambda: PoolsAnotherWay(llama().config),

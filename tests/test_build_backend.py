@@ -49,6 +49,13 @@ def test_the_readme_names_the_range():
     assert readme.count(f"torch {SETTINGS['torch']['oldest']} to {SETTINGS['torch']['newest']}") == 2
 
 
+@pytest.mark.parametrize("build", [build_backend.build_wheel, build_backend.build_editable])
+def test_what_the_build_needs_is_asked_for_before_anything_is_compiled(monkeypatch, build):
+    monkeypatch.setattr(build_backend, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"needs maturin and wheel in the environment: pip install maturin"):
+        build("nowhere")
+
+
 def test_an_older_torch_is_refused(monkeypatch):
     with_torch(monkeypatch, "2.8.1+cu128")
     with pytest.raises(SystemExit, match=r"needs torch 2\.9 or later, and this is torch 2\.8\.1\+cu128"):

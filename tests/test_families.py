@@ -13,5 +13,6 @@ def test_a_family_trains_on_both_streams_and_leaves_the_stock_model(case):
     assert figures.loss == pytest.approx(figures.stock_loss + case.more, rel=1e-5)
     assert figures.grads_differ < 1e-4
     assert figures.gradient > 0
+    assert figures.related == figures.rows
     assert figures.evaluation_is_stock
     assert figures.removed_is_stock

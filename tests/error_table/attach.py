@@ -1,6 +1,7 @@
 """Rows of attach."""
 
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -90,6 +91,11 @@ DETECTOR_BACKBONE = Mistake(
 NO_CLASSIFIER = Mistake(
     "The model was made for features, with `num_classes=0` or with `nn.Identity()` as its classifier.",
     "Give it one before `attach`: `model.reset_classifier(10)`, `model.fc = nn.Linear(512, 10)`.",
+)
+DROPPED_PATCHES = Mistake(
+    "timm's EVA drops other patches of each sample, whose rotary positions go from block to block beside "
+    "them.",
+    "Build it with `patch_drop_rate=0.0`.",
 )
 SHARDED = Mistake(
     "`attach` stands behind `fully_shard`.",
@@ -194,6 +200,12 @@ def without_classifier(package):
     names = {"__module__": f"{package}.models.resnet", "get_classifier": lambda model: model.fc}
     model = type("ResNet", (nn.Module,), names)()
     model.fc = nn.Identity()
+    return model
+
+
+def with_dropped_patches():
+    model = three_blocks()
+    model.patch_drop, model.rope = SimpleNamespace(prob=0.5), nn.Identity()
     return model
 
 
@@ -355,10 +367,17 @@ ATTACH = (
     Row(
         lambda: bf.attach(of_transformers("BertForTokenClassification")),
         ValueError,
-        "model: expected a classifier of features [N, C], or a place by its path (after=), got "
-        "BertForTokenClassification, which classifies tokens, pools behind its last layer, or has none or "
-        "two",
+        "model: expected one Linear behind the base model that gives the 0 numbers of config.num_labels from "
+        "features [N, C], or a place by its path (before=, after=), got BertForTokenClassification, which "
+        "has none or two, classifies tokens, pools behind that layer, or has a forward of its own",
         *NO_FEATURES,
+    ),
+    Row(
+        lambda: bf.attach(with_dropped_patches()),
+        ValueError,
+        "model: expected no patch_drop_rate with rotary positions, which then are of each sample and of one "
+        "stream, got a Sequential with 0.5",
+        *DROPPED_PATCHES,
     ),
     Row(
         lambda: bf.attach(NET, "detr"),

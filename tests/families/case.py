@@ -43,6 +43,7 @@ class Figures(NamedTuple):
     grads_differ: (
         float  # the largest difference of a gradient of the stock model's parameters, of its largest
     )
+    related: int  # samples in the matrix of relations at the first place
     evaluation_is_stock: bool
     removed_is_stock: bool
 
@@ -66,6 +67,7 @@ def measure(case: Case) -> Figures:
     ]
     largest = max(float(grad.abs().max()) for _, grad in grads)
     differ = max(float((ours - theirs).abs().max()) for ours, theirs in grads) / largest
+    relations = bf.relations(attachment, copy.deepcopy(case.inputs))
     evaluation_is_stock = _outputs_are_equal(case, model.eval(), stock.eval())
     model.train(), stock.train()
     attachment.remove()
@@ -78,6 +80,7 @@ def measure(case: Case) -> Figures:
         stock_loss.item(),
         gradient,
         differ,
+        relations.shape[1],
         evaluation_is_stock,
         removed_is_stock,
     )

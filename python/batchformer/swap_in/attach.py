@@ -51,9 +51,9 @@ def attach(
     torch.compile; and pass the criterion through :meth:`Attachment.wrap`. A model that takes labels and
     returns its loss needs no wrapping: the labels that it is given are doubled inside.
 
-    A mistake that would train one of the two streams alone raises an error, where it can be seen: a place that
-    does not run in a forward in training, a criterion that was not wrapped, outputs that a script has cut by
-    the batch size, targets that are not known.
+    A mistake that would train one of the two streams alone raises an error, where it can be seen: a place
+    that does not run in a forward in training, a criterion that was not wrapped, outputs that a script has
+    cut by the batch size, targets that are not known.
 
     Args:
         model: any module. Without `preset`, `before` and `after`, its family is recognised.

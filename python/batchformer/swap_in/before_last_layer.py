@@ -93,7 +93,9 @@ def last_layers(path: str, classifier: nn.Module, classes: int | None = None) ->
     ]
     if not isinstance(classifier, nn.Sequential):
         named = [layer for layer in layers if _outputs(layer.module) == classes]
-        layers = named or layers[-1:]
+        # One that gives as many numbers by chance feeds another of them.
+        fed = [any(_width(later.module) == classes for later in named[i + 1 :]) for i in range(len(named))]
+        layers = [layer for layer, feeds in zip(named, fed, strict=True) if not feeds] or layers[-1:]
         return layers or [Place(path, classifier)]
     return layers[-1:] or [Place(path, classifier)]
 

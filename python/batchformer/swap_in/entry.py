@@ -146,7 +146,9 @@ class Entry:
         if tensor.grad_fn is not None:
             found.append(before)
         if (isinstance(mark, Hidden) or (mark is None and forward.blind)) and forward.samples is not None:
-            mark = Doubled(forward, forward.samples) if 2 * forward.samples in tensor.shape else None
+            # Without a history only the first axis is known to be the batch's.
+            sizes = tensor.shape[:1] if mark is None else tensor.shape
+            mark = Doubled(forward, forward.samples) if 2 * forward.samples in sizes else None
         if not isinstance(mark, Doubled) or isinstance(mark, Split):
             if before is None:
                 marks.put_by_history(tensor, marks.Single())

@@ -14,6 +14,8 @@ from batchformer.swap_in.known import names
 from batchformer.swap_in.places import last_linear
 from batchformer.swap_in.tasks import check_servable
 
+_DEEP = 3  # how far inside a model that is wrapped in another is looked for
+
 
 def family_of(model: nn.Module, preset: Any, before: Any, after: Any) -> type[Family]:
     """The family of a model: that of places by their paths, the one of the name, or the first that fits.
@@ -66,5 +68,10 @@ def _recognised(model: nn.Module) -> type[Family] | None:
 
 
 def _place_of_its_own(model: nn.Module) -> str:
+    """What can be attached to instead: a known model inside of it, or its last Linear."""
+    for name, part in model.named_modules():
+        family = _recognised(part) if name and name.count(".") < _DEEP else None
+        if family is not None:
+            return f"; its {name!r} is known as {family.names[0]!r}: attach(model.{name})"
     path = last_linear(model)
     return f"; the last Linear is {path!r}: attach(model, before={path!r})" if path else ""

@@ -29,7 +29,8 @@ def relations(
     With an attachment the model runs once, in the mode it is in, as the stock model does: N originals arrive
     at each place, behind other places, too, and labels are not needed. In evaluation, where BatchFormer does
     nothing, these are the relations that it would see. Buffers, frozen parameters, attributes of the modules,
-    random states and gradients are as before; memory is needed for a copy of the first two. Graphs of
+    the global random states and gradients are as before, not what a forward changes inside of a list or of a
+    generator of its own; memory is needed for a copy of the first two. Graphs of
     torch.compile are not used.
 
     Args:

@@ -26,12 +26,15 @@ class Streams:
         self._arrivals: dict[tuple[int, int], bool | None] = {}  # see _had_both
         self._watched: int | None = None  # the place whose arrivals are looked at, and nothing is transformed
         self._arrived: Tensor | None = None
+        self._looked_at: Forward | None = None  # the forward of that
 
     def current(self, x: Tensor) -> Forward:
         """The forward that a tensor at a place belongs to."""
         family = self._family
         if torch.compiler.is_compiling():
             return family.compiled.forward or Forward(family, answered=True)
+        if self._looked_at is not None:
+            return self._looked_at
         forward = forwards.current(family)
         if forward is None:  # a checkpoint runs again, or a part of the model by itself
             mark = marks.find(x)
@@ -76,11 +79,12 @@ class Streams:
     def arriving(self, number: int, run: Callable[[], object]) -> Tensor | None:
         """What arrives first at a place while `run` runs the model; None if nothing does."""
         self._watched, self._arrived = number, None
+        self._looked_at = Forward(self._family, answered=True)
         try:
             run()
             return self._arrived
         finally:
-            self._watched = self._arrived = None
+            self._watched = self._arrived = self._looked_at = None
 
     def relate(self, number: int, place: nn.Module, x: Tensor) -> Tensor:
         """What comes out at a place: x with both streams, or the related rows alone."""

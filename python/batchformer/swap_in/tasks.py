@@ -1,5 +1,7 @@
 """What a model of transformers is for, as the names of its classes tell."""
 
+from typing import Any
+
 from torch import nn
 
 CLASSIFICATION = (
@@ -28,7 +30,7 @@ def takes_images(model: nn.Module) -> bool:
 
 def classifier_of(model: nn.Module) -> str | None:
     """The path to the last Linear behind the base model that gives a number for each label; None if none."""
-    labels = getattr(getattr(model, "config", None), "num_labels", 0)
+    labels = _labels_of(model)
     base = "" if is_for(model, *_ALL_IN_ONE) else getattr(model, "base_model_prefix", "")
     found = [
         path
@@ -37,7 +39,12 @@ def classifier_of(model: nn.Module) -> str | None:
         and module.out_features == labels
         and not (base and path.startswith(f"{base}."))
     ]
-    return found[-1] if found else None
+    heads = {path.partition(".")[0] for path in found}
+    return found[-1] if len(heads) == 1 else None  # of two heads nobody knows which is trained
+
+
+def _labels_of(model: nn.Module) -> Any:
+    return getattr(getattr(model, "config", None), "num_labels", 0)
 
 
 def check_servable(model: nn.Module) -> None:
@@ -54,6 +61,7 @@ def check_servable(model: nn.Module) -> None:
         )
     if is_for(model, *CLASSIFICATION, *_OF_TOKENS):
         raise ValueError(
-            f"model: expected a classifier of features [N, C], or a place by its path (after=), got {name}, "
-            f"which classifies tokens, pools behind its last layer, or has none or two"
+            f"model: expected one Linear behind the base model that gives the {_labels_of(model)} numbers of "
+            f"config.num_labels from features [N, C], or a place by its path (before=, after=), got {name}, "
+            f"which has none or two, classifies tokens, pools behind that layer, or has a forward of its own"
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 _FIRST_STEPS = 3
 _FIRST_FORWARDS = 30
+_OWN = ("in_proj_weight", "norm1.weight")  # of a module, on which no adapter is put
 
 
 class Watch:
@@ -38,7 +39,9 @@ class Watch:
         if self._decided or self._forwards >= _FIRST_FORWARDS or not torch.is_grad_enabled():
             return
         self._forwards += 1
-        ours = [parameter for parameter in inserted.parameters() if parameter.requires_grad]
+        ours = [each for each in inserted.parameters() if each.requires_grad]
+        if not any(p.requires_grad for name, p in inserted.named_parameters() if name.endswith(_OWN)):
+            ours = []  # adapters on it, which PEFT puts on all linear layers, train what was drawn at random
         inside = {id(parameter) for parameter in inserted.parameters()}
         rest = [each for each in model.parameters() if each.requires_grad and id(each) not in inside]
         if not ours:

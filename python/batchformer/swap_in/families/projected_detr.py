@@ -22,7 +22,10 @@ _PROJECTIONS = {
 
 
 class ProjectedDetr(DoubledAtTheDoor):
-    """transformers' LwDetr, RfDetr with either head, and Deimv2 with a lite encoder."""
+    """transformers' LwDetr, RfDetr with either head, and Deimv2 with a lite encoder.
+
+    A batch without any box has twice the stock loss, which then divides by one.
+    """
 
     names = ("lw_detr", "rf_detr", "deimv2_lite")
     expects = "an LwDetr or RfDetr model, or a Deimv2 with a lite encoder (transformers)"

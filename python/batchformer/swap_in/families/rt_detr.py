@@ -25,7 +25,8 @@ class RTDetr(DoubledAtTheDoor):
     """transformers' RTDetr, RTDetrV2, DFine and Deimv2 with a hybrid encoder.
 
     ``after=1`` is layer 1 of every level that has layers. Each stream gets denoising queries of its own, with
-    noise of its own.
+    noise of its own. What the loss divides by is counted over both, so that terms of matched queries are the
+    mean over the matches of both; a batch without any box has twice the stock loss.
     """
 
     names = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")

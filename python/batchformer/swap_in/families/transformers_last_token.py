@@ -20,7 +20,7 @@ from batchformer.swap_in.signature import Call, by_name, by_place, in_place, nam
 from batchformer.targets import duplicate
 
 # Those whose forward takes the rightmost token that is no padding; the first has it for the most.
-_TAKE_THE_LAST = (
+TAKE_THE_LAST = (
     "GenericForSequenceClassification",
     "BioGptForSequenceClassification",
     "BloomForSequenceClassification",
@@ -67,7 +67,7 @@ class TransformersLastToken(Family):
     def fits(cls, model: nn.Module) -> bool:
         """A model whose forward is one of those."""
         forward = next((each for each in type(model).__mro__ if "forward" in vars(each)), object)
-        known = forward.__module__.startswith("transformers.") and forward.__name__ in _TAKE_THE_LAST
+        known = forward.__module__.startswith("transformers.") and forward.__name__ in TAKE_THE_LAST
         return known and tasks.classifier_of(model) is not None
 
     @classmethod
@@ -88,7 +88,7 @@ class TransformersLastToken(Family):
 
     def _double_rows(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """What the model counts its samples by, and where the token of each is."""
-        if not self.attachment.training:
+        if not (self.attachment.training or self.streams.watching):
             return None
         given = by_name(self._names, args, kwargs)
         counted = next((given[name] for name in _ROWS_OF if given.get(name) is not None), None)

@@ -50,7 +50,17 @@ class VisionTransformer(Family):
 
     @classmethod
     def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
-        """Blocks, the ninth if none is named, as in the paper."""
+        """Blocks, the ninth if none is named, as in the paper.
+
+        Raises:
+            ValueError: no such block, or patches that are dropped where each sample has its own positions.
+        """
+        dropped = getattr(getattr(model, "patch_drop", None), "prob", 0)
+        if dropped and getattr(model, "rope", None) is not None:
+            raise ValueError(
+                f"model: expected no patch_drop_rate with rotary positions, which then are of each sample "
+                f"and of one stream, got a {type(model).__name__} with {dropped}"
+            )
         return find_blocks(model, _path_of_blocks(model) or "", options.after, default=8)
 
     @classmethod
