@@ -264,8 +264,20 @@ def test_autocast_has_its_way_with_the_model_alone():
     np.testing.assert_allclose(relations, expected, rtol=0.05)
 
 
+class Stem(nn.Module):
+    """A part of one's own, as torch 2.9 does not compile its layers by themselves."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return self.linear(x)
+
+
 def test_a_compiled_part_runs_without_its_graph():
     model = Net()
+    model.stem = Stem(model.stem)
     attachment = bf.attach(model, before="fc")
     expected = bf.relations(attachment, X)
     graphs = []
@@ -275,10 +287,9 @@ def test_a_compiled_part_runs_without_its_graph():
         return graph.forward
 
     model.stem.compile(backend=backend)
-    np.testing.assert_array_equal(bf.relations(attachment, X), expected)
-    assert not graphs
     for _ in range(2):
         assert model(X).shape == (2 * N, CLASSES)
+        assert len(graphs) == 1
         np.testing.assert_array_equal(bf.relations(attachment, X), expected)
     assert len(graphs) == 1
 

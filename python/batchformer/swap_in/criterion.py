@@ -180,7 +180,7 @@ class _Outputs:
         """Note that what computes the loss has both streams."""
         for tensor, (mark, _) in zip(self.doubled, self._found, strict=True):
             pairs = None if torch.compiler.is_compiling() else marks.pairs_of(tensor)
-            for forward in {mark.forward} | {origin.forward for origin in pairs or () if origin}:
+            for forward in (mark.forward, *(origin.forward for origin in pairs or () if origin)):
                 forward.answered = True
 
     def check_no_pairs(self) -> None:
@@ -197,15 +197,15 @@ class _Outputs:
     def both(self, arguments: Any) -> list[Both]:
         """The outputs, and what of the arguments has no history and as many rows: a stopped gradient."""
         found = [
-            _of_batches(tensor, mark, first_row, self.samples, self._family.gives_pairs)
-            for tensor, (mark, first_row) in zip(self.doubled, self._found, strict=True)
+            _of_batches(position, tensor, mark, first_row, self.samples, self._family.gives_pairs)
+            for position, (tensor, (mark, first_row)) in enumerate(
+                zip(self.doubled, self._found, strict=True)
+            )
         ]
-        known = {id(tensor) for tensor in self.doubled}
-        return found + [
-            Both(tensor, (Axis(0, tensor.shape[0] // 2, id(tensor)),), None)
-            for tensor in leaves(arguments)
-            if id(tensor) not in known and self._is_stopped(tensor)
-        ]
+        for tensor in leaves(arguments):  # compared one by one, as torch 2.9 compiles no id()
+            if self._is_stopped(tensor) and all(tensor is not each.tensor for each in found):
+                found.append(Both(tensor, (Axis(0, tensor.shape[0] // 2, len(found)),), None))
+        return found
 
     def _is_stopped(self, tensor: Tensor) -> bool:
         floats = tensor.dim() > 0 and tensor.is_floating_point() and not tensor.requires_grad
@@ -244,12 +244,12 @@ class _Outputs:
 
 
 def _of_batches(
-    tensor: Tensor, mark: Doubled, first_row: int, samples: Sequence[int], may_be_pairs: bool
+    position: int, tensor: Tensor, mark: Doubled, first_row: int, samples: Sequence[int], may_be_pairs: bool
 ) -> Both:
     """An output, and along which axis it has which batch; a matrix of similarities has two."""
     pairs = None if torch.compiler.is_compiling() else marks.pairs_of(tensor)
     if pairs is not None:
-        axes = [_axis(tensor, number, origin, 0) for number, origin in enumerate(pairs)]
+        axes = [_axis(position, tensor, number, origin, 0) for number, origin in enumerate(pairs)]
         return Both(tensor, tuple(axes), mark)
     rows = [number for number, size in enumerate(tensor.shape) if any(size == 2 * each for each in samples)]
     if mark.origin is None and tensor.dim() == 2 and (len(rows) == 2 or may_be_pairs):
@@ -258,12 +258,12 @@ def _of_batches(
             f"or of pairs of them, got it from a compiled graph, which does not tell; compute similarities "
             f"in the criterion, take batches of another size, or let a model that can compute its loss"
         )
-    axis = _axis(tensor, rows[0] if rows and 0 not in rows else 0, mark.origin, first_row)
+    axis = _axis(position, tensor, rows[0] if rows and 0 not in rows else 0, mark.origin, first_row)
     return Both(tensor, (axis,), mark)
 
 
-def _axis(tensor: Tensor, number: int, origin: marks.Origin | None, first_row: int) -> Axis:
-    batch = (id(tensor), number) if origin is None else (origin, first_row)
+def _axis(position: int, tensor: Tensor, number: int, origin: marks.Origin | None, first_row: int) -> Axis:
+    batch = (position, number) if origin is None else (origin, first_row)
     return Axis(number, tensor.shape[number] // 2, batch)
 
 

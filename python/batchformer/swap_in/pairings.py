@@ -74,22 +74,15 @@ def call_for_each(
         pairings: "all" or "aligned".
     """
     batches = list(dict.fromkeys(axis.batch for output in outputs for axis in output.axes))
-    of_tensor = {id(output.tensor): output for output in outputs}
     state = State(criterion)
     results = []
     try:
         for streams in each_pairing(batches, pairings):
-            taken: dict[int, Tensor] = {}
+            taken = [_stream(output, streams) for output in outputs]
 
-            def take(
-                tensor: Tensor, streams: dict[Batch, int] = streams, taken: dict[int, Tensor] = taken
-            ) -> Tensor:
-                output = of_tensor.get(id(tensor))
-                if output is None:
-                    return tensor
-                if id(tensor) not in taken:
-                    taken[id(tensor)] = _stream(output, streams)
-                return taken[id(tensor)]
+            def take(tensor: Tensor, taken: list[Tensor] = taken) -> Tensor:
+                same = (mine for output, mine in zip(outputs, taken, strict=True) if output.tensor is tensor)
+                return next(same, tensor)
 
             # Each by itself, as the compiler does not compare what holds them all.
             args = tuple(map_tensors(each, take) for each in call[0])

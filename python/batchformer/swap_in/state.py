@@ -3,6 +3,7 @@
 import copy
 from collections import deque
 from collections.abc import MutableMapping
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,7 +26,7 @@ class State:
 
     def __init__(self, criterion: Any) -> None:
         owner = getattr(criterion, "__self__", criterion)  # of a bound method
-        attributes = getattr(owner, "__dict__", {})
+        attributes = {} if isinstance(owner, FunctionType) else getattr(owner, "__dict__", {})
         roots = [owner, *attributes.values()]
         modules = {
             id(module): module for root in roots if isinstance(root, nn.Module) for module in root.modules()
