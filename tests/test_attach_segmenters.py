@@ -81,7 +81,11 @@ def test_oneformer_without_texts_has_no_contrastive_term():
     model = copy.deepcopy(stock)
     equal_streams(bf.attach(model, **EQUAL))
     inputs = INPUTS | {"task_inputs": TEXTS["task_inputs"]}
-    torch.testing.assert_close(loss_of(model, inputs), loss_of(stock, inputs))
+    try:
+        expected = loss_of(stock, inputs)
+    except AttributeError:
+        pytest.skip("OneFormer of transformers before 5.23 has no loss without texts")
+    torch.testing.assert_close(loss_of(model, inputs), expected)
 
 
 @pytest.mark.parametrize("after", [9, [10], "layers.9", None])
