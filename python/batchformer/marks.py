@@ -96,6 +96,8 @@ class Hidden(Mark):
 _STORAGES: dict[int, tuple[StorageWeakRef, "weakref.ref[Mark]"]] = {}
 _KEPT = WeakTensorKeyDictionary()  # what tensors without a history keep; as an attribute it would be saved
 _LOCK = threading.Lock()
+_LEAST_FULL = 64
+_FULL = _LEAST_FULL  # entries, at which those that are gone are looked for
 
 
 def put(tensor: Tensor, mark: Mark) -> None:
@@ -109,9 +111,18 @@ def put(tensor: Tensor, mark: Mark) -> None:
         with _LOCK:
             if tensor.grad_fn is None:
                 _KEPT[tensor] = mark
-            for key in [key for key, entry in _STORAGES.items() if entry[0].expired() or not entry[1]()]:
-                del _STORAGES[key]
+            _forget_expired()
             _STORAGES[reference.cdata] = (reference, weakref.ref(mark))
+
+
+def _forget_expired() -> None:
+    """Drop the entries of storages and marks that are gone, each time that there are twice as many."""
+    global _FULL
+    if len(_STORAGES) < _FULL:
+        return
+    for key in [key for key, entry in _STORAGES.items() if entry[0].expired() or not entry[1]()]:
+        del _STORAGES[key]
+    _FULL = max(_LEAST_FULL, 2 * len(_STORAGES))
 
 
 def put_by_history(tensor: Tensor, mark: Mark) -> None:
