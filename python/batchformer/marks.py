@@ -36,6 +36,10 @@ class Origin:
         self.samples = samples
 
 
+# Of a matrix of similarities between samples: where its rows come from, and its columns; None if it is none.
+Pairs: TypeAlias = tuple[Origin | None, Origin | None] | None
+
+
 @dataclass(eq=False)
 class Doubled(Mark):
     """Both streams of `samples` samples, made in `forward`."""
@@ -43,8 +47,7 @@ class Doubled(Mark):
     forward: Any  # of swap_in
     samples: int
     origin: Origin | None = field(default=None, kw_only=True)
-    pairs: "tuple[Origin | None, Origin | None] | None" = field(default=None, kw_only=True)
-    """Of a matrix of similarities between samples: where its rows come from, and its columns."""
+    pairs: Pairs = field(default=None, kw_only=True)
 
 
 @dataclass(eq=False)
@@ -198,7 +201,7 @@ def path_of(tensor: Tensor) -> list[str]:
     return names
 
 
-def pairs_of(tensor: Tensor) -> tuple[Origin | None, Origin | None] | None:
+def pairs_of(tensor: Tensor) -> Pairs:
     """Where rows and columns of a matrix come from, if both are samples of doubled batches; else None.
 
     It is one if on the way to its nearest mark two marked things were multiplied as matrices. None in the

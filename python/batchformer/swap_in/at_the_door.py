@@ -8,16 +8,16 @@ take the first half alone; the module makes the second.
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from batchformer.swap_in import labels
 from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import token_modules
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, find_blocks
-from batchformer.swap_in.rules import leaves, map_tensors
+from batchformer.swap_in.rules import has_rows, leaves, map_tensors
 from batchformer.swap_in.signature import Call, by_name, parameters
-from batchformer.targets import duplicate, original
+from batchformer.targets import duplicate
 
 _PAST_THE_BACKBONE = ("inputs_embeds", "encoder_outputs")
 
@@ -112,7 +112,7 @@ class DoubledAtTheDoor(Family):
         samples = len(images)
         self.double_early(samples, images)
         return (), {
-            name: duplicate(value) if _has_rows(value, samples) and not labels.are(name) else value
+            name: duplicate(value) if has_rows(value, samples) and not labels.are(name) else value
             for name, value in given.items()
         }
 
@@ -122,29 +122,20 @@ class DoubledAtTheDoor(Family):
         del backbone
         if not self.active:
             return None
-        given = [*args, *kwargs.values()]
-        samples = self.streams.current(given[0]).samples
-        if samples is None or len(given[0]) != 2 * samples:
+        call = self.originals_in(args, kwargs)
+        if call is None:
             model = type(self.model).__name__
             raise RuntimeError(
                 f"model: expected a call of {model}, which has BatchFormer, got one of a part of it"
             )
-
-        def once(each: Any) -> Any:
-            return original(each) if _has_rows(each, 2 * samples) else each
-
-        return tuple(map(once, args)), {name: once(each) for name, each in kwargs.items()}
+        return call
 
     def _double_maps(self, backbone: nn.Module, args: Any, output: Any) -> Any:
         """Maps, their masks and positions: what has an entry for each image."""
         del backbone, args
         if not self.active:
             return None
-        first = next(iter(leaves(output)))
+        first = next(leaves(output))
         samples = self.streams.current(first).samples
         at_door = self.double_early(samples, first)
-        return map_tensors(output, lambda each: at_door(each) if _has_rows(each, samples) else each)
-
-
-def _has_rows(value: Any, rows: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 1 and len(value) == rows
+        return map_tensors(output, lambda each: at_door(each) if has_rows(each, samples) else each)

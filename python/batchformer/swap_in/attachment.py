@@ -8,7 +8,7 @@ from torch import nn
 from batchformer.swap_in.criterion import Judge, WrappedFunction
 from batchformer.swap_in.family import Family, copied_with
 from batchformer.swap_in.options import Options
-from batchformer.swap_in.places import Place, holder
+from batchformer.swap_in.places import Place, holder, path_of
 
 Criterion = TypeVar("Criterion", bound=Callable[..., Any])
 
@@ -171,8 +171,3 @@ class Attachment(nn.Module):
 def attachment_of(model: nn.Module) -> Attachment | None:
     """What is attached to the model, if anything is."""
     return next((module for module in model.modules() if isinstance(module, Attachment)), None)
-
-
-def path_of(module: nn.Module, model: nn.Module) -> str | None:
-    """The path of a module inside the model; None if it is not there."""
-    return next((str(path) for path, other in model.named_modules() if other is module), None)

@@ -1,6 +1,5 @@
 """Before the layers that give the classes, for classifiers of one library that are known without a path."""
 
-import functools
 import math
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,6 @@ from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import feature_modules, token_modules
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, input_width
-from batchformer.swap_in.traced import check_not_traced
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _HEADS = 4  # of BatchFormer; of a width that these do not divide, 2 or 1
@@ -49,30 +47,18 @@ class BeforeLastLayer(Family):
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """At the inputs of the layers."""
         del model, options
-        if not any(map(self.takes_positions, places)):
-            self.double_features_before(places)
-            return
-        for number, place in enumerate(places):
-            channels = 1 if isinstance(place.module, _CONVOLUTIONS) else -1
-            self.hooks.inputs(place.module, functools.partial(self._double_positions, number, channels))
+        self._by_position = any(map(self.takes_positions, places))
+        self.double_features_before(places)
 
-    def _double_positions(
-        self,
-        number: int,
-        channels: int,
-        layer: nn.Module,
-        args: tuple[Tensor, ...],
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if not self.trains(layer):
-            return None
-        x = args[0] if args else next(iter((kwargs or {}).values()))
-        check_not_traced([x])
-        channels_last = x.movedim(channels, -1)  # [N, ..., C]
-        tokens = channels_last.reshape(x.shape[0], -1, channels_last.shape[-1])  # [N, L, C]
-        both = self.streams.relate(number, layer, tokens)  # [2N, L, C]
-        both = both.reshape(-1, *channels_last.shape[1:]).movedim(-1, channels)  # as x
-        return (both,) if kwargs is None else ((both,), {})  # torch.ao copies hooks that take no keywords
+    def relate_features(self, number: int, place: nn.Module, features: Tensor) -> Tensor:
+        """Features, or maps and tokens at each of their positions."""
+        if not self._by_position:
+            return super().relate_features(number, place, features)
+        channels = 1 if isinstance(place, _CONVOLUTIONS) else -1
+        channels_last = features.movedim(channels, -1)  # [N, ..., C]
+        tokens = channels_last.reshape(features.shape[0], -1, channels_last.shape[-1])  # [N, L, C]
+        both = self.streams.relate(number, place, tokens)  # [2N, L, C]
+        return both.reshape(-1, *channels_last.shape[1:]).movedim(-1, channels)  # as features
 
 
 def last_layers(path: str, classifier: nn.Module, classes: int | None = None) -> list[Place]:

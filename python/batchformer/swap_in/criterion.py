@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from batchformer import marks
-from batchformer.marks import Doubled, Hidden, Mark, Split, Twice
+from batchformer.marks import Doubled, Hidden, Mark, Pairs, Split, Twice
 from batchformer.swap_in import split
 from batchformer.swap_in.pairings import Axis, Both, call_for_each
 from batchformer.swap_in.rules import Batch, Name, leaves, map_tensors
@@ -129,7 +129,7 @@ class _Outputs:
         self._family = family
         self.doubled: list[Tensor] = []
         self.samples: list[int] = []
-        self._found: list[tuple[Doubled, int]] = []  # for each of the doubled, and its first row
+        self._found: list[tuple[Doubled, int, Pairs]] = []  # of each of the doubled, with its first row
         self._unmarked: list[Tensor] = []
         self._others: list[tuple[Tensor, int]] = []
 
@@ -171,22 +171,22 @@ class _Outputs:
         return mark
 
     def _keep(self, tensor: Tensor, samples: int, mark: Doubled, first_row: int = 0) -> None:
+        pairs = None if torch.compiler.is_compiling() else marks.pairs_of(tensor)
         self.doubled.append(tensor)
-        self._found.append((mark, first_row))
+        self._found.append((mark, first_row, pairs))
         if not any(samples == each for each in self.samples):
             self.samples.append(samples)
 
     def answer(self) -> None:
         """Note that what computes the loss has both streams."""
-        for tensor, (mark, _) in zip(self.doubled, self._found, strict=True):
-            pairs = None if torch.compiler.is_compiling() else marks.pairs_of(tensor)
+        for mark, _, pairs in self._found:
             for forward in (mark.forward, *(origin.forward for origin in pairs or () if origin)):
                 forward.answered = True
 
     def check_no_pairs(self) -> None:
         """Raise ValueError for a matrix of similarities, of which targets tell the columns of one stream."""
-        for tensor in self.doubled:
-            if not torch.compiler.is_compiling() and marks.pairs_of(tensor) is not None:
+        for tensor, (_, _, pairs) in zip(self.doubled, self._found, strict=True):
+            if pairs is not None:
                 raise ValueError(
                     f"criterion: expected outputs of samples, got similarities between them, of shape "
                     f"{list(tensor.shape)}, in which the other stream of a sample is a negative of it; "
@@ -195,17 +195,36 @@ class _Outputs:
                 )
 
     def both(self, arguments: Any) -> list[Both]:
-        """The outputs, and what of the arguments has no history and as many rows: a stopped gradient."""
-        found = [
-            _of_batches(position, tensor, mark, first_row, self.samples, self._family.gives_pairs)
-            for position, (tensor, (mark, first_row)) in enumerate(
-                zip(self.doubled, self._found, strict=True)
-            )
-        ]
+        """The outputs, and along which axes they have which batch; a matrix of similarities has two.
+
+        Beside them what of the arguments has as many rows and no history, behind a stopped gradient.
+        """
+        found: list[Both] = []
+        for tensor, (mark, first_row, pairs) in zip(self.doubled, self._found, strict=True):
+            if pairs is None:
+                axes = [self._axis_of_samples(len(found), tensor, mark, first_row)]
+            else:
+                axes = [_axis(len(found), tensor, number, origin, 0) for number, origin in enumerate(pairs)]
+            found.append(Both(tensor, tuple(axes), mark))
         for tensor in leaves(arguments):  # compared one by one, as torch 2.9 compiles no id()
             if self._is_stopped(tensor) and all(tensor is not each.tensor for each in found):
                 found.append(Both(tensor, (Axis(0, tensor.shape[0] // 2, len(found)),), None))
         return found
+
+    def _axis_of_samples(self, position: int, tensor: Tensor, mark: Doubled, first_row: int) -> Axis:
+        rows = [
+            number
+            for number, size in enumerate(tensor.shape)
+            if any(size == 2 * each for each in self.samples)
+        ]
+        if mark.origin is None and tensor.dim() == 2 and (len(rows) == 2 or self._family.gives_pairs):
+            raise ValueError(
+                f"criterion: expected to know whether an output of shape {list(tensor.shape)} is of samples "
+                f"or of pairs of them, got it from a compiled graph, which does not tell; compute "
+                f"similarities in the criterion, take batches of another size, or let a model that can "
+                f"compute its loss"
+            )
+        return _axis(position, tensor, rows[0] if rows and 0 not in rows else 0, mark.origin, first_row)
 
     def _is_stopped(self, tensor: Tensor) -> bool:
         floats = tensor.dim() > 0 and tensor.is_floating_point() and not tensor.requires_grad
@@ -241,25 +260,6 @@ class _Outputs:
                 f'{list(tensor.shape)}; where a script cuts them, attach(..., outputs="originals"), or take '
                 f"them apart with original() and related(); or `layout` names another axis than the batch"
             )
-
-
-def _of_batches(
-    position: int, tensor: Tensor, mark: Doubled, first_row: int, samples: Sequence[int], may_be_pairs: bool
-) -> Both:
-    """An output, and along which axis it has which batch; a matrix of similarities has two."""
-    pairs = None if torch.compiler.is_compiling() else marks.pairs_of(tensor)
-    if pairs is not None:
-        axes = [_axis(position, tensor, number, origin, 0) for number, origin in enumerate(pairs)]
-        return Both(tensor, tuple(axes), mark)
-    rows = [number for number, size in enumerate(tensor.shape) if any(size == 2 * each for each in samples)]
-    if mark.origin is None and tensor.dim() == 2 and (len(rows) == 2 or may_be_pairs):
-        raise ValueError(
-            f"criterion: expected to know whether an output of shape {list(tensor.shape)} is of samples "
-            f"or of pairs of them, got it from a compiled graph, which does not tell; compute similarities "
-            f"in the criterion, take batches of another size, or let a model that can compute its loss"
-        )
-    axis = _axis(position, tensor, rows[0] if rows and 0 not in rows else 0, mark.origin, first_row)
-    return Both(tensor, (axis,), mark)
 
 
 def _axis(position: int, tensor: Tensor, number: int, origin: marks.Origin | None, first_row: int) -> Axis:

@@ -19,12 +19,12 @@ from batchformer.swap_in.hooks import Hooks
 from batchformer.swap_in.make import feature_modules
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place
-from batchformer.swap_in.rules import Batch
+from batchformer.swap_in.rules import Batch, has_rows
 from batchformer.swap_in.signature import Call, by_name, by_place, in_place, name_of, parameters
 from batchformer.swap_in.streams import Streams
 from batchformer.swap_in.traced import check_not_traced
 from batchformer.swap_in.watch import Watch
-from batchformer.targets import twice
+from batchformer.targets import original, twice
 
 Part = TypeVar("Part")
 
@@ -44,9 +44,7 @@ class Family:
     recognised: ClassVar[bool] = True  # whether a model of it is known without its name
     takes: ClassVar[tuple[str, ...]] = ()  # the options that mean something to it
     takes_paths: ClassVar[bool] = False  # whether `after` is of paths, not of indices
-    carries_along: ClassVar[bool] = (
-        False  # whether what has the batch's size is doubled, not its tokens alone
-    )
+    carries_along: ClassVar[bool] = False  # whether what goes with the tokens is doubled, too
     takes_labels: ClassVar[bool] = False  # whether labels that the model gets are doubled at its door
     answers: ClassVar[bool] = False  # whether the model computes the loss of both streams by itself
     own_loss: ClassVar[str] = ""  # what is said to the model, so that it returns the loss of both streams
@@ -129,6 +127,23 @@ class Family:
 
         return at_door
 
+    def originals_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        """The arguments of a part that sees each sample once, as its backbone; None if they are not doubled.
+
+        Args:
+            args: of the part; the first argument is of the batch.
+            kwargs: of the part.
+        """
+        batch = args[0] if args else next(iter(kwargs.values()))
+        samples = self.streams.current(batch).samples
+        if samples is None or len(batch) != 2 * samples:
+            return None
+
+        def originals(each: Any) -> Any:
+            return original(each) if has_rows(each, 2 * samples) else each
+
+        return tuple(map(originals, args)), {name: originals(each) for name, each in kwargs.items()}
+
     def double_features_before(self, places: Sequence[Place]) -> None:
         """Features of both streams for classifiers."""
         for number, place in enumerate(places):
@@ -182,7 +197,7 @@ class Family:
         by_keyword = kwargs or {}
         features = args[0] if args else next(iter(by_keyword.values()))
         check_not_traced([features])
-        y = self.streams.relate(number, place, features)
+        y = self.relate_features(number, place, features)
         given = by_place(args, by_keyword)
         first, *others = given
         if self.active and others:  # such as the labels that an angular margin takes
@@ -193,6 +208,10 @@ class Family:
         given[first] = y
         call = in_place(given, args, by_keyword)
         return call[0] if kwargs is None else call  # torch.ao copies hooks as such that take no keywords
+
+    def relate_features(self, number: int, place: nn.Module, features: Tensor) -> Tensor:
+        """What a classifier gets: features of both streams, or the related ones alone."""
+        return self.streams.relate(number, place, features)
 
     def _double_tokens(self, number: int, place: nn.Module, args: Any, output: Any) -> Any:
         del args

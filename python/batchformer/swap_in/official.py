@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batchformer.swap_in.attachment import Attachment, attachment_of, path_of
+from batchformer.swap_in.attachment import Attachment, attachment_of
+from batchformer.swap_in.places import path_of
 
 _INSIDE = ("state_dict", "state_dict_best", "model", "net", "model_dict")  # what the scripts save it as
 _MODULE = re.compile(

@@ -134,6 +134,11 @@ def check_optional(places: Iterable[Place], optional: Sequence[str]) -> None:
             raise ValueError(f"optional: expected paths out of {paths}, got {path!r}")
 
 
+def path_of(module: nn.Module, model: nn.Module) -> str | None:
+    """The path of a module inside the model; None if it is not there."""
+    return next((str(path) for path, other in model.named_modules() if other is module), None)
+
+
 def path_of_class(model: nn.Module, *classes: str) -> str | None:
     """The path to a module of transformers of one of these classes, as a prefix; None if there is none."""
     for path, module in model.named_modules():

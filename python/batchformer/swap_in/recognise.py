@@ -27,21 +27,22 @@ def family_of(model: nn.Module, preset: Any, before: Any, after: Any) -> type[Fa
         return BeforeClassifiers
     if isinstance(after, str) or (isinstance(after, Sequence) and any(isinstance(one, str) for one in after)):
         return next((each for each in FAMILIES if each.takes_paths and each.fits(model)), AfterBlocks)
-    recognised = _recognised(model)
-    if preset is None and recognised:
-        return recognised
     if preset is None:
+        recognised = _recognised(model)
+        if recognised is not None:
+            return recognised
         check_servable(model)
         raise ValueError(
             f"model: expected one of a known family, or a place by its path (before= or after=), got "
             f"{type(model).__name__}{_place_of_its_own(model)}"
         )
-    if preset not in names():
+    named = [family for family in FAMILIES if preset in family.names]
+    if not named:
+        recognised = _recognised(model)
         near = difflib.get_close_matches(str(preset), names(), n=3, cutoff=0.5)
         hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
         known = f"; without a name this one is recognised as {recognised.names[0]!r}" if recognised else ""
         raise ValueError(f"preset: expected a name out of families(), got {preset!r}{hint}{known}")
-    named = [family for family in FAMILIES if preset in family.names]
     for family in named:
         if family.fits(model):
             return family
@@ -53,9 +54,12 @@ def family_of(model: nn.Module, preset: Any, before: Any, after: Any) -> type[Fa
 def check_not_by_path(model: nn.Module, after: Any) -> None:
     """Raise ValueError for the path of a block of a model that takes masks along, which its family knows."""
     paths = [after] if isinstance(after, str) else after if isinstance(after, Sequence) else []
-    family = next((each for each in FAMILIES if each.carries_along and each.fits(model)), None)
     for path in paths:
         found = re.fullmatch(r"(?:.*\.)?(?<!decoder\.)layers\.(\d+)", path) if isinstance(path, str) else None
+        families = (
+            (each for each in FAMILIES if each.carries_along and each.fits(model)) if found else iter(())
+        )
+        family = next(families, None)
         if found and family:
             raise ValueError(
                 f"after: expected the index of the block, after={found[1]}, of a model of "

@@ -239,6 +239,11 @@ def leaves(value: Any) -> Iterator[Tensor]:
     yield from found
 
 
+def has_rows(value: Any, rows: int) -> bool:
+    """Whether a value is a tensor of so many rows, and no vector, as sizes and indices are."""
+    return isinstance(value, Tensor) and value.dim() > 1 and len(value) == rows
+
+
 def _is_floating(value: Any) -> bool:
     floating = value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"
     return bool(floating)

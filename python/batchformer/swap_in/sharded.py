@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from batchformer.swap_in.places import Place
+from batchformer.swap_in.places import Place, is_inside
 
 
 def check_sharded(model: nn.Module, inserted: nn.ModuleList, places: Sequence[Place]) -> None:
@@ -21,8 +21,8 @@ def check_sharded(model: nn.Module, inserted: nn.ModuleList, places: Sequence[Pl
     units = {path: module for path, module in model.named_modules() if _is_unit(module)}
     for number, module in enumerate(inserted):
         path = paths.get(id(module), "")
-        inside = [unit for unit in units if _contains(path, unit) and unit != path]
-        around = max((unit for unit in units if _contains(unit, path)), key=len, default=None)
+        inside = [unit for unit in units if is_inside(unit, path) and unit != path]
+        around = max((unit for unit in units if is_inside(path, unit)), key=len, default=None)
         _check_gathered(path, [each for each in inside if each.endswith(".out_proj")], places)
         if around is None:
             if not inside and any(_is_outermost(unit) for unit in units.values()):
@@ -33,7 +33,7 @@ def check_sharded(model: nn.Module, inserted: nn.ModuleList, places: Sequence[Pl
                 )
         elif around not in ("", path):
             here = places if len(inserted) == 1 else [places[number]]
-            _check_gathered(path, [around], [each for each in here if not _contains(around, each.path)])
+            _check_gathered(path, [around], [each for each in here if not is_inside(each.path, around)])
 
 
 def _check_gathered(path: str, units: Sequence[str], places: Sequence[Place]) -> None:
@@ -43,10 +43,6 @@ def _check_gathered(path: str, units: Sequence[str], places: Sequence[Place]) ->
             f"unit {unit!r}, which is not called there; shard each of attachment.inserted, and then what is "
             f"around it"
         )
-
-
-def _contains(outer: str, path: str) -> bool:
-    return outer in ("", path) or path.startswith(f"{outer}.")
 
 
 def _is_unit(module: nn.Module) -> bool:

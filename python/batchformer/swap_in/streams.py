@@ -16,6 +16,14 @@ from batchformer.swap_in.forward import Forward
 from batchformer.swap_in.places import Place
 
 
+class _Look:
+    """A forward in which what arrives first at a place is kept."""
+
+    def __init__(self, number: int, forward: Forward) -> None:
+        self.number, self.forward = number, forward
+        self.arrived: Tensor | None = None
+
+
 class Streams:
     """The module of each place, and which forward a tensor at a place belongs to."""
 
@@ -24,17 +32,15 @@ class Streams:
         self._places = places
         self.sides: dict[int, str] = {}  # of a place: "before" or "after"; for a picture of it alone
         self._arrivals: dict[tuple[int, int], bool | None] = {}  # see _had_both
-        self._watched: int | None = None  # the place whose arrivals are looked at, and nothing is transformed
-        self._arrived: Tensor | None = None
-        self._looked_at: Forward | None = None  # the forward of that
+        self._look: _Look | None = None  # while a place is looked at, and nothing is transformed
 
     def current(self, x: Tensor) -> Forward:
         """The forward that a tensor at a place belongs to."""
         family = self._family
         if torch.compiler.is_compiling():
             return family.compiled.forward or Forward(family, answered=True)
-        if self._looked_at is not None:
-            return self._looked_at
+        if self._look is not None:
+            return self._look.forward
         forward = forwards.current(family)
         if forward is None:  # a checkpoint runs again, or a part of the model by itself
             mark = marks.find(x)
@@ -74,24 +80,23 @@ class Streams:
     @property
     def watching(self) -> bool:
         """Whether places let pass what arrives, in any mode, as one of them is looked at."""
-        return self._watched is not None
+        return self._look is not None
 
     def arriving(self, number: int, run: Callable[[], object]) -> Tensor | None:
         """What arrives first at a place while `run` runs the model; None if nothing does."""
-        self._watched, self._arrived = number, None
-        self._looked_at = Forward(self._family, answered=True)
+        self._look = look = _Look(number, Forward(self._family, answered=True))
         try:
             run()
-            return self._arrived
+            return look.arrived
         finally:
-            self._watched = self._arrived = self._looked_at = None
+            self._look = None
 
     def relate(self, number: int, place: nn.Module, x: Tensor) -> Tensor:
         """What comes out at a place: x with both streams, or the related rows alone."""
         check_replica(place)
-        if self.watching:
-            if number == self._watched and self._arrived is None:
-                self._arrived = x.detach().clone()  # what comes behind may change x in place
+        if self._look is not None:
+            if number == self._look.number and self._look.arrived is None:
+                self._look.arrived = x.detach().clone()  # what comes behind may change x in place
             return x
         if torch.compiler.is_compiling() and self._family.compiled.forward is None:
             outside: Tensor = self._relate_outside_of_the_graph(number, x)

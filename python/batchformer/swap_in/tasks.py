@@ -10,6 +10,27 @@ CLASSIFICATION = (
     "ForAudioClassification",
     "ForSequenceClassification",
 )
+# Those whose forward takes the rightmost token that is no padding; the first has it for the most.
+TAKE_THE_LAST = (
+    "GenericForSequenceClassification",
+    "BioGptForSequenceClassification",
+    "BloomForSequenceClassification",
+    "CTRLForSequenceClassification",
+    "FalconForSequenceClassification",
+    "GPT2ForSequenceClassification",
+    "GPTBigCodeForSequenceClassification",
+    "GPTJForSequenceClassification",
+    "GPTNeoForSequenceClassification",
+    "GPTNeoXForSequenceClassification",
+    "Gemma3ForSequenceClassification",
+    "ModernBertDecoderForSequenceClassification",
+    "MptForSequenceClassification",
+    "OPTForSequenceClassification",
+    "OpenAIGPTForSequenceClassification",
+    "Qwen3_5ForSequenceClassification",
+    "Zamba2ForSequenceClassification",
+    "ZambaForSequenceClassification",
+)
 _OF_TOKENS = ("ForTokenClassification", "ForQuestionAnswering")
 _ALL_IN_ONE = ("TimmWrapperForImageClassification",)  # whose base model is timm's, with its classifier
 _RECONSTRUCTION = ("ForMaskedImageModeling", "ForPreTraining")

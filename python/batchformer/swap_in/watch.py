@@ -42,8 +42,7 @@ class Watch:
         ours = [each for each in inserted.parameters() if each.requires_grad]
         if not any(p.requires_grad for name, p in inserted.named_parameters() if name.endswith(_OWN)):
             ours = []  # adapters on it, which PEFT puts on all linear layers, train what was drawn at random
-        inside = {id(parameter) for parameter in inserted.parameters()}
-        rest = [each for each in model.parameters() if each.requires_grad and id(each) not in inside]
+        rest = _rest(model, inserted)
         if not ours:
             self._frozen += bool(rest)
             if self._frozen == self._forwards == _FIRST_STEPS:
@@ -91,9 +90,7 @@ class Watch:
         if self._forwards or self._evaluations >= _FIRST_FORWARDS or not torch.is_grad_enabled():
             return
         self._evaluations += 1
-        inside = {id(parameter) for parameter in inserted.parameters()}
-        rest = [each for each in model.parameters() if each.requires_grad and id(each) not in inside]
-        now, before = _state(rest[-1:]), self._in_evaluation
+        now, before = _state(_rest(model, inserted)[-1:]), self._in_evaluation
         self._in_evaluation = now
         same_parts = before is not None and _comparable([before], [now])
         self._moves_in_evaluation += same_parts and _moved(before or [], now)
@@ -115,6 +112,12 @@ class Watch:
         if what not in self._said:
             self._said.append(what)
             warnings.warn(f"batchformer: the attachment is not trained; {what}", stacklevel=_level_of_user())
+
+
+def _rest(model: nn.Module, inserted: nn.Module) -> list[nn.Parameter]:
+    """What is trained of the model beside the inserted modules."""
+    inside = {id(parameter) for parameter in inserted.parameters()}
+    return [each for each in model.parameters() if each.requires_grad and id(each) not in inside]
 
 
 def _state(parameters: Iterable[nn.Parameter]) -> list[Any]:

@@ -2,15 +2,14 @@
 
 from torch import nn
 
-from batchformer.swap_in.family import Family
-from batchformer.swap_in.make import token_modules
+from batchformer.swap_in.families.vision_transformer import VisionTransformer
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, find_blocks, path_of_class
 
 _MODELS = ("EomtForUniversalSegmentation", "EomtDinov3ForUniversalSegmentation")
 
 
-class Eomt(Family):
+class Eomt(VisionTransformer):
     """transformers' EoMT and EoMT-DINOv3: queries join the patches for the last blocks.
 
     The first place is before them, as each of those has a loss.
@@ -18,9 +17,6 @@ class Eomt(Family):
 
     names = ("eomt",)
     expects = "an EoMT model (transformers)"
-    place = "after block 8"
-    takes = ("after", "shared", "outputs", "wrapped")
-    takes_labels = True
     carries_along = True
 
     @classmethod
@@ -47,13 +43,3 @@ class Eomt(Family):
                 f"queries and have a loss each, got {first}"
             )
         return blocks
-
-    @classmethod
-    def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
-        """BatchFormerV2."""
-        return token_modules(model, places, "NLC", options)
-
-    def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
-        """At the outputs of the blocks; what is made of the tokens behind, masks too, has both streams."""
-        del model, options
-        self.double_tokens_after(places)

@@ -9,7 +9,7 @@ from batchformer.swap_in.family import Family
 from batchformer.swap_in.make import token_modules
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, path_of_class
-from batchformer.swap_in.rules import map_tensors
+from batchformer.swap_in.rules import has_rows, map_tensors
 
 
 class MaskFormer(Family):
@@ -64,6 +64,6 @@ class MaskFormer(Family):
         def both(each: Tensor) -> Tensor:
             if each is coarsest:
                 return related
-            return at_door(each) if at_door and each.dim() > 1 and len(each) == samples else each
+            return at_door(each) if at_door and has_rows(each, samples) else each
 
         return map_tensors(output, both)

@@ -7,7 +7,7 @@ from torch import nn
 
 from batchformer.swap_in.before_last_layer import BeforeLastLayer, last_layers
 from batchformer.swap_in.options import Options
-from batchformer.swap_in.places import Place
+from batchformer.swap_in.places import Place, path_of
 
 _OF_TOKENS = "aux_head"
 
@@ -45,8 +45,7 @@ class TimmClassifier(BeforeLastLayer):
                 f"model.reset_classifier(num_classes) before attach()"
             )
         for classifier in classifiers:
-            path = next(path for path, module in model.named_modules() if module is classifier)
-            places += last_layers(path, classifier, classes)
+            places += last_layers(path_of(classifier, model) or "", classifier, classes)
         return places
 
 

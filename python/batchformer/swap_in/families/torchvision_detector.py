@@ -17,9 +17,9 @@ from batchformer.swap_in.generic import AfterBlocks
 from batchformer.swap_in.make import token_modules
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, find, is_detector, is_inside
-from batchformer.swap_in.rules import leaves, map_tensors
+from batchformer.swap_in.rules import has_rows, leaves, map_tensors
 from batchformer.swap_in.signature import Call
-from batchformer.targets import original, twice
+from batchformer.targets import twice
 
 _BACKBONE = "backbone"
 _FIRST_LEVEL = {  # of backbones that make one level from the other, without a pyramid
@@ -113,17 +113,14 @@ class TorchvisionDetector(AfterBlocks):
         del backbone
         if not self.active:
             return None
-        images = args[0] if args else next(iter(kwargs.values()))
-        samples = self.streams.current(images).samples
-        if samples is None or len(images) != 2 * samples:
+        call = self.originals_in(args, kwargs)
+        if call is None:
             model = type(self.model).__name__
             raise RuntimeError(
                 f"model: expected a call of {model}, which has BatchFormer and doubles images and targets in "
                 f"its transform, got one of its backbone alone"
             )
-        if args:
-            return (original(images), *args[1:]), kwargs
-        return args, kwargs | {next(iter(kwargs)): original(images)}
+        return call
 
     def _double_levels(self, number: int, place: nn.Module, args: Any, output: Any) -> Any:
         """What a place gives: a map, or a dict of levels, each with its own originals."""
@@ -139,7 +136,7 @@ class TorchvisionDetector(AfterBlocks):
             return None
         first = next(leaves(output))
         samples = self.streams.current(first).samples
-        return map_tensors(output, lambda each: twice(each) if len(each) == samples else each)
+        return map_tensors(output, lambda each: twice(each) if has_rows(each, samples) else each)
 
     def _mean_loss(
         self, targets: list[Any], head_outputs: dict[str, Tensor], anchors: list[Tensor], *others: Any

@@ -3,13 +3,12 @@
 from torch import nn
 
 from batchformer.swap_in import tasks
-from batchformer.swap_in.families.transformers_last_token import TAKE_THE_LAST
 from batchformer.swap_in.family import Family
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, find
 
 _TAKE_OTHERS = (  # than features [N, C]
-    *TAKE_THE_LAST,  # of all tokens, where a subclass has a forward of its own
+    *tasks.TAKE_THE_LAST,  # of all tokens, where a subclass has a forward of its own
     "T5GemmaForSequenceClassification",
     "T5Gemma2ForSequenceClassification",
     "VideoPrismForVideoClassification",  # [N, 1, C]

@@ -13,33 +13,12 @@ from torch import Tensor, nn
 
 from batchformer import marks
 from batchformer.swap_in import tasks
-from batchformer.swap_in.family import Family
+from batchformer.swap_in.families.transformers_classifier import TransformersClassifier
 from batchformer.swap_in.options import Options
-from batchformer.swap_in.places import Place, find
+from batchformer.swap_in.places import Place
 from batchformer.swap_in.signature import Call, by_name, by_place, in_place, name_of, parameters
 from batchformer.targets import duplicate
 
-# Those whose forward takes the rightmost token that is no padding; the first has it for the most.
-TAKE_THE_LAST = (
-    "GenericForSequenceClassification",
-    "BioGptForSequenceClassification",
-    "BloomForSequenceClassification",
-    "CTRLForSequenceClassification",
-    "FalconForSequenceClassification",
-    "GPT2ForSequenceClassification",
-    "GPTBigCodeForSequenceClassification",
-    "GPTJForSequenceClassification",
-    "GPTNeoForSequenceClassification",
-    "GPTNeoXForSequenceClassification",
-    "Gemma3ForSequenceClassification",
-    "ModernBertDecoderForSequenceClassification",
-    "MptForSequenceClassification",
-    "OPTForSequenceClassification",
-    "OpenAIGPTForSequenceClassification",
-    "Qwen3_5ForSequenceClassification",
-    "Zamba2ForSequenceClassification",
-    "ZambaForSequenceClassification",
-)
 _ROWS_OF = ("input_ids", "inputs_embeds")  # by which the model counts its samples
 
 
@@ -50,31 +29,22 @@ class LastToken(NamedTuple):
     positions: Tensor | int  # of the token of each sample that is classified
 
 
-class TransformersLastToken(Family):
+class TransformersLastToken(TransformersClassifier):
     """BatchFormer on the token of each sample by which it is classified, in Llama and its kin.
 
     The model inside sees N samples. Which token is the last follows from ``config.pad_token_id``, which has
     to be set; with ``inputs_embeds`` it is the last position, as in the stock model.
     """
 
-    names = ("transformers_classifier",)
     expects = "a sequence classification model that takes the last token (transformers)"
     place = "before the classifier, at the last token"
-    takes = ("outputs", "wrapped")
-    takes_labels = True
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
         """A model whose forward is one of those."""
         forward = next((each for each in type(model).__mro__ if "forward" in vars(each)), object)
-        known = forward.__module__.startswith("transformers.") and forward.__name__ in TAKE_THE_LAST
+        known = forward.__module__.startswith("transformers.") and forward.__name__ in tasks.TAKE_THE_LAST
         return known and tasks.classifier_of(model) is not None
-
-    @classmethod
-    def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
-        """The classifier."""
-        del options
-        return find(model, "before", tasks.classifier_of(model) or "")
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
         """At the door, before the language model, and at the input of the classifier."""

@@ -3,7 +3,7 @@
 A plain one has one list of equal blocks: ViT, DeiT, DINOv2, BEiT, CLIP, SigLIP, VideoMAE and others.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -34,7 +34,7 @@ _OTHER_BLOCKS = (
 class VisionTransformer(Family):
     """A stack of blocks over `[N, L, C]` tokens; what is behind the insertion sees both streams."""
 
-    names = ("vit", "deit")
+    names: ClassVar[tuple[str, ...]] = ("vit", "deit")
     expects = "blocks behind patch embeddings (timm, facebookresearch/deit, transformers, torchvision)"
     place = "after block 8"
     takes = ("after", "shared", "outputs", "wrapped")
