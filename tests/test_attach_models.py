@@ -28,11 +28,10 @@ from attach_oracle import (
     said_of,
     unless_refused,
 )
+from families.detectors import hybrid
+from families.images import CLASSES, IMAGES, LABELS, TINY, N
 
-N, CLASSES = 4, 5
-IMAGES, LABELS = torch.randn(N, 3, 32, 32), torch.tensor([0, 1, 2, 1])
 WORDS = torch.randint(1, 20, (N, 6))
-TINY = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32, "num_labels": CLASSES}
 
 
 def vit_config(layers=9, **options):
@@ -149,36 +148,8 @@ def test_models_that_reconstruct_images_are_refused_or_right(make, inputs):
         assert_stock_step(loss, expected, model, stock, attachment)
 
 
-def rt_detr():
-    backbone = T.RTDetrResNetConfig(
-        embedding_size=16,
-        hidden_sizes=[16] * 4,
-        depths=[1] * 4,
-        layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )
-    return T.RTDetrForObjectDetection(
-        T.RTDetrConfig(
-            backbone_config=backbone,
-            encoder_hidden_dim=32,
-            encoder_in_channels=[16] * 3,
-            encoder_ffn_dim=32,
-            encoder_attention_heads=4,
-            hidden_expansion=0.5,
-            d_model=32,
-            num_queries=8,
-            decoder_in_channels=[32] * 3,
-            decoder_ffn_dim=32,
-            decoder_layers=1,
-            decoder_attention_heads=4,
-            num_denoising=0,
-            num_labels=CLASSES,
-        )
-    )
-
-
 def test_rt_detr_gives_the_loss_of_both_streams_or_is_refused():
-    stock, images = rt_detr().train(), torch.randn(2, 3, 64, 64)
+    stock, images = hybrid("RTDetr").train(), torch.randn(2, 3, 64, 64)
     model = copy.deepcopy(stock)
     boxes = torch.rand(2, 3, 4) * 0.2 + 0.4
     labels = [{"class_labels": torch.randint(CLASSES, (3,)), "boxes": each} for each in boxes]

@@ -11,9 +11,9 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 import batchformer as bf
+from families.images import CLASSES, TINY
 
-CLASSES, SAMPLES, BATCH = 5, 24, 8
-TINY = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32, "num_labels": CLASSES}
+SAMPLES, BATCH = 24, 8
 WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -115,6 +115,11 @@ def samples(kind: str) -> tuple[Tensor, Tensor]:
     shape = (6,) if kind == "normed" else (3, 16, 16)
     x = torch.randn(SAMPLES, *shape, generator=generator)
     return x + y.view(-1, *(1 for _ in shape)) / 2, y
+
+
+def inputs(kind: str, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The arguments of a model that takes labels."""
+    return {"input_ids" if kind == "bert" else "pixel_values": x, "labels": y}
 
 
 def step_by_hand(by_hand: nn.Module, x: Tensor, y: Tensor, **cross_entropy: Any) -> Tensor:

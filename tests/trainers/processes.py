@@ -83,11 +83,6 @@ def _rounded(by_hand: ByHand, x: Tensor) -> Tensor:
     return functional_call(by_hand, parameters, (x.bfloat16() if x.is_floating_point() else x,))
 
 
-def inputs(kind: str, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The arguments of a model that takes labels."""
-    return {"input_ids" if kind == "bert" else "pixel_values": x, "labels": y}
-
-
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
     """Whose steps are as near as the gradients, also where these are zero but for rounding."""
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from trainers.pairs import CLASSES, check, difference, pair, samples
+from trainers.pairs import CLASSES, check, difference, inputs, pair, samples
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error:batchformer")  # of accelerate and torch in turn
 EPOCHS = 2
@@ -54,8 +54,7 @@ class Run:
 
 
 def by_its_labels(kind):
-    key = "input_ids" if kind == "bert" else "pixel_values"
-    return lambda model, x, y: model(**{key: x}, labels=y).loss
+    return lambda model, x, y: model(**inputs(kind, x, y)).loss
 
 
 def by_a_criterion(criterion):

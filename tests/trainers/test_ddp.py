@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers.pairs import check, pair
-from trainers.processes import batches_of, inputs, sgd, together, train_by_hand
+from trainers.pairs import check, inputs, pair
+from trainers.processes import batches_of, sgd, together, train_by_hand
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error:batchformer")  # of the processes' start
 MODES = {

@@ -11,8 +11,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from trainers.pairs import check, difference, pair
-from trainers.processes import RANKS, batches_of, inputs, sgd, together, train_by_hand
+from trainers.pairs import check, difference, inputs, pair
+from trainers.processes import RANKS, batches_of, sgd, together, train_by_hand
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error:batchformer")  # of the processes' start
 WHOLE = StateDictOptions(full_state_dict=True)
