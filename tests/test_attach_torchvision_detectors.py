@@ -57,7 +57,7 @@ def test_the_loss_is_the_mean_over_the_loss_of_each_stream(make):
     for module in related_alone.batchformer.inserted:
         module.two_stream = False
     losses = [total(each) for each in (stock, related_alone)]
-    assert abs(losses[0] - losses[1]) > 1e-2
+    assert abs(losses[0] - losses[1]) > 1e-4 * losses[0]  # a hundred times what assert_close lets pass
     torch.testing.assert_close(total(model), sum(losses) / 2)
 
 
