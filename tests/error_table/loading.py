@@ -46,7 +46,7 @@ def without_torch():
 
 
 def beside_another_torch():
-    with mock.patch.object(torch, "__version__", "2.12.1+cu130"):
+    with mock.patch.object(torch, "__version__", "2.8.0+cu128"):
         _extension._check_torch()
 
 
@@ -82,7 +82,7 @@ IMPORT = (
     Row(
         beside_another_torch,
         ImportError,
-        f"batchformer is built for torch {BUILT_FOR}, but this is torch 2.12.1+cu130, and the C++ interface "
+        f"batchformer is built for torch {BUILT_FOR}, but this is torch 2.8.0+cu128, and the C++ interface "
         f"changes with every release. Build it for this one: {INSTALL_AGAIN}",
         *OTHER_TORCH,
     ),
