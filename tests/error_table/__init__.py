@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from error_table.attach import ATTACH
 from error_table.attached import ATTACHED, CHECKPOINTS
 from error_table.loading import IMPORT, UNREACHED
+from error_table.memory import MEMORY
 from error_table.modules import BATCHFORMER, BATCHFORMER_V2, ENCODER_LAYER
 from error_table.ops import DERIVATIVES, OP
 from error_table.relations import RELATIONS
@@ -17,6 +18,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "BatchFormer": BATCHFORMER,
     "BatchFormerV2": BATCHFORMER_V2,
     "TransformerEncoderLayer and accelerate": ENCODER_LAYER,
+    "Memory banks": MEMORY,
     "Targets": TARGETS,
     "attach": ATTACH,
     "Models with an attachment": ATTACHED,
