@@ -8,6 +8,7 @@ from error_table.loading import IMPORT, UNREACHED
 from error_table.memory import MEMORY
 from error_table.modules import BATCHFORMER, BATCHFORMER_V2, ENCODER_LAYER
 from error_table.ops import DERIVATIVES, OP
+from error_table.ranks import RANKS
 from error_table.relations import RELATIONS
 from error_table.row import Row, Unreached
 from error_table.targets import TARGETS
@@ -24,6 +25,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "Models with an attachment": ATTACHED,
     "Training with an attachment": TRAINING,
     "Checkpoints of the official forks": CHECKPOINTS,
+    "Ranks of a process group": RANKS,
     "relations": RELATIONS,
     "The ops": OP,
     "Derivatives of the ops": DERIVATIVES,
