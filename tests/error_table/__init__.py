@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from error_table.attach import ATTACH
 from error_table.attached import ATTACHED, CHECKPOINTS
+from error_table.larger_batches import LARGER_BATCHES
 from error_table.loading import IMPORT, UNREACHED
 from error_table.memory import MEMORY
 from error_table.modules import BATCHFORMER, BATCHFORMER_V2, ENCODER_LAYER
@@ -19,6 +20,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "BatchFormer": BATCHFORMER,
     "BatchFormerV2": BATCHFORMER_V2,
     "TransformerEncoderLayer and accelerate": ENCODER_LAYER,
+    "Batches larger than a process": LARGER_BATCHES,
     "Memory banks": MEMORY,
     "Targets": TARGETS,
     "attach": ATTACH,
