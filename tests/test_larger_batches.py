@@ -9,16 +9,23 @@ import larger_batches_worker as worker
 
 IN_BOTH = ("equal_one_process", "equal_one_process_attached", "stay_silent_in_evaluation")
 IN_TWO = (*IN_BOTH, "train_in_a_static_graph", "train_sharded", "train_compiled", "refuse_what_differs")
+TAKE_LONG = ["batchformer", "pytest", "timm.models.vision_transformer", "torch.distributed.fsdp"]
 WORLDS = {2: IN_TWO, 3: IN_BOTH}
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """What each rank of each world raised, by work: processes take long to start, so they do all."""
+    """What each rank of each world raised, by work: processes take long to start, so they do all.
+
+    They are forks of one that has imported what takes long, and has run nothing.
+    """
+    torch.multiprocessing.set_forkserver_preload(TAKE_LONG)
     found = {}
     for world_size, works in WORLDS.items():
         folder = tmp_path_factory.mktemp("ranks")
-        torch.multiprocessing.spawn(worker.run, (works, world_size, folder), nprocs=world_size)
+        torch.multiprocessing.start_processes(
+            worker.run, (works, world_size, folder), nprocs=world_size, start_method="forkserver"
+        )
         found[world_size] = [json.loads((folder / f"{r}.json").read_text()) for r in range(world_size)]
     return found
 

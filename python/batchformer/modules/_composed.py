@@ -1,7 +1,5 @@
 """The encoder layer composed of its own modules, for keys and values of others where the op does not run."""
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,11 +26,11 @@ def composed(
     """
     if layer.norm_first:
         x = x + _attended(layer, layer.norm1(x), keys_values, key_count, projection)
-        y = x + layer._ff_block(layer.norm2(x))
+        y: Tensor = x + layer._ff_block(layer.norm2(x))
     else:
         x = layer.norm1(x + _attended(layer, x, keys_values, key_count, projection))
         y = layer.norm2(x + layer._ff_block(x))
-    return cast("Tensor", y)
+    return y
 
 
 def check_attention(layer: nn.Module) -> None:
@@ -77,11 +75,11 @@ def _attended(
     attended = [F.scaled_dot_product_attention(*part, mask, dropout) for part in parts]
     y = attended[0] if len(attended) == 1 else torch.cat(attended)  # [L, H, N, D]
     order = (0, 2, 1, 3) if batch_first else (2, 0, 1, 3)
-    projected: Tensor = attention.out_proj(y.permute(order).flatten(2))
-    return cast("Tensor", layer.dropout1(projected))
+    attended_to: Tensor = layer.dropout1(attention.out_proj(y.permute(order).flatten(2)))
+    return attended_to
 
 
 def _by_head(x: Tensor, heads: int, batch_first: bool) -> Tensor:
     """x, `[N, L, C]` or `[L, N, C]`, as `[L, H, N, D]`."""
-    apart = x.unflatten(-1, (heads, -1))
+    apart: Tensor = x.unflatten(-1, (heads, -1))
     return apart.permute(0, 2, 1, 3) if batch_first else apart.permute(1, 2, 0, 3)
