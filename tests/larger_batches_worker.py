@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import datetime
+import functools
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import batchformer as bf
 import stand_ins
@@ -87,6 +89,19 @@ def of_net(related: nn.Module) -> Case:
         return F.cross_entropy(net(x), bf.duplicate(y), reduction="sum")
 
     return Case(Net(related).double(), loss_of)
+
+
+def of_classifier(**options: Any) -> Case:
+    """A classifier of features."""
+    model = nn.Sequential(nn.Linear(6, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES)).double()
+    criterion = bf.attach(model, before="2", dropout=0.0, **options).wrap(
+        nn.CrossEntropyLoss(reduction="sum")
+    )
+
+    def loss_of(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return criterion(net(x), y)
+
+    return Case(model, loss_of)
 
 
 def of_ride(**options: Any) -> Case:
@@ -194,13 +209,18 @@ def modules() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
             bf.BatchFormerV2,
             {"layout": "NCHW", "activation": "gelu", "norm_first": True},
         ),
+        "torch's path on some": (bf.BatchFormer, {"norm_first": True}),
+        "torch's path on all, recomputed": (bf.BatchFormerV2, {"layout": "LNC", "recompute": True}),
     }
 
 
 def of_module(name: str, **options: Any) -> Case:
-    """A net around one of them."""
+    """A net around one of them. A hook inside calls for torch's own operations instead of ours."""
     kind, own = modules()[name]
-    return of_net(kind(WIDTH, dropout=0.0, **own, **options))
+    module = kind(WIDTH, dropout=0.0, **own, **options)
+    if name.startswith("torch's path") and (dist.get_rank() % 2 or "on all" in name):
+        module.encoder.linear1.register_forward_hook(lambda *_: None)
+    return of_net(module)
 
 
 def equal_one_process(rank: int, world_size: int) -> None:
@@ -258,6 +278,18 @@ def train_in_a_static_graph(rank: int, world_size: int) -> None:
     assert_near(gradients(ours.model), gradients(alone.model), torch.float64)
 
 
+def train_with_checkpoints(rank: int, world_size: int) -> None:
+    """Of both kinds, around the module: its backward gathers again."""
+    for use_reentrant in (False, True):
+        ours, alone = both(of_module, "LNC, pre-norm", memory_bank_size=BANK)
+        module = ours.model.related
+        module.forward = functools.partial(checkpoint, module.forward, use_reentrant=use_reentrant)
+        forward = DistributedDataParallel(ours.model)
+        for samples in SPLITS[world_size]:
+            with named(f"use_reentrant={use_reentrant}, {samples}"):
+                compare(ours, alone, forward, *batch(POSITIONS, 6), samples, rank)
+
+
 def train_sharded(rank: int, world_size: int) -> None:
     """FSDP2: the model alone, with the module a unit of its own, and with each of its layers one."""
     for how in ("", "module", "module, layers"):
@@ -275,29 +307,24 @@ def train_sharded(rank: int, world_size: int) -> None:
 
 
 def train_compiled(rank: int, world_size: int) -> None:
-    """A step in one graph, and what it makes of ranks that differ."""
-    samples = SPLITS[world_size][0]
-    options = {"memory_bank_size": BANK, "num_layers": 2, "norm_first": True, "dropout": 0.0}
-    ours, alone = both(lambda **more: of_net(bf.BatchFormer(WIDTH, **options, **more)))
+    """A step of an attached model in one graph, in which the bank fills."""
+    samples = WHOLE // world_size
+    own = slice(rank * samples, (rank + 1) * samples)
+    ours, alone = both(of_classifier, memory_bank_size=BANK, num_layers=2, norm_first=True)
     step = torch.compile(ours.loss_of, fullgraph=True, backend="aot_eager")
-    compiled = Case(ours.model, step)
     torch._dynamo.utils.counters.clear()
     for _ in range(4):
         x, y = batch(6)
-        x_own = x[rank * samples[0] : (rank + 1) * samples[0]]
-        y_own = y[rank * samples[0] : (rank + 1) * samples[0]]
         for case in (ours, alone):
             case.model.zero_grad()
         expected = alone.loss_of(alone.model, x, y) / WHOLE
         expected.backward()
-        loss = compiled.loss_of(ours.model, x_own, y_own) / samples[0]
+        loss = step(ours.model, x[own], y[own]) / samples
         loss.backward()
-        mean = loss.detach().clone()
-        dist.all_reduce(mean)
-        actual = gradients(ours.model)
-        for grad in actual.values():
-            dist.all_reduce(grad)
-        means = {name: total / world_size for name, total in (actual | {"loss": mean}).items()}
+        sums = gradients(ours.model) | {"loss": loss.detach().clone()}
+        for each in sums.values():
+            dist.all_reduce(each)
+        means = {name: each / world_size for name, each in sums.items()}
         assert_near(means, gradients(alone.model) | {"loss": expected.detach()}, torch.float64)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs <= 2, f"{graphs} graphs: compiled anew while the bank filled"
@@ -344,27 +371,40 @@ def _without_second(model: nn.Module) -> nn.Module:
     return model
 
 
+def draw_masks_of_their_own(rank: int, world_size: int) -> None:
+    """Of dropout, with equal samples and equal random states; all is finite."""
+    torch.manual_seed(0)
+    x = torch.randn(3, POSITIONS, WIDTH)
+    for layout in ("NLC", "LNC"):
+        module = bf.BatchFormerV2(WIDTH, layout=layout, gather_distributed=True, memory_bank_size=BANK)
+        for _ in range(2):
+            torch.manual_seed(1)
+            leaf = (x if layout == "NLC" else x.transpose(0, 1)).clone().requires_grad_()
+            y = module(leaf)
+            y.square().sum().backward()
+            assert y.isfinite().all()
+            assert leaf.grad.isfinite().all()
+            assert all(grad.isfinite().all() for grad in gradients(module).values())
+            everyones = [torch.empty_like(y) for _ in range(world_size)]
+            dist.all_gather(everyones, y.detach().contiguous())
+            assert not torch.equal(everyones[rank], everyones[rank - 1])
+
+
 def stay_silent_in_evaluation(rank: int, world_size: int) -> None:
-    """No collective, no bank; with dropout finite, and a group of some ranks."""
-    del world_size
+    """No collective, no bank; and a group of some ranks."""
     module = bf.BatchFormer(WIDTH, gather_distributed=True, memory_bank_size=BANK)
     ranks.HANDED.clear()
     module.eval()(torch.randn(3, WIDTH))
     assert not ranks.HANDED
     assert not module._banks
-    y = module.train()(torch.randn(3 + rank, WIDTH, requires_grad=True))[0]
-    y.sum().backward()
-    assert y.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in module.parameters())
-    some = [dist.new_group([0, 1]), dist.new_group([2])][rank // 2] if dist.get_world_size() == 3 else None
-    if some is not None:
-        of_some = bf.BatchFormer(
-            WIDTH, dropout=0.0, gather_distributed=True, memory_bank_size=64, process_group=some
-        )
-        copied = copy.deepcopy(of_some)
-        assert copied.process_group is some
-        copied(torch.randn(3, WIDTH))
-        (bank,) = copied._banks.values()
+    if world_size == 3:
+        some = [dist.new_group([0, 1]), dist.new_group([2])][rank // 2]
+        case = of_classifier(gather_distributed=True, memory_bank_size=64, process_group=some)
+        copied = copy.deepcopy(case.model)
+        copied(torch.randn(3, 6, dtype=torch.float64))
+        module = copied[2].batchformer.inserted[0]
+        assert module.process_group is some
+        (bank,) = module._banks.values()
         assert int(bank.count) == 3 * some.size()
 
 
@@ -374,9 +414,11 @@ WORKS: dict[str, Callable[[int, int], None]] = {
         equal_one_process,
         equal_one_process_attached,
         train_in_a_static_graph,
+        train_with_checkpoints,
         train_sharded,
         train_compiled,
         refuse_what_differs,
+        draw_masks_of_their_own,
         stay_silent_in_evaluation,
     )
 }

@@ -8,7 +8,15 @@ import torch
 import larger_batches_worker as worker
 
 IN_BOTH = ("equal_one_process", "equal_one_process_attached", "stay_silent_in_evaluation")
-IN_TWO = (*IN_BOTH, "train_in_a_static_graph", "train_sharded", "train_compiled", "refuse_what_differs")
+IN_TWO = (
+    *IN_BOTH,
+    "train_in_a_static_graph",
+    "train_with_checkpoints",
+    "train_sharded",
+    "train_compiled",
+    "refuse_what_differs",
+    "draw_masks_of_their_own",
+)
 TAKE_LONG = ["batchformer", "pytest", "timm.models.vision_transformer", "torch.distributed.fsdp"]
 WORLDS = {2: IN_TWO, 3: IN_BOTH}
 
@@ -58,12 +66,20 @@ def test_sharded_models_train_as_one_process(outcomes):
     check(outcomes, "train_sharded")
 
 
+def test_a_checkpoint_gathers_again_what_it_gathered(outcomes):
+    check(outcomes, "train_with_checkpoints")
+
+
 def test_a_compiled_step_gathers_and_remembers(outcomes):
     check(outcomes, "train_compiled")
 
 
 def test_what_differs_between_ranks_raises_on_all_of_them(outcomes):
     check(outcomes, "refuse_what_differs")
+
+
+def test_with_equal_random_states_ranks_draw_masks_of_their_own(outcomes):
+    check(outcomes, "draw_masks_of_their_own")
 
 
 def test_in_evaluation_nothing_is_exchanged(outcomes):

@@ -13,8 +13,6 @@ from batchformer.modules import _check, _declined
 from batchformer.modules._composed import check_attention, composed
 from batchformer.modules._keys import Keys, in_proj, keys_and_values, split_in_proj
 
-_OP_TAKES_KEYS = False
-
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     """Drop-in for :class:`torch.nn.TransformerEncoderLayer`: same constructor, state_dict and results.
@@ -155,9 +153,9 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         projection = split_in_proj(attention, uniform=keys.uniform)
         # Outside of what is recomputed: keys of others are exchanged once, and stay those of this forward.
         keys_values, key_count = keys_and_values(self, src, keys, projection)
-        if isinstance(parameters, str) or not _OP_TAKES_KEYS:
+        if isinstance(parameters, str):
             return self._recomputed(composed, self, src, keys_values, key_count, projection)
-        return ops.encoder_layer(  # type: ignore[call-arg]
+        return ops.encoder_layer(
             src,
             parameters._replace(in_proj_weight=projection.query_weight, in_proj_bias=projection.query_bias),
             self._config(),
