@@ -108,6 +108,20 @@ def test_each_layer_attends_to_its_inputs_of_earlier_steps(kind, norm_first, pat
         assert_near(gradients(module, x) | {"y": actual}, wanted, torch.float64)
 
 
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+def test_the_noise_of_torchs_path_is_that_of_torchs_layer(norm_first):
+    module, positions = make("NLC", memory_bank_size=SIZE, dropout=0.4, norm_first=norm_first)
+    theirs = nn.TransformerEncoderLayer(C, 2, C, 0.4, norm_first=norm_first, dtype=torch.float64)
+    theirs.load_state_dict(module.encoder.state_dict())
+    module.encoder.linear1.register_forward_hook(lambda *_: None)
+    x = torch.randn(5, positions, C, dtype=torch.float64)
+    outputs = []
+    for layer in (lambda x: call(module, x), theirs):
+        torch.manual_seed(3)
+        outputs.append(layer(x))
+    torch.testing.assert_close(*outputs)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [{}, {"norm_first": True, "num_layers": 2, "bias": False}], ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
