@@ -462,6 +462,24 @@ def test_calls_of_two_threads_without_gradients_are_not_told_apart():
         loss(ys[0]).backward()
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # in a forward without gradients
+def test_nested_reentrant_checkpoints_whose_backward_is_in_another_thread_are_refused():
+    layer, _ = filled()
+    y, errors = loss(wrapped(layer, True, True)(batch(3))), []
+
+    def backward():
+        try:
+            y.backward()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=backward)
+    thread.start()
+    thread.join()
+    assert UNKNOWN in errors[0]
+    loss(wrapped(layer, True, True)(batch(3))).backward()
+
+
 @KINDS
 def test_a_compiled_layer_in_an_eager_checkpoint_is_refused(reentrant):
     layer, _ = filled()
