@@ -384,12 +384,24 @@ def test_one_that_ran_too_long_ago_is_refused_or_found(reentrant):
         assert_gradients(layer, [x], loss(expected(layer, x, earlier)))
 
 
+def test_one_that_is_kept_no_more_is_not_taken_for_the_next_that_is():
+    layer, _ = filled()
+    y = loss(checkpoint(layer, batch(3), use_reentrant=True))
+    for _ in range(4):
+        layer.bank.enter(batch(1))
+        with torch.no_grad():
+            layer(batch(3))
+    with pytest.raises(RuntimeError, match=UNKNOWN):
+        y.backward()
+
+
 def test_a_forward_in_a_hook_on_gradients_is_refused():
     layer, _ = filled()
     x = batch(3)
+    y = layer(x)
+    layer.bank._forwards._calls.clear()  # as if other calls had pushed it out
     with torch.no_grad():
         layer(x)
-    y = layer(x)
     y.register_hook(lambda grad: layer(x))
     with pytest.raises(RuntimeError, match=UNKNOWN):
         loss(y).backward()
@@ -416,10 +428,22 @@ class HookCheckpoint:
         return self.tensors[index]
 
 
-def test_the_checkpoint_of_another_package_is_refused():
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+@pytest.mark.parametrize("last", [torch.sin, Square.apply], ids=["op", "function of Python's"])
+def test_the_checkpoint_of_another_package_is_refused(last):
     layer, _ = filled()
     x = batch(3)
-    y = HookCheckpoint(layer, x).y
+    y = HookCheckpoint(lambda x: last(layer(x)), x).y
     with torch.no_grad():
         layer(x)
     with pytest.raises(RuntimeError, match=UNKNOWN):
@@ -451,15 +475,32 @@ def test_another_shape_than_at_first_is_refused(reentrant):
 
 
 def test_calls_of_two_threads_without_gradients_are_not_told_apart():
-    layer, _ = filled()
-    ys = []
+    layer, ys = Layer(7), []
     for _ in range(2):
+        layer.bank.enter(batch(2))
         thread = threading.Thread(target=lambda: ys.append(checkpoint(layer, batch(3), use_reentrant=True)))
         thread.start()
         thread.join()
-    loss(checkpoint(layer, batch(3), use_reentrant=False)).backward()
     with pytest.raises(RuntimeError, match=UNKNOWN):
-        loss(ys[0]).backward()
+        loss(ys[1]).backward()
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # in a forward without gradients
+def test_nested_reentrant_checkpoints_whose_backward_is_in_another_thread_are_refused():
+    layer, _ = filled()
+    y, errors = loss(wrapped(layer, True, True)(batch(3))), []
+
+    def backward():
+        try:
+            y.backward()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=backward)
+    thread.start()
+    thread.join()
+    assert UNKNOWN in errors[0]
+    loss(wrapped(layer, True, True)(batch(3))).backward()
 
 
 @KINDS

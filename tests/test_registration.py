@@ -114,7 +114,16 @@ def test_a_tensor_left_on_meta_is_refused_instead_of_read(name):
 def test_every_op_of_the_namespace_is_checked_here():
     assert set(dir(torch.ops.batchformer)) >= {"encoder_layer", "encoder_layer_backward"}
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("batchformer::")}
-    assert names == {"batchformer::encoder_layer", "batchformer::encoder_layer_backward"}
+    assert names == {
+        "batchformer::encoder_layer",
+        "batchformer::encoder_layer_backward",
+        "batchformer::first_forward",
+    }
+
+
+def test_opcheck_passes_on_what_tells_a_first_forward():
+    for count in (torch.tensor(3), torch.arange(4)):
+        opcheck(torch.ops.batchformer.first_forward.default, (count,))
 
 
 MODULES = {

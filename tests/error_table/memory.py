@@ -56,8 +56,8 @@ MEMORY = (
         "another (inside of a hook on gradients, by the checkpoint of another package, of a module that was "
         "copied before its backward, or before hundreds of others); use torch.utils.checkpoint, or leave "
         "memory_bank_size out",
-        "A forward runs inside of a backward, and what its bank held when it ran first is not known: gradients "
-        "would be those of other keys.",
+        "A forward runs inside of a backward, and what its bank held when it ran first is not known: "
+        "gradients would be those of other keys.",
         "Use `torch.utils.checkpoint.checkpoint`, with `use_reentrant=False` if many forwards come before "
         "their backwards.",
     ),
@@ -81,8 +81,9 @@ MEMORY = (
     Row(
         lambda: in_a_backward(lambda _: first_forward(torch.tensor(3))),
         RuntimeError,
-        "checkpoint: expected a forward with a memory bank to be eager, got a compiled one, which cannot tell "
-        "what the bank held when it ran first; leave out the checkpoint, torch.compile or memory_bank_size",
+        "checkpoint: expected a forward with a memory bank to be eager, got a compiled one, which cannot "
+        "tell what the bank held when it ran first; leave out the checkpoint, torch.compile or "
+        "memory_bank_size",
         "A compiled module with a memory bank is in a checkpoint, whose backward runs it again.",
         "Compile without the checkpoint, or keep the module out of both.",
     ),

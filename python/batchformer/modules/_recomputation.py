@@ -26,6 +26,7 @@ from torch.utils.checkpoint import _CheckpointFrame
 
 from batchformer.marks import in_backward
 
+_THREAD = threading.local()  # torch numbers nodes by thread, and Python uses a thread's number again
 _MOST_CALLS = 256
 _MOST_SNAPSHOTS = 3  # each may be as large as the bank
 
@@ -47,7 +48,7 @@ class Forward:
 
 
 class _Call(NamedTuple):
-    thread: int
+    thread: object
     moment: int  # in the order in which the thread makes nodes of the graph
     forward: Forward | None  # None: with gradients; no node runs it again
 
@@ -147,7 +148,8 @@ class Forwards:
 
 
 def _call(forward: Forward | None) -> _Call:
-    return _Call(threading.get_ident(), torch._C._autograd._get_sequence_nr(), forward)
+    thread = _THREAD.__dict__.setdefault("itself", object())
+    return _Call(thread, torch._C._autograd._get_sequence_nr(), forward)
 
 
 def _regions() -> list[_Region]:
