@@ -37,7 +37,7 @@ def case(function: Callable[[], None]) -> Callable[[], None]:
 
 
 def case_of_two_ranks(function: Callable[[], None]) -> Callable[[], None]:
-    """One that takes long, and in which a third rank is nothing new."""
+    """One that takes long, if only to import the compiler (DDP does), and is nothing new for a third rank."""
     CASES[2][function.__name__] = function
     return function
 
@@ -57,15 +57,15 @@ def run(rank: int, size: int, folder: str) -> None:
     for name, function in CASES[size].items():
         torch.manual_seed(0)
         HANDED.clear()
-        torch._dynamo.reset()
         outcomes[name] = ""
         if name == LAST:  # of which this process may not come back
             Path(folder, f"{rank}.json").write_text(json.dumps(outcomes))
         try:
             function()
-        except Exception:
+        except BaseException:  # pytest's failures are no Exceptions
             outcomes[name] = traceback.format_exc()
     Path(folder, f"{rank}.json").write_text(json.dumps(outcomes))
+    os._exit(0)  # past the end of groups of which a rank is gone: gloo may abort there
 
 
 def here() -> Ranks:
@@ -210,7 +210,7 @@ def every_disagreement_raises_the_same_sentence_on_every_rank() -> None:
         first = "rank 0" if ranks.size == 2 else "ranks 0 and 1"
         assert said == sentence.format(first, f"rank {last}"), said
     fault = "x: expected shape [N, 4], got [2]"
-    said = sentence_of(lambda: agree(ranks, 0, {}, CPU, fault=fault if ranks.rank == 0 else None))
+    said = sentence_of(lambda: agree(ranks, 3, {}, CPU, fault=fault if ranks.rank == 0 else None))
     assert said == f"{fault} on rank 0; a fault of one rank stops all {ranks.size}"
     said = sentence_of(lambda: agree(ranks, 0, FACTS, CPU))
     assert said == f"x: expected at least 1 sample on one of {ranks.size} ranks, got 0 on each"
@@ -307,7 +307,7 @@ def a_backend_without_reduce_scatter_sums_all_and_takes_its_part() -> None:
         dist.reduce_scatter_tensor = there
 
 
-@case
+@case_of_two_ranks
 def distributed_data_parallel_gives_the_gradients_of_one_process() -> None:
     ranks = here()
     for sizes in SIZES[ranks.size]:
@@ -330,7 +330,7 @@ def weighted(y: Tensor, sizes: tuple[int, ...]) -> Tensor:
     return y.square().sum() * len(sizes) / sum(sizes)
 
 
-@case
+@case_of_two_ranks
 def accumulated_gradients_without_synchronisation_are_those_of_one_process() -> None:
     ranks = here()
     for static in (False, True):
@@ -356,7 +356,7 @@ def accumulated_gradients_without_synchronisation_are_those_of_one_process() -> 
 def compiled_forward_and_backward_are_those_of_one_process() -> None:
     ranks = here()
     torch._dynamo.utils.counters.clear()
-    model = Meets()
+    model = Meets(process_group=dist.new_group())
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for n in (3, 4, 5, 7):
         sizes = (n,) * ranks.size
@@ -398,18 +398,16 @@ def inductor_keeps_the_gather_and_its_backward() -> None:
         assert Counter(HANDED) == Counter({"scatter": 2 * n * 4, "scatter padding": 0})
 
 
-@case
+@case_of_two_ranks
 def a_compiled_graph_raises_on_every_rank_if_samples_or_facts_differ() -> None:
     ranks = here()
     model = Meets()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     n = 2 + (ranks.rank == 0)
     said = sentence_of(lambda: compiled(torch.randn(n, 4, dtype=torch.float64)))
-    others = "rank 1" if ranks.size == 2 else "ranks 1 and 2"
-    everyone = "ranks 0 and 1" if ranks.size == 2 else "ranks 0, 1 and 2"
     assert said == (
-        f"x: expected the same number of samples on every rank, as {everyone} took for granted "
-        f"(a compiled graph does), got 3 on rank 0 and 2 on {others}"
+        "x: expected the same number of samples on every rank, as ranks 0 and 1 took for granted "
+        "(a compiled graph does), got 3 on rank 0 and 2 on rank 1"
     ), said
     # One rank compiled, the others not.
     forward = compiled if ranks.rank == 0 else model
@@ -424,7 +422,7 @@ def a_compiled_graph_raises_on_every_rank_if_samples_or_facts_differ() -> None:
         )
 
     said = sentence_of(lambda: of_other_facts(torch.randn(2, 5 + ranks.rank)))
-    assert said.startswith("x: expected the same number of positions on every rank, got 5 on rank 0")
+    assert said.startswith("x: expected the same number of positions on every rank, got 5 on rank 0 and 6")
     assert len(of_other_facts(torch.randn(2, 5))) == 2 * ranks.size
 
 
@@ -464,7 +462,7 @@ def the_others_of_a_rank_that_stays_away_get_an_error_within_the_timeout() -> No
         dist.barrier()
 
 
-@case
+@case_of_two_ranks
 def the_others_of_a_rank_that_runs_no_backward_get_an_error_within_the_timeout() -> None:
     group = dist.new_group(timeout=timedelta(seconds=PATIENCE))
     x = torch.ones(2, 2, requires_grad=True)
