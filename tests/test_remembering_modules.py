@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import batchformer as bf
 import stand_ins
 from attach_nets import WIDTH, Blocks, Net
+from batchformer.modules import _declined
 from tolerances import assert_near
 
 C, L, SIZE = 8, 3, 7
@@ -169,6 +170,25 @@ def test_uniform_attention_remembers_and_has_the_same_values_on_torchs_path():
         torch.testing.assert_close(actual, expected)
     bank = next(iter(module._banks.values()))
     assert torch.equal(bank.rows, mean)
+
+
+@pytest.mark.parametrize("kind", ["NLC", "LNC"])
+def test_many_positions_go_to_torchs_attention_in_parts(kind, monkeypatch):
+    module, positions = make(kind, memory_bank_size=SIZE)
+    call(module, torch.randn(4, positions, C, dtype=torch.float64))
+    x = torch.randn(4, positions, C, dtype=torch.float64)
+    expected = call(copy.deepcopy(module), x)
+    monkeypatch.setattr(_declined, "MOST_POSITIONS", 2)
+    monkeypatch.setattr(_declined, "OP_DEVICES", ())
+    sizes, attention = [], F.scaled_dot_product_attention
+
+    def counted(query, *others):
+        sizes.append(len(query))
+        return attention(query, *others)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    torch.testing.assert_close(call(module, x), expected)
+    assert sizes == [2, 1]
 
 
 def test_relations_of_uniform_attention_are_all_alike():
