@@ -16,10 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import batchformer as bf
 
-ALL, NOTHING = (
-    (True,) * 13,
-    (False,) * 13,
-)  # which gradients an op is asked for: of x and of twelve parameters
+# Which gradients an op is asked for: of x, of twelve parameters, and of keys and values that a call brings.
+ALL, NOTHING = (*(True,) * 13, False), (False,) * 14
 SITES = {"attention": 1, "hidden": 2, "residual1": 3, "residual2": 4}
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 import batchformer as bf
-from batchformer.modules import _declined, _encoder
+from batchformer.modules import _declined
 from reference import layers, results
 from tolerances import HALF, assert_near
 
@@ -442,7 +442,7 @@ def test_many_positions_go_to_torchs_attention_in_parts(attend, layout, monkeypa
     expected = module(x)
     sizes = []
     module.encoder.self_attn.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape))
-    monkeypatch.setattr(_encoder, "_MOST_POSITIONS", 4)
+    monkeypatch.setattr(_declined, "MOST_POSITIONS", 4)
     module(x)
     assert len(sizes) == 1  # the CPU has no such bound
     monkeypatch.setattr(_declined, "OP_DEVICES", ())

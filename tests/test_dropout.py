@@ -16,7 +16,7 @@ def op_with_seed(layer: bf.TransformerEncoderLayer, seed: int):
 
     def forward(x):
         seed_tensor = torch.tensor(seed, device=x.device)
-        return torch.ops.batchformer.encoder_layer(x, *parameters, seed_tensor, *config, ALL)[0]
+        return torch.ops.batchformer.encoder_layer(x, *parameters, None, None, seed_tensor, *config, ALL)[0]
 
     return forward
 

@@ -205,7 +205,7 @@ def test_gradcheck_passes_in_float64(norm_first, activation, p, device, path):
     seed = torch.tensor(7, device=device)
 
     def op(x, *parameters):
-        return torch.ops.batchformer.encoder_layer(x, *parameters, seed, *config, ALL)[0]
+        return torch.ops.batchformer.encoder_layer(x, *parameters, None, None, seed, *config, ALL)[0]
 
     x = torch.randn(4, 3, 8, device=device, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(op, (x, *parameters))

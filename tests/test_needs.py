@@ -9,7 +9,7 @@ import batchformer as bf
 from reference import ALL, NOTHING
 
 OP, BACKWARD = torch.ops.batchformer.encoder_layer, torch.ops.batchformer.encoder_layer_backward
-NAMES = ("x", *bf.ops.Parameters._fields)
+NAMES = ("x", *bf.ops.Parameters._fields)  # without keys and values, which no call here brings
 # One position, tiles of its rows, tiles of positions, several positions without tiles.
 SHAPES = [(33, 1), (130, 1), (4, 150), (7, 3)]
 CHOSEN = {
@@ -27,7 +27,7 @@ def call(n, l, *, norm_first, activation="relu", dtype=torch.float64):
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(n, l, 16, dtype=dtype)
-    return (x, *layer._parameters_of_op(), torch.tensor(5), *layer._config()), torch.randn_like(x)
+    return (x, *layer._parameters_of_op(), None, None, torch.tensor(5), *layer._config()), torch.randn_like(x)
 
 
 def gradients(arguments, grad_y, needs):
@@ -44,7 +44,7 @@ def test_a_gradient_is_the_same_whichever_others_are_needed(n, l, norm_first, ac
     expected = dict(zip(NAMES, everything, strict=True))
     pairs = (set(pair) for pair in itertools.combinations(NAMES[::3], 2))
     for chosen in (*CHOSEN.values(), *pairs):
-        grads, _ = gradients(arguments, grad_y, [name in chosen for name in NAMES])
+        grads, _ = gradients(arguments, grad_y, [*(name in chosen for name in NAMES), False])
         found = dict(zip([name for name in NAMES if name in chosen], grads, strict=True))
         assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
@@ -57,7 +57,7 @@ def saved_floats(needs, *, norm_first=False) -> float:
 @pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
 def test_what_no_gradient_needs_is_not_saved(norm_first):
     def saved(*names: str) -> float:
-        return saved_floats([name in names for name in NAMES], norm_first=norm_first)
+        return saved_floats([*(name in names for name in NAMES), False], norm_first=norm_first)
 
     assert saved_floats(NOTHING, norm_first=norm_first) == 0
     assert saved("linear2_weight") < 3 < saved("out_proj_weight") < 10
@@ -70,11 +70,12 @@ def test_a_frozen_layer_computes_the_gradient_of_its_input_alone(monkeypatch):
     x = torch.randn(5, 3, 16, requires_grad=True)
     asked = []
 
-    def note(*arguments):
-        asked.append(tuple(arguments[-1]))
-        return BACKWARD(*arguments[:2], *arguments[2], arguments[3], *arguments[4], *arguments[5:])
+    forward, backward = bf.ops.op._CORE
 
-    forward, _ = bf.ops.op._CORE
+    def note(grad_y, inputs, call, saved):
+        asked.append(tuple(call.needs))
+        return backward(grad_y, inputs, call, saved)
+
     monkeypatch.setattr(bf.ops.op, "_CORE", (forward, note))
     layer(x).sum().backward()
     assert asked == [(True, *NOTHING[1:])]
@@ -86,7 +87,7 @@ def test_what_is_frozen_gets_no_gradient_and_a_missing_bias_has_none():
     without[NAMES.index("linear1_bias")] = None
     with pytest.raises(ValueError, match="needs: expected False for linear1_bias, which is None, got True"):
         OP(*without, ALL)
-    needs = [name != "linear1_bias" for name in NAMES]
+    needs = [*(name != "linear1_bias" for name in NAMES), False]
     grads, _ = gradients(without, grad_y, needs)
     assert len(grads) == len(NAMES) - 1
 
@@ -97,11 +98,11 @@ def test_a_backward_is_told_when_it_is_not_that_of_the_forward(norm_first):
     _, saved = OP(*arguments, ALL)
 
     def backward(saved=saved, grad_y=grad_y, needs=ALL, **config):
-        new = bf.ops.Config(*arguments[14:])._replace(**config)
-        return BACKWARD(grad_y, *arguments[:14], *new, saved, needs)
+        new = bf.ops.Config(*arguments[16:])._replace(**config)
+        return BACKWARD(grad_y, *arguments[:16], *new, saved, needs)
 
     names = [name for name, *_ in bf.ops.table._SAVED]
-    kept = bf.ops.table.core.saved_kept(bf.ops.Config(*arguments[14:]), ALL, 2)
+    kept = bf.ops.table.core.saved_kept(bf.ops.Config(*arguments[16:]), ALL, 2)
     names = [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
     for wrong in (
         lambda each: each[:-1],

@@ -21,8 +21,8 @@ def arguments(device: str, *, contiguous: bool = True, grad: bool = True, needed
         x = x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     seed = torch.tensor(42, device=device)
     parameters = layer._parameters_of_op()
-    needs = [needed and tensor is not None for tensor in (x, *parameters)]
-    return x.requires_grad_(grad), *parameters, seed, *layer._config(), needs
+    needs = [needed and tensor is not None for tensor in (x, *parameters, None)]
+    return x.requires_grad_(grad), *parameters, None, None, seed, *layer._config(), needs
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch 2.14's own, of its copies
@@ -84,7 +84,7 @@ def test_fake_tensors_have_the_layout_of_the_real_ones(contiguous, norm_first, d
 def test_fake_tensors_know_what_the_forward_leaves(n, l, norm_first, dtype, needed):
     _, *rest = arguments("cpu", norm_first=norm_first, batch_first=norm_first, grad=False, dtype=dtype)
     x = torch.randn((l, n, 8) if norm_first else (n, l, 8), dtype=dtype)
-    rest[-1] = [i in needed for i in range(13)]
+    rest[-1] = [i in needed for i in range(14)]
     mode = FakeTensorMode()
     fake_x, *fake_rest = tree_map_only(torch.Tensor, mode.from_tensor, [x, *rest])
     with mode:
@@ -97,7 +97,7 @@ def test_fake_tensors_know_what_the_forward_leaves(n, l, norm_first, dtype, need
 @pytest.mark.parametrize("name", ["x", "linear2_bias", "seed"])
 def test_a_tensor_left_on_meta_is_refused_instead_of_read(name):
     """The dispatcher takes the fake kernel then, and what comes out would be memory that nobody wrote."""
-    names = ("x", *bf.ops.Parameters._fields, "seed")
+    names = ("x", *bf.ops.Parameters._fields, "keys_values", "key_count", "seed")
     tensors = list(arguments("cpu", grad=False))
     tensors[names.index(name)] = tensors[names.index(name)].to("meta")
     found = "in_proj_weight: expected device meta" if name == "x" else f"{name}: expected device cpu"
@@ -114,7 +114,16 @@ def test_a_tensor_left_on_meta_is_refused_instead_of_read(name):
 def test_every_op_of_the_namespace_is_checked_here():
     assert set(dir(torch.ops.batchformer)) >= {"encoder_layer", "encoder_layer_backward"}
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("batchformer::")}
-    assert names == {"batchformer::encoder_layer", "batchformer::encoder_layer_backward"}
+    assert names == {
+        "batchformer::encoder_layer",
+        "batchformer::encoder_layer_backward",
+        "batchformer::first_forward",
+    }
+
+
+def test_opcheck_passes_on_what_tells_a_first_forward():
+    for count in (torch.tensor(3), torch.arange(4)):
+        opcheck(torch.ops.batchformer.first_forward.default, (count,))
 
 
 MODULES = {
@@ -278,7 +287,7 @@ def test_batched_gradients_are_those_of_torchs_layer(options, recompute):
 @pytest.mark.parametrize("batched", ["x", "seed", "linear1_weight", "x twice"])
 def test_the_op_under_vmap_is_the_op_for_each_entry(batched):
     x, *rest = arguments("cpu", grad=False, needed=False)
-    position = {"x": 0, "x twice": 0, "linear1_weight": 5, "seed": 13}[batched]
+    position = {"x": 0, "x twice": 0, "linear1_weight": 5, "seed": 15}[batched]
     entries = torch.stack([(x, *rest)[position], 2 * (x, *rest)[position]], -1)
 
     def call(entry):
@@ -312,7 +321,7 @@ def test_as_many_operations_are_counted_as_in_torchs_layer(dropout, training, ba
 
     def op(x):
         rest = (torch.tensor(3), *ours._config(), ALL)
-        return torch.ops.batchformer.encoder_layer(x, *ours._parameters_of_op(), *rest)[0]
+        return torch.ops.batchformer.encoder_layer(x, *ours._parameters_of_op(), None, None, *rest)[0]
 
     for backward in (False, True):
         expected = flops(theirs, x, backward=backward)
@@ -333,8 +342,10 @@ def test_what_needs_no_gradient_is_not_counted(trained, norm_first):
 
     def op(x):
         parameters = ours._parameters_of_op()
-        needs = [tensor.requires_grad for tensor in (x, *parameters)]
-        return torch.ops.batchformer.encoder_layer(x, *parameters, torch.tensor(3), *ours._config(), needs)[0]
+        needs = [*(tensor.requires_grad for tensor in (x, *parameters)), False]
+        return torch.ops.batchformer.encoder_layer(
+            x, *parameters, None, None, torch.tensor(3), *ours._config(), needs
+        )[0]
 
     counts = []
     for call in (op, theirs):

@@ -161,7 +161,7 @@ def test_a_forward_that_kept_nothing_is_run_again_by_the_backward():
     op, seed = torch.ops.batchformer.encoder_layer, torch.tensor(5)
     grads = []
     for needs in (ALL, NOTHING):
-        y = op(x, *layer._parameters_of_op(), seed, *layer._config(), needs)[0]
+        y = op(x, *layer._parameters_of_op(), None, None, seed, *layer._config(), needs)[0]
         grads.append(torch.autograd.grad(y.square().sum(), x)[0])
     assert torch.equal(*grads)
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchformer.ops.arguments import Config, Parameters
+from batchformer.ops.arguments import Config
 
 __all__ = [
     "__version__",
@@ -32,12 +32,20 @@ __all__ = [
 __version__: str
 
 def encoder_layer_forward(
-    x: Tensor, parameters: Parameters, seed: Tensor | None, config: Config, needs: Sequence[bool]
+    x: Tensor,
+    parameters: Sequence[Tensor | None],
+    keys_values: Tensor | None,
+    key_count: Tensor | None,
+    seed: Tensor | None,
+    config: Config,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor]]: ...
 def encoder_layer_backward(
     grad_y: Tensor,
     x: Tensor,
-    parameters: Parameters,
+    parameters: Sequence[Tensor | None],
+    keys_values: Tensor | None,
+    key_count: Tensor | None,
     seed: Tensor | None,
     config: Config,
     saved: Sequence[Tensor],

@@ -2,33 +2,40 @@
 //!
 //! Half precision is computed in float32 from the projections on, as torch's own does.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::dropout::TensorMask;
 use super::linear;
 use super::Result;
 use crate::call::{accumulate_kind, Dims, Linear};
 
-/// Query (already scaled), key and value: `[L H, N, D]` each.
+/// Query (already scaled) `[L H, N, D]`, key and value `[L H, K, D]`.
 struct HeadTensors {
     query: Tensor,
     key: Tensor,
     value: Tensor,
 }
 
-/// qkv `[M, 3C]` to the heads' outputs `[M, C]` and the log-sum-exp `[L H, N]` of each query's scores.
-pub fn forward(qkv: &Tensor, mask: &TensorMask, dims: &Dims) -> Result<(Tensor, Tensor)> {
-    let heads = split_heads(qkv, dims)?;
-    let scores = scores(&heads)?; // [L H, N, N]
+/// What `in_proj` gives, `[M, 3C]`; or the query alone, `[M, C]`, and the keys and values that count, `[L, K, 2C]`.
+pub struct Projections<'a> {
+    pub qkv: &'a Tensor,
+    pub keys_values: Option<&'a Tensor>,
+}
+
+/// The heads' outputs `[M, C]` and the log-sum-exp `[L H, N]` of each query's scores.
+pub fn forward(of: &Projections, mask: &TensorMask, dims: &Dims) -> Result<(Tensor, Tensor)> {
+    let heads = of.split_heads(dims)?;
+    let scores = scores(&heads)?; // [L H, N, K]
     let logsumexp = scores.f_logsumexp([-1].as_slice(), false)?; // [L H, N]
     let probabilities = softmax(&scores)?;
     drop(scores);
     let dropped = mask.apply(probabilities)?;
-    let attended = merge_heads(&dropped.f_bmm(&heads.value)?, dims)?;
-    Ok((attended.f_to_kind(qkv.f_kind()?)?, logsumexp))
+    let attended = merge(&dropped.f_bmm(&heads.value)?.f_unsqueeze(0)?, dims)?; // [L, N, C]
+    let attended = attended.f_view([dims.tokens(), dims.channels])?;
+    Ok((attended.f_to_kind(of.qkv.f_kind()?)?, logsumexp))
 }
 
-/// The gradient of qkv `[M, 3C]` for that of the heads' outputs `[M, C]`.
+/// The gradients of [`Projections`] for that of the heads' outputs `[M, C]`.
 ///
 /// With P = softmax(S), P̃ its dropout and Y = P̃ V:
 ///     `grad_V` = P̃ᵀ `grad_Y`, `grad_P` = dropout(`grad_Y` Vᵀ),
@@ -37,20 +44,21 @@ pub fn forward(qkv: &Tensor, mask: &TensorMask, dims: &Dims) -> Result<(Tensor, 
 /// rows of scores of 1e5 with sums up to 1 % off 1, and that share of Σ P `grad_P` in every `grad_S`.
 pub fn backward(
     grad_attended: &Tensor,
-    qkv: &Tensor,
+    of: &Projections,
     mask: &TensorMask,
     dims: &Dims,
-) -> Result<Tensor> {
-    let kind = qkv.f_kind()?;
-    let heads = split_heads(qkv, dims)?;
+) -> Result<(Tensor, Option<Tensor>)> {
+    let kind = of.qkv.f_kind()?;
+    let heads = of.split_heads(dims)?;
     let probabilities = softmax(&scores(&heads)?)?;
-    let grad_heads = split_one(grad_attended, dims)?;
+    let grad_attended = grad_attended.f_view([dims.positions, dims.samples, dims.channels])?;
+    let grad_heads = split(&grad_attended, dims)?.f_select(0, 0)?;
 
     let dropped = mask.apply(probabilities.shallow_clone())?;
     let grad_value = dropped.f_transpose(1, 2)?.f_bmm(&grad_heads)?;
     drop(dropped);
 
-    let grad_dropped = grad_heads.f_bmm(&heads.value.f_transpose(1, 2)?)?; // [L H, N, N]
+    let grad_dropped = grad_heads.f_bmm(&heads.value.f_transpose(1, 2)?)?; // [L H, N, K]
     let grad_probabilities = mask.apply(grad_dropped)?;
     let grad_scores = Tensor::f_internal_softmax_backward_data(
         &grad_probabilities,
@@ -62,13 +70,19 @@ pub fn backward(
 
     let grad_query = grad_scores.f_bmm(&heads.key)?.f_mul_scalar(dims.attention_scale())?;
     let grad_key = grad_scores.f_transpose(1, 2)?.f_bmm(&heads.query)?;
-    let grads = Tensor::f_stack(&[grad_query, grad_key, grad_value], 0)?; // [3, L H, N, D]
-    merge_qkv(&grads, dims)?.f_to_kind(kind)
+    let rows = |grads: &[Tensor]| merge(&Tensor::f_stack(grads, 0)?, dims)?.f_to_kind(kind);
+    let tokens = |grad: Tensor| grad.f_view([dims.tokens(), dims.in_proj_parts() * dims.channels]);
+    if of.keys_values.is_none() {
+        return Ok((tokens(rows(&[grad_query, grad_key, grad_value])?)?, None));
+    }
+    let grad_keys_values = rows(&[grad_key, grad_value])?; // [L, K, 2C]
+    Ok((tokens(rows(&[grad_query])?)?, Some(grad_keys_values)))
 }
 
 /// Who attends to whom, without dropout: x `[N, C]` to `[H, N, N]`.
 pub fn probabilities(x: &Tensor, in_proj: &Linear, dims: &Dims) -> Result<Tensor> {
-    let heads = split_heads(&linear::forward(x, in_proj)?, dims)?;
+    let qkv = linear::forward(x, in_proj)?;
+    let heads = Projections { qkv: &qkv, keys_values: None }.split_heads(dims)?;
     softmax(&scores(&heads)?)
 }
 
@@ -80,41 +94,32 @@ fn softmax(scores: &Tensor) -> Result<Tensor> {
     scores.f_softmax(-1, None)
 }
 
-fn split_heads(qkv: &Tensor, dims: &Dims) -> Result<HeadTensors> {
-    let heads = qkv
-        .f_view([dims.positions, dims.samples, 3, dims.heads, dims.head_width()])?
-        .f_permute([2, 0, 3, 1, 4])? // [3, L, H, N, D]
-        .f_to_kind(accumulating(qkv)?)?
-        .f_reshape([3, dims.positions * dims.heads, dims.samples, dims.head_width()])?;
-    Ok(HeadTensors {
-        query: heads.f_select(0, 0)?.f_mul_scalar(dims.attention_scale())?,
-        key: heads.f_select(0, 1)?,
-        value: heads.f_select(0, 2)?,
-    })
+impl Projections<'_> {
+    fn split_heads(&self, dims: &Dims) -> Result<HeadTensors> {
+        let own = split(&self.qkv.f_view([dims.positions, dims.samples, -1])?, dims)?;
+        let brought = self.keys_values.map(|keys_values| split(keys_values, dims)).transpose()?;
+        let (from, key) = brought.as_ref().map_or((&own, 1), |brought| (brought, 0));
+        Ok(HeadTensors {
+            query: own.f_select(0, 0)?.f_mul_scalar(dims.attention_scale())?,
+            key: from.f_select(0, key)?,
+            value: from.f_select(0, key + 1)?,
+        })
+    }
 }
 
-/// `[M, C]` to `[L H, N, D]`
-fn split_one(x: &Tensor, dims: &Dims) -> Result<Tensor> {
-    x.f_view([dims.positions, dims.samples, dims.heads, dims.head_width()])?
-        .f_permute([0, 2, 1, 3])? // [L, H, N, D]
-        .f_to_kind(accumulating(x)?)?
-        .f_reshape([dims.positions * dims.heads, dims.samples, dims.head_width()])
+/// `[L, rows, parts C]` to `[parts, L H, rows, D]`
+fn split(x: &Tensor, dims: &Dims) -> Result<Tensor> {
+    let (rows, parts) = (x.size()[1], x.size()[2] / dims.channels);
+    x.f_reshape([dims.positions, rows, parts, dims.heads, dims.head_width()])?
+        .f_permute([2, 0, 3, 1, 4])? // [parts, L, H, rows, D]
+        .f_to_kind(accumulate_kind(x.f_kind()?))?
+        .f_reshape([parts, dims.positions * dims.heads, rows, dims.head_width()])
 }
 
-/// `[L H, N, D]` to `[M, C]`
-fn merge_heads(x: &Tensor, dims: &Dims) -> Result<Tensor> {
-    x.f_view([dims.positions, dims.heads, dims.samples, dims.head_width()])?
-        .f_permute([0, 2, 1, 3])? // [L, N, H, D]
-        .f_reshape([dims.tokens(), dims.channels])
-}
-
-/// `[3, L H, N, D]` to `[M, 3C]`
-fn merge_qkv(x: &Tensor, dims: &Dims) -> Result<Tensor> {
-    x.f_view([3, dims.positions, dims.heads, dims.samples, dims.head_width()])?
-        .f_permute([1, 3, 0, 2, 4])? // [L, N, 3, H, D]
-        .f_reshape([dims.tokens(), 3 * dims.channels])
-}
-
-fn accumulating(x: &Tensor) -> Result<Kind> {
-    Ok(accumulate_kind(x.f_kind()?))
+/// `[parts, L H, rows, D]` to `[L, rows, parts C]`
+fn merge(x: &Tensor, dims: &Dims) -> Result<Tensor> {
+    let (parts, rows) = (x.size()[0], x.size()[2]);
+    x.f_view([parts, dims.positions, dims.heads, rows, dims.head_width()])?
+        .f_permute([1, 3, 0, 2, 4])? // [L, rows, parts, H, D]
+        .f_reshape([dims.positions, rows, parts * dims.channels])
 }

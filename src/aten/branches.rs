@@ -3,8 +3,9 @@
 use tch::{Device, Tensor};
 
 use super::activation::{self, Hidden};
+use super::attention::{self, Projections};
 use super::dropout::TensorMask;
-use super::{attention, linear, Result};
+use super::{linear, Result};
 use crate::call::random::Site;
 use crate::call::{Activation, Config, Dims, Grads, Input, Needs, Params, Piece};
 
@@ -15,11 +16,13 @@ pub struct Branches<'a> {
     config: &'a Config,
     needs: &'a Needs,
     dims: &'a Dims,
+    /// `[L, K, 2C]`, those that count.
+    keys_values: Option<Tensor>,
     seed: Option<&'a Tensor>,
     device: Device,
 }
 
-/// What the attention branch keeps: `[M, 3C]`, `[L H, N]`, `[M, C]`, of which the last can be made again.
+/// What the attention branch keeps: `[M, 3C]` or `[M, C]`, `[L H, N]`, `[M, C]`, of which the last can be made again.
 pub struct AttentionSaved {
     pub qkv: Tensor,
     pub logsumexp: Tensor,
@@ -27,9 +30,20 @@ pub struct AttentionSaved {
 }
 
 impl<'a> Branches<'a> {
-    pub fn new(input: &'a Input, dims: &'a Dims) -> Self {
-        let Input { x, params, seed, config, needs } = input;
-        Self { params, config, needs, dims, seed: seed.as_ref(), device: x.device() }
+    pub fn new(input: &'a Input, dims: &'a Dims) -> Result<Self> {
+        let Input { x, params, keys_values, seed, config, needs, .. } = input;
+        let by_position = |each: &Tensor| {
+            let by_position =
+                if config.batch_first { each.shallow_clone() } else { each.f_transpose(0, 1)? };
+            by_position.f_narrow(1, 0, dims.counted_keys)
+        };
+        let keys_values = keys_values.as_ref().map(by_position).transpose()?;
+        let (seed, device) = (seed.as_ref(), x.device());
+        Ok(Self { params, config, needs, dims, keys_values, seed, device })
+    }
+
+    fn projections<'b>(&'b self, qkv: &'b Tensor) -> Projections<'b> {
+        Projections { qkv, keys_values: self.keys_values.as_ref() }
     }
 
     fn attention_mask(&self) -> Result<TensorMask> {
@@ -59,15 +73,16 @@ impl<'a> Branches<'a> {
 
     /// `dropout(attention(x))`: `[M, C]` to `[M, C]`.
     pub fn attention(&self, x: &Tensor) -> Result<(Tensor, AttentionSaved)> {
-        let qkv = linear::forward(x, &self.params.in_proj)?; // [M, 3C]
-        let (attended, logsumexp) = attention::forward(&qkv, &self.attention_mask()?, self.dims)?;
+        let qkv = linear::forward(x, &self.params.in_proj)?; // [M, 3C], or [M, C]
+        let (attended, logsumexp) =
+            attention::forward(&self.projections(&qkv), &self.attention_mask()?, self.dims)?;
         let y = linear::forward(&attended, &self.params.out_proj)?;
         let attended = Some(attended);
         Ok((self.residual1_mask()?.apply(y)?, AttentionSaved { qkv, logsumexp, attended }))
     }
 
-    /// The gradient of what `in_proj` gives, `[M, 3C]`, if one is needed from there on; that of the output projection
-    /// goes to `grads`.
+    /// The gradient of what `in_proj` gives, `[M, 3C]` or `[M, C]`, if one is needed from there on; those of the output
+    /// projection and of keys and values go to `grads`.
     pub fn attention_backward(
         &self,
         grad_y: &Tensor,
@@ -75,11 +90,12 @@ impl<'a> Branches<'a> {
         grads: &mut Grads,
     ) -> Result<Option<Tensor>> {
         let AttentionSaved { qkv, attended, .. } = saved;
+        let of = self.projections(qkv);
         let out_proj = &self.params.out_proj;
         let grad_y = self.residual1_mask()?.apply(grad_y.shallow_clone())?;
         let attended = match attended {
             Some(attended) => attended.shallow_clone(),
-            None => attention::forward(qkv, &self.attention_mask()?, self.dims)?.0,
+            None => attention::forward(&of, &self.attention_mask()?, self.dims)?.0,
         };
         let needs = self.needs.params.out_proj;
         grads.params.out_proj = linear::backward_params(&grad_y, &attended, out_proj, needs)?;
@@ -89,7 +105,24 @@ impl<'a> Branches<'a> {
         }
         let grad_attended = linear::backward_x(&grad_y, out_proj)?;
         let mask = self.attention_mask()?;
-        attention::backward(&grad_attended, qkv, &mask, self.dims).map(Some)
+        let (grad_qkv, grad_keys_values) =
+            attention::backward(&grad_attended, &of, &mask, self.dims)?;
+        if self.needs.keys_values {
+            grads.keys_values =
+                grad_keys_values.map(|grad| self.as_keys_values(&grad)).transpose()?;
+        }
+        Ok(Some(grad_qkv))
+    }
+
+    /// The gradient of the keys that count, `[L, K, 2C]`, in the shape of what the call brings, with 0 for the others.
+    fn as_keys_values(&self, grad: &Tensor) -> Result<Tensor> {
+        let Dims { keys, counted_keys, .. } = *self.dims;
+        let grad = grad.f_constant_pad_nd([0, 0, 0, keys - counted_keys])?;
+        if self.config.batch_first {
+            grad.f_contiguous()
+        } else {
+            grad.f_transpose(0, 1)?.f_contiguous()
+        }
     }
 
     /// The gradient of the input of `in_proj`, if one is needed from there on, for that of its output.

@@ -35,15 +35,16 @@ impl TensorMask {
             .map(|kept| kept.f_transpose(0, 1)?.f_reshape([dims.tokens(), width]))
     }
 
-    /// The mask of the attention probabilities `[L H, N, N]`.
+    /// The mask of the attention probabilities `[L H, N, K]`, of the keys that count.
     pub fn of_probabilities(
         seed: Option<&Tensor>,
         p: f64,
         dims: &Dims,
         device: Device,
     ) -> Result<Self> {
-        let shape = [dims.positions * dims.heads, dims.samples, dims.samples];
-        Self::new(seed, Site::Attention, p, &shape, device)
+        let shape = [dims.positions * dims.heads, dims.samples, dims.keys];
+        Self::new(seed, Site::Attention, p, &shape, device)?
+            .map(|kept| kept.f_narrow(-1, 0, dims.counted_keys))
     }
 
     /// The scale of a mask that need not be drawn, as what it dropped is known from elsewhere.
@@ -106,6 +107,9 @@ mod tests {
     const DIMS: Dims = Dims {
         samples: 3,
         positions: 5,
+        keys: 3,
+        counted_keys: 3,
+        own_keys: true,
         channels: 7,
         heads: 1,
         feedforward: 7,

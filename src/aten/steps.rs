@@ -21,7 +21,7 @@ struct Steps {
 
 /// `[N, L, C]` to `[N, L, C]`, or the same with `[L, N, C]`.
 pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, SavedTensors)> {
-    let branches = Branches::new(input, dims);
+    let branches = Branches::new(input, dims)?;
     let x = to_rows(&input.x, dims)?;
     let (y, steps) = if input.config.norm_first {
         pre_norm(&x, input, &branches)?
@@ -33,7 +33,7 @@ pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, SavedTensors)> {
 
 /// The gradients for `grad_y`, of the shape of `x`.
 pub fn backward(grad_y: &Tensor, input: &Input, saved: SavedTensors, dims: &Dims) -> Result<Grads> {
-    let branches = Branches::new(input, dims);
+    let branches = Branches::new(input, dims)?;
     let steps = restore(saved, dims)?;
     let (x, grad_y) = (to_rows(&input.x, dims)?, to_rows(grad_y, dims)?);
     let mut grads = Grads::none();

@@ -2,13 +2,19 @@
 
 use tch::Kind;
 
-/// N, L, C, H and the feed-forward width.
+/// N, L, K, C, H and the feed-forward width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dims {
     /// N: the samples that attend to each other.
     pub samples: i64,
     /// L: the positions that do not see each other.
     pub positions: i64,
+    /// K: the keys at each position. N of the samples' own, or as many as the call brings.
+    pub keys: i64,
+    /// How many of them are attended to, from the first on.
+    pub counted_keys: i64,
+    /// Whether they are the samples' own.
+    pub own_keys: bool,
     /// C
     pub channels: i64,
     /// H
@@ -22,6 +28,15 @@ impl Dims {
     /// M = N L, the rows of every linear.
     pub fn tokens(&self) -> i64 {
         self.samples * self.positions
+    }
+
+    /// Of query, key and value, how many `in_proj` makes.
+    pub fn in_proj_parts(&self) -> i64 {
+        if self.own_keys {
+            3
+        } else {
+            1
+        }
     }
 
     /// C / H

@@ -23,6 +23,10 @@ pub struct Input {
     /// `[N, L, C]`, or `[L, N, C]` if `config.batch_first`.
     pub x: Tensor,
     pub params: Params<Tensor>,
+    /// `[K, L, 2C]`, or `[L, K, 2C]`: what the samples attend to instead of each other.
+    pub keys_values: Option<Tensor>,
+    /// A 0-d int64 tensor on the CPU: how many of the K count, from the first on. All, if it is not there.
+    pub key_count: Option<Tensor>,
     /// A 0-d int64 tensor; the dropout masks are a function of it.
     pub seed: Option<Tensor>,
     pub config: Config,
@@ -46,19 +50,22 @@ impl Input {
 /// What the forward leaves for the backward: a tensor under the name of each that is kept.
 pub type SavedTensors = Saved<Option<Tensor>>;
 
-/// The gradients that are needed, of the input and, under the names of the parameters, of the parameters.
+/// The gradients that are needed, of the input, under the names of the parameters of those, and of keys and values.
 pub struct Grads {
     pub x: Option<Tensor>,
     pub params: Params<Option<Tensor>, Option<Tensor>>,
+    pub keys_values: Option<Tensor>,
 }
 
 impl Grads {
     pub fn none() -> Self {
-        Self { x: None, params: Params::from_array([const { None }; PARAMETERS.len()]) }
+        let params = Params::from_array([const { None }; PARAMETERS.len()]);
+        Self { x: None, params, keys_values: None }
     }
 
     /// Those that are there, in the order of the needs.
     pub fn into_tensors(self) -> impl Iterator<Item = Tensor> {
-        std::iter::once(self.x).chain(self.params.into_array()).flatten()
+        let Self { x, params, keys_values } = self;
+        std::iter::once(x).chain(params.into_array()).chain([keys_values]).flatten()
     }
 }

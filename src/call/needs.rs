@@ -40,15 +40,16 @@ const PRE_NORM: [Piece; 7] = [
 pub struct Needs {
     pub x: bool,
     pub params: Params<bool, bool>,
+    pub keys_values: bool,
     norm_first: bool,
 }
 
-/// One flag for x, then one for each parameter.
-pub const NEEDS: usize = 1 + PARAMETERS.len();
+/// One flag for x, then one for each parameter, then one for the keys and values that a call brings.
+pub const NEEDS: usize = 1 + PARAMETERS.len() + 1;
 
 impl Needs {
-    pub fn new([x, params @ ..]: [bool; NEEDS], norm_first: bool) -> Self {
-        Self { x, params: Params::from_array(params), norm_first }
+    pub fn new([x, params @ .., keys_values]: [bool; NEEDS], norm_first: bool) -> Self {
+        Self { x, params: Params::from_array(params), keys_values, norm_first }
     }
 
     fn of(&self, piece: Piece) -> bool {
@@ -62,7 +63,8 @@ impl Needs {
             Piece::Norm1 => norm1,
             Piece::Norm2 => norm2,
         };
-        affine.weight || affine.bias
+        // Keys and values are where the output of `in_proj` is.
+        affine.weight || affine.bias || (piece == Piece::InProj && self.keys_values)
     }
 
     /// Whether the backward comes to this piece.

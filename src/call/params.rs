@@ -19,7 +19,7 @@ pub type Norm = Affine<Tensor>;
 /// One of something for each parameter.
 #[derive(Clone, Copy)]
 pub struct Params<W, B = Option<W>> {
-    /// `[3C, C]`: query, key and value.
+    /// `[3C, C]`: query, key and value; `[C, C]`, the query alone, where a call brings keys and values.
     pub in_proj: Affine<W, B>,
     pub out_proj: Affine<W, B>,
     pub linear1: Affine<W, B>,
@@ -49,8 +49,8 @@ const fn norm(name: &'static str, optional: bool) -> ParameterFact {
 
 /// In the order of the op's schema, which is that of [`Params::into_array`].
 pub const PARAMETERS: [ParameterFact; 12] = [
-    linear("in_proj_weight", &[(3, Axis::C), (1, Axis::C)], false),
-    linear("in_proj_bias", &[(3, Axis::C)], true),
+    linear("in_proj_weight", &[(1, Axis::P), (1, Axis::C)], false),
+    linear("in_proj_bias", &[(1, Axis::P)], true),
     linear("out_proj_weight", &[(1, Axis::C), (1, Axis::C)], false),
     linear("out_proj_bias", &[(1, Axis::C)], true),
     linear("linear1_weight", &[(1, Axis::F), (1, Axis::C)], false),

@@ -10,7 +10,7 @@
 //! Word i of a site is `mix(mix(mix(seed) + site γ) + (i + 1) γ)`. Four elements share a word, 16 bits each, lowest
 //! bits first. An element is kept if its bits, as a number from 0 to 65535, are at least [`threshold`]; the scale is
 //! that of the rounded p, so that the mean is exact. An element's index is its place in `[N, L, ..]` or
-//! `[L, H, N, N]`, whatever the strides are.
+//! `[L, H, N, K]`, whatever the strides are.
 //!
 //! Tried and dropped: Philox4x32-10, torch's own on CUDA. Ten rounds as tensor ops are some 120 kernel
 //! launches a mask against 15.

@@ -109,8 +109,8 @@ macro_rules! saved {
 }
 
 saved! {
-    /// Query, key and value.
-    qkv: [(1, L), (1, N), (3, C)], Linears, Always, [OutProj, OutProj];
+    /// Query, key and value; the query alone where the call brings keys and values.
+    qkv: [(1, L), (1, N), (1, P)], Linears, Always, [OutProj, OutProj];
     /// Log-sum-exp of the scores of each query.
     logsumexp: [(1, L), (1, N), (1, H)], Sums, Always, [OutProj, OutProj];
     /// The heads' outputs side by side, before the output projection.
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn what_no_gradient_needs_is_not_kept() {
         let mut norm2_alone = [false; NEEDS];
-        norm2_alone[NEEDS - 1] = true;
+        norm2_alone[NEEDS - 2] = true; // its bias
         assert!(kept([false; NEEDS], false, 1).is_empty());
         assert_eq!(kept(norm2_alone, false, 1), ["residual2", "mean2", "rstd2"]);
         assert_eq!(kept(norm2_alone, true, 1), ["residual1", "activated", "mean2", "rstd2"]);

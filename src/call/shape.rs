@@ -15,6 +15,8 @@ pub enum Axis {
     F,
     /// Heads.
     H,
+    /// What `in_proj` makes of a token: query, key and value, or the query alone.
+    P,
 }
 
 impl Axis {
@@ -25,6 +27,7 @@ impl Axis {
             Axis::C => "C",
             Axis::F => "F",
             Axis::H => "H",
+            Axis::P => "P",
         }
     }
 }
@@ -40,6 +43,7 @@ impl Dims {
             Axis::C => self.channels,
             Axis::F => self.feedforward,
             Axis::H => self.heads,
+            Axis::P => self.in_proj_parts() * self.channels,
         }
     }
 

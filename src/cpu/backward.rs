@@ -11,10 +11,10 @@ use super::linear::{parameter_grads, LinearGrad};
 use super::matrix::{Matrix, MatrixMut};
 use super::packed::PackedFactors;
 use super::plan::Plan;
-use super::saved_rows::{self, SavedRows};
-use super::setup::{contiguous, empty_grads, layer_view, ParamGrads};
+use super::saved_rows::{self, key_rows, SavedRows};
+use super::setup::{contiguous, counted_keys, empty_grads, layer_view, ParamGrads};
 use super::simd::Real;
-use super::tensors::{readable, tokens, tokens_mut};
+use super::tensors::{first_tokens_mut, readable, tokens, tokens_mut};
 use super::threads::{team, Team};
 use super::totals::ColumnTotal;
 use super::workspace::Workspace;
@@ -28,12 +28,14 @@ pub fn backward<T: Real + Element>(
     dims: &Dims,
 ) -> Result<Grads, TchError> {
     let (x, grad_y, params) = (readable(&input.x)?, readable(grad_y)?, contiguous(&input.params)?);
+    let keys_values = counted_keys(input, dims)?;
     let saved = saved_rows::contiguous(saved)?;
     let layer = layer_view::<T>(input, &params, dims)?;
     let plan = Plan::new(dims, threads());
     let mut grads = empty_grads::<T>(input, dims)?;
 
-    let kept = SavedRows::new(&saved, tokens(&x, dims), dims);
+    let keys_values = key_rows(keys_values.as_ref(), dims);
+    let kept = SavedRows::new(&saved, tokens(&x, dims), keys_values, dims);
     let grad_y = tokens(&grad_y, dims);
     let call = BackwardCall { layer: &layer, needs: &input.needs, plan, grad_y, kept };
     let mut params = ParamGrads::new(&mut grads.params, plan.units(layer.positions));
@@ -41,20 +43,31 @@ pub fn backward<T: Real + Element>(
         Some(grad_x) => tokens_mut(grad_x, dims),
         None => MatrixMut::new(&mut [], dims.tokens() as usize, 0),
     };
+    // The steps write what nobody needs, too, where there are keys.
+    let unneeded = grads.keys_values.is_none() && input.needs.reach(Piece::InProj);
+    let mut unneeded =
+        Buffers::new(keys_values.rows(), [if unneeded { keys_values.columns() } else { 0 }]);
+    let [unneeded] = unneeded.matrices();
+    let grad_keys_values = match &mut grads.keys_values {
+        Some(grad) => first_tokens_mut(grad, dims.counted_keys, dims),
+        None => unneeded,
+    };
     let part = plan.gathered * layer.samples;
-    let parts = grad_x.split_rows(part).enumerate();
+    let parts =
+        grad_x.split_rows(part).zip(grad_keys_values.split_rows(plan.gathered * layer.keys));
+    let parts = parts.enumerate();
     let mut workspace = Workspace::default();
     let mut team = team(dims, &plan, &mut workspace);
     if plan.tile.is_some() || plan.row_tile.is_some() {
         PackedFactors::new(&mut team, &layer.backward_factors()).with(|factors| {
-            parts.for_each(|(number, grad_x)| {
-                call.part(&mut team, factors, number * part, grad_x, &mut params);
+            parts.for_each(|(number, grads)| {
+                call.part(&mut team, factors, number * part, grads, &mut params);
             });
         });
     } else {
         let factors = layer.backward_factors();
-        parts.for_each(|(number, grad_x)| {
-            call.part(&mut team, &factors, number * part, grad_x, &mut params);
+        parts.for_each(|(number, grads)| {
+            call.part(&mut team, &factors, number * part, grads, &mut params);
         });
     }
     Ok(grads)
@@ -72,13 +85,13 @@ struct BackwardCall<'a, T> {
 type Go<T> = fn(&BackwardSteps<T>, &mut Team<T>, BackwardRows<T>);
 
 impl<T: Real> BackwardCall<'_, T> {
-    /// The rows from `first` on: the gradient of x, and what they add to those of the parameters.
+    /// The rows from `first` on: the gradients of x and of keys and values, and what they add to those of the parameters.
     fn part(
         &self,
         team: &mut Team<T>,
         factors: &RightFactors<T>,
         first: usize,
-        grad_x: MatrixMut<T>,
+        (grad_x, grad_keys_values): (MatrixMut<T>, MatrixMut<T>),
         grads: &mut ParamGrads<T>,
     ) {
         let rows = grad_x.rows();
@@ -95,13 +108,13 @@ impl<T: Real> BackwardCall<'_, T> {
         let mut norm_sums = Buffers::new(2 * norm_blocks, norm_widths);
         if let Some(tile) = self.plan.row_tile {
             let (gathered, sums) = (gathered.matrices(), norm_sums.matrices());
-            self.by_row_tiles(team, factors, tile, grad_x, gathered, sums);
+            self.by_row_tiles(team, factors, tile, (grad_x, grad_keys_values), gathered, sums);
         } else {
             self.by_tiles(
                 team,
                 factors,
                 (first, tile),
-                grad_x,
+                (grad_x, grad_keys_values),
                 gathered.matrices(),
                 norm_sums.matrices(),
             );
@@ -123,21 +136,23 @@ impl<T: Real> BackwardCall<'_, T> {
         team: &mut Team<T>,
         factors: &RightFactors<T>,
         (first, tile): (usize, usize),
-        grad_x: MatrixMut<T>,
+        (grad_x, grad_keys_values): (MatrixMut<T>, MatrixMut<T>),
         gathered: [MatrixMut<T>; backward_steps::GATHERED],
         norm_sums: [MatrixMut<T>; 2],
     ) {
         let sums_of_a_tile = 2 * tile.div_ceil(self.plan.norm_rows);
         let tiles = split(gathered, tile).zip(split(norm_sums, sums_of_a_tile));
-        let tiles = tiles.zip(grad_x.split_rows(tile)).enumerate();
+        let keys = tile / self.layer.samples * self.layer.keys;
+        let grads = grad_x.split_rows(tile).zip(grad_keys_values.split_rows(keys));
+        let tiles = tiles.zip(grads).enumerate();
         if self.plan.tile.is_some() {
-            team.for_each(tiles, |(number, ((gathered, sums), grad_x)), workspace| {
+            team.for_each(tiles, |(number, ((gathered, sums), grads)), workspace| {
                 let team = &mut Team::One(workspace);
-                self.tile(team, factors, first + number * tile, grad_x, gathered, sums);
+                self.tile(team, factors, first + number * tile, grads, gathered, sums);
             });
         } else {
-            for (number, ((gathered, sums), grad_x)) in tiles {
-                self.tile(team, factors, first + number * tile, grad_x, gathered, sums);
+            for (number, ((gathered, sums), grads)) in tiles {
+                self.tile(team, factors, first + number * tile, grads, gathered, sums);
             }
         }
     }
@@ -149,7 +164,7 @@ impl<T: Real> BackwardCall<'_, T> {
         team: &mut Team<T>,
         factors: &RightFactors<T>,
         tile: usize,
-        grad_x: MatrixMut<T>,
+        (grad_x, grad_keys_values): (MatrixMut<T>, MatrixMut<T>),
         gathered: [MatrixMut<T>; backward_steps::GATHERED],
         norm_sums: [MatrixMut<T>; 2],
     ) {
@@ -162,7 +177,7 @@ impl<T: Real> BackwardCall<'_, T> {
                 all.split(tile, sums_of_a_tile).enumerate(),
                 |(number, rows), workspace| {
                     let first = number * tile;
-                    let kept = &self.kept.rows(&(first..first + rows.grad_y.rows()));
+                    let kept = &self.kept.rows(&(first..first + rows.grad_y.rows()), layer);
                     let steps = BackwardSteps { layer, needs, factors, kept };
                     go(&steps, &mut Team::One(workspace), rows);
                 },
@@ -171,7 +186,7 @@ impl<T: Real> BackwardCall<'_, T> {
         each_tile(team, all.reborrow(), |steps, team, rows| steps.up_to_attention(team, rows));
         if needs.reach(Piece::InProj) {
             let steps = BackwardSteps { layer, needs, factors, kept: &self.kept };
-            steps.attention(team, all.reborrow());
+            steps.attention(team, all.reborrow(), grad_keys_values);
             each_tile(team, all, |steps, team, rows| steps.behind_attention(team, rows));
         }
     }
@@ -217,7 +232,7 @@ impl<T: Real> BackwardCall<'_, T> {
         let if_needed = |width: usize, needed: bool| if needed { width } else { 0 };
         let Params { in_proj, linear1, linear2, .. } = needs.params;
         [
-            if_needed(3 * channels, needs.reach(Piece::InProj)),
+            if_needed(layer.in_proj.weight.rows(), needs.reach(Piece::InProj)),
             if_needed(channels, needs.reach(Piece::OutProj)),
             if_needed(feedforward, needs.reach(Piece::Linear1)),
             if_needed(channels, needs.reach(Piece::Linear2)),
@@ -240,14 +255,15 @@ impl<T: Real> BackwardCall<'_, T> {
         team: &mut Team<T>,
         factors: &RightFactors<T>,
         first: usize,
-        grad_x: MatrixMut<T>,
+        (grad_x, grad_keys_values): (MatrixMut<T>, MatrixMut<T>),
         gathered: [MatrixMut<T>; backward_steps::GATHERED],
         norm_sums: [MatrixMut<T>; 2],
     ) {
-        let kept = self.kept.rows(&(first..first + grad_x.rows()));
+        let Self { layer, needs, .. } = *self;
+        let kept = self.kept.rows(&(first..first + grad_x.rows()), layer);
         let mut scratch = self.scratch(&grad_x);
         let rows = self.rows(first, grad_x, gathered, norm_sums, scratch.matrices());
-        backward_steps::backward(team, self.layer, self.needs, factors, &kept, rows);
+        backward_steps::backward(team, layer, needs, factors, &kept, rows, grad_keys_values);
     }
 
     /// Each linear's parameters, from its input and the gradient of its output.
@@ -259,7 +275,7 @@ impl<T: Real> BackwardCall<'_, T> {
         gathered: &[Matrix<T>; backward_steps::GATHERED],
         grads: &mut ParamGrads<T>,
     ) {
-        let kept = self.kept.rows(&(first..first + rows));
+        let kept = self.kept.rows(&(first..first + rows), self.layer);
         let [grad_qkv, grad_projected, grad_hidden, grad_output, inputs @ ..] = *gathered;
         let [attention_input, attended, feedforward_input, activated] = inputs;
         let x = if self.layer.norm_first { attention_input } else { kept.x };

@@ -35,7 +35,7 @@ pub struct BackwardRows<'a, T> {
 }
 
 /// What the gradients of the linears' parameters are made of, besides what was kept: the gradients of the outputs of
-/// `in_proj` `[rows, 3C]`, `out_proj` `[rows, C]`, linear1 `[rows, F]` and linear2 `[rows, C]`; of the inputs, norm1(x) of
+/// `in_proj` `[rows, P]`, `out_proj` `[rows, C]`, linear1 `[rows, F]` and linear2 `[rows, C]`; of the inputs, norm1(x) of
 /// pre-norm, the attention's output where it was not kept, the feed-forward's input, and what GELU gives `[rows, F]`.
 pub const GATHERED: usize = 8;
 
@@ -48,11 +48,12 @@ pub fn backward<T: Real>(
     factors: &RightFactors<T>,
     kept: &SavedRows<T>,
     mut rows: BackwardRows<T>,
+    grad_keys_values: MatrixMut<T>,
 ) {
     let steps = BackwardSteps { layer, needs, factors, kept };
     steps.up_to_attention(team, rows.reborrow());
     if needs.reach(Piece::InProj) {
-        steps.attention(team, rows.reborrow());
+        steps.attention(team, rows.reborrow(), grad_keys_values);
         steps.behind_attention(team, rows);
     }
 }
@@ -108,7 +109,7 @@ impl<T: Real> BackwardSteps<'_, T> {
     /// From the gradient of y to that of the heads' outputs, in `grad_sum`, as far as one is needed.
     pub fn up_to_attention(&self, team: &mut Team<T>, rows: BackwardRows<T>) {
         let Self { layer, needs, factors, .. } = *self;
-        let SavedRows { tokens, x, saved } = *self.kept;
+        let SavedRows { tokens, x, saved, .. } = *self.kept;
         let Saved { residual1, residual2, mean1, rstd1, mean2, rstd2, .. } = saved;
         let BackwardRows { grad_y, mut grad_sum, mut grad_branch, gathered, .. } = rows;
         let [_, grad_projected, mut grad_hidden, grad_output, inputs @ ..] = gathered;
@@ -166,12 +167,26 @@ impl<T: Real> BackwardSteps<'_, T> {
     }
 
     /// From the gradient of the heads' outputs to that of query, key and value, of whole positions.
-    pub fn attention(&self, team: &mut Team<T>, rows: BackwardRows<T>) {
-        let SavedRows { tokens, saved: Saved { qkv, attended, logsumexp, .. }, .. } = *self.kept;
+    pub fn attention(
+        &self,
+        team: &mut Team<T>,
+        rows: BackwardRows<T>,
+        grad_keys_values: MatrixMut<T>,
+    ) {
+        let SavedRows { tokens, keys_values, saved, .. } = *self.kept;
+        let Saved { qkv, attended, logsumexp, .. } = saved;
         let BackwardRows { gathered: [grad_qkv, _, _, _, _, again, ..], grad_sum, .. } = rows;
         let attended = if again.columns() > 0 { again.view() } else { attended };
         let grad_attended = grad_sum.view();
-        let backward = AttentionBackward { qkv, attended, logsumexp, grad_attended, grad_qkv };
+        let backward = AttentionBackward {
+            qkv,
+            keys_values,
+            attended,
+            logsumexp,
+            grad_attended,
+            grad_qkv,
+            grad_keys_values,
+        };
         attention::backward(team, self.layer, tokens, backward);
     }
 
@@ -236,10 +251,10 @@ impl<T: Real> BackwardSteps<'_, T> {
         (again, logsumexp_again, mut grad_projected): (MatrixMut<T>, MatrixMut<T>, MatrixMut<T>),
         grad_attended: MatrixMut<T>,
     ) {
-        let SavedRows { tokens, saved: Saved { qkv, .. }, .. } = *self.kept;
+        let SavedRows { tokens, keys_values, saved: Saved { qkv, .. }, .. } = *self.kept;
         drop_rows(team, grad, mask, tokens, grad_projected.reborrow());
         if again.columns() > 0 {
-            let all = Attended { tokens, qkv, first: 0 };
+            let all = Attended { tokens, qkv, keys_values, first: 0 };
             attention::forward(team, self.layer, all, again, logsumexp_again);
         }
         if self.needs.pass(Piece::OutProj) {

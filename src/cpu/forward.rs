@@ -11,8 +11,8 @@ use super::matrix::{Matrix, MatrixMut};
 use super::packed::PackedFactors;
 use super::plan::Plan;
 use super::rows::TokenRows;
-use super::saved_rows::{self, written, SavedBuffers, SavedWidths};
-use super::setup::{contiguous, layer_view};
+use super::saved_rows::{self, key_rows, written, SavedBuffers, SavedWidths};
+use super::setup::{contiguous, counted_keys, layer_view};
 use super::simd::Real;
 use super::tensors::{empty, readable, tokens, tokens_mut};
 use super::threads::{team, Team};
@@ -26,12 +26,14 @@ pub fn forward<T: Real + Element>(
 ) -> Result<(Tensor, SavedTensors), TchError> {
     let (x, params) = (readable(&input.x)?, contiguous(&input.params)?);
     let layer = layer_view::<T>(input, &params, dims)?;
+    let keys_values = counted_keys(input, dims)?;
     let plan = Plan::new(dims, threads());
     let widths = SavedWidths::new(input, dims);
     let mut y = empty::<T>(&input.x.size())?;
     let mut kept = SavedBuffers::new(dims.tokens() as usize, widths.kept);
 
-    let call = ForwardCall { layer: &layer, x: tokens(&x, dims), widths };
+    let keys_values = key_rows(keys_values.as_ref(), dims);
+    let call = ForwardCall { layer: &layer, x: tokens(&x, dims), keys_values, widths };
     let part = plan.tile.unwrap_or(plan.gathered) * layer.samples;
     let (rows, kept_rows) = (tokens_mut(&mut y, dims), kept.matrices());
     let mut workspace = Workspace::default();
@@ -60,6 +62,8 @@ pub fn forward<T: Real + Element>(
 struct ForwardCall<'a, T> {
     layer: &'a LayerView<'a, T>,
     x: Matrix<'a, T>,
+    /// `[L keys, 2C]`, or without columns.
+    keys_values: Matrix<'a, T>,
     widths: SavedWidths,
 }
 
@@ -75,6 +79,7 @@ impl<T: Real> ForwardCall<'_, T> {
     ) {
         let LayerView { samples, positions, .. } = *self.layer;
         let rows = y.rows();
+        let keys_values = self.keys_values.row_block(self.layer.keys_of(&(first..first + rows)));
         let mut forgotten = SavedBuffers::new(rows, self.widths.forgotten);
         let mut scratch = Buffers::new(rows, [self.layer.channels()]);
         let [normed] = scratch.matrices();
@@ -85,8 +90,9 @@ impl<T: Real> ForwardCall<'_, T> {
             saved: written(kept, forgotten.matrices()),
             normed,
         };
-        forward_steps::forward(team, self.layer, factors, rows);
+        forward_steps::forward(team, self.layer, factors, keys_values, rows);
     }
+
     /// All rows of one position, in two goes: what attention takes is there before the first tile attends.
     fn by_row_tiles(
         &self,
@@ -114,7 +120,7 @@ impl<T: Real> ForwardCall<'_, T> {
         let qkv = qkv.view();
         team.for_each(all.split(tile), |rows, workspace| {
             let (team, first) = (&mut Team::One(workspace), rows.tokens.first);
-            let all = Attended { tokens, qkv, first };
+            let all = Attended { tokens, qkv, keys_values: self.keys_values, first };
             forward_steps::behind_attention(team, self.layer, factors, all, rows);
         });
     }

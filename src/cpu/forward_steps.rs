@@ -24,12 +24,14 @@ pub struct ForwardRows<'a, T> {
     pub normed: MatrixMut<'a, T>,
 }
 
-/// Rows of whole positions, which `some` of them attend to.
+/// Rows of whole positions, and which of them attend.
 #[derive(Clone, Copy)]
 pub struct Attended<'a, T> {
     pub tokens: TokenRows,
-    /// `[rows, 3C]`
+    /// `[rows, 3C]`, or the queries `[rows, C]`.
     pub qkv: Matrix<'a, T>,
+    /// What they attend to instead of each other, `[keys of these positions, 2C]`; without columns, if it is not there.
+    pub keys_values: Matrix<'a, T>,
     /// The first of the rows that attend.
     pub first: usize,
 }
@@ -40,12 +42,13 @@ pub fn forward<T: Real>(
     team: &mut Team<T>,
     layer: &LayerView<T>,
     factors: &RightFactors<T>,
+    keys_values: Matrix<T>,
     mut rows: ForwardRows<T>,
 ) {
     let (tokens, no_rows) = (rows.tokens, MatrixMut::new(&mut [], rows.x.rows(), 0));
     let mut qkv = std::mem::replace(&mut rows.saved.qkv, no_rows);
     up_to_attention(team, layer, factors, rows.reborrow(), qkv.reborrow());
-    let all = Attended { tokens, qkv: qkv.view(), first: 0 };
+    let all = Attended { tokens, qkv: qkv.view(), keys_values, first: 0 };
     behind_attention(team, layer, factors, all, rows);
 }
 

@@ -1,5 +1,7 @@
 //! One layer as the steps see it: parameters as rows, masks, sizes.
 
+use std::ops::Range;
+
 use super::kernels::dropout::Mask;
 use super::kernels::norm::NormView;
 use super::kernels::product::Start;
@@ -60,9 +62,18 @@ pub struct LayerView<'a, T> {
     pub samples: usize,
     /// L
     pub positions: usize,
+    /// Keys of each position, which its samples attend to.
+    pub keys: usize,
+    /// K, with those that do not count: the dropout of attention is drawn for all.
+    pub all_keys: usize,
 }
 
 impl<'a, T: Real> LayerView<'a, T> {
+    /// The rows of the keys of the positions that some rows of tokens belong to.
+    pub fn keys_of(&self, rows: &Range<usize>) -> Range<usize> {
+        rows.start / self.samples * self.keys..rows.end.div_ceil(self.samples) * self.keys
+    }
+
     /// C
     pub fn channels(&self) -> usize {
         self.out_proj.weight.rows()

@@ -91,7 +91,18 @@ mod tests {
 
     fn plan([samples, positions, channels]: [i64; 3], threads: usize) -> Plan {
         let (heads, feedforward, batch_first) = (4, channels, true);
-        let dims = Dims { samples, positions, channels, heads, feedforward, batch_first };
+        let (keys, counted_keys, own_keys) = (samples, samples, true);
+        let dims = Dims {
+            samples,
+            positions,
+            keys,
+            counted_keys,
+            own_keys,
+            channels,
+            heads,
+            feedforward,
+            batch_first,
+        };
         Plan::new(&dims, threads)
     }
 

@@ -6,10 +6,11 @@ use tch::kind::Element;
 use tch::{TchError, Tensor};
 
 use super::buffers::Buffers;
+use super::layer_view::LayerView;
 use super::matrix::{Matrix, MatrixMut};
 use super::rows::TokenRows;
 use super::simd::Real;
-use super::tensors::{self, elements};
+use super::tensors::{self, elements, tokens};
 use crate::call::{Dims, Input, Saved, SavedTensors, SAVED};
 
 /// One buffer for each tensor of [`Saved`].
@@ -66,17 +67,33 @@ pub fn contiguous(saved: &SavedTensors) -> Result<SavedTensors, TchError> {
     saved.as_ref().try_map(|tensor| tensor.as_ref().map(tensors::contiguous).transpose())
 }
 
+/// The keys and values that count as rows `[L keys, 2C]`; without columns, if there are none.
+pub fn key_rows<'a, T: Real + Element>(
+    keys_values: Option<&'a Tensor>,
+    dims: &Dims,
+) -> Matrix<'a, T> {
+    let rows = (dims.positions * dims.counted_keys) as usize;
+    keys_values.map_or_else(|| Matrix::new(&[], rows, 0), |keys_values| tokens(keys_values, dims))
+}
+
 /// What the backward reads of some rows, of whole positions; what is not kept has no columns.
 #[derive(Clone, Copy)]
 pub struct SavedRows<'a, T> {
     pub tokens: TokenRows,
     pub x: Matrix<'a, T>,
+    /// `[keys of these positions, 2C]`, or without columns.
+    pub keys_values: Matrix<'a, T>,
     pub saved: Saved<Matrix<'a, T>>,
 }
 
 impl<'a, T: Real + Element> SavedRows<'a, T> {
     /// All rows of contiguous tensors.
-    pub fn new(saved: &'a SavedTensors, x: Matrix<'a, T>, dims: &Dims) -> Self {
+    pub fn new(
+        saved: &'a SavedTensors,
+        x: Matrix<'a, T>,
+        keys_values: Matrix<'a, T>,
+        dims: &Dims,
+    ) -> Self {
         let tokens = dims.tokens() as usize;
         let rows = |tensor: &'a Option<Tensor>| match tensor {
             Some(tensor) => Matrix::new(elements(tensor), tokens, tensor.numel() / tokens),
@@ -84,16 +101,17 @@ impl<'a, T: Real + Element> SavedRows<'a, T> {
         };
         let (samples, positions) = (dims.samples as usize, dims.positions as usize);
         let tokens = TokenRows { first: 0, samples, positions };
-        Self { tokens, x, saved: saved.as_ref().map(rows) }
+        Self { tokens, x, keys_values, saved: saved.as_ref().map(rows) }
     }
 }
 
-impl<T> SavedRows<'_, T> {
+impl<T: Real> SavedRows<'_, T> {
     /// Some of the rows.
-    pub fn rows(&self, rows: &Range<usize>) -> Self {
+    pub fn rows(&self, rows: &Range<usize>, layer: &LayerView<T>) -> Self {
         Self {
             tokens: self.tokens.skip(rows.start),
             x: self.x.row_block(rows.clone()),
+            keys_values: self.keys_values.row_block(layer.keys_of(rows)),
             saved: self.saved.as_ref().map(|each| each.row_block(rows.clone())),
         }
     }

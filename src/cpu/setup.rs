@@ -8,7 +8,7 @@ use super::kernels::norm::NormView;
 use super::layer_view::{LayerView, LinearView, Masks};
 use super::matrix::{Matrix, MatrixMut};
 use super::simd::Real;
-use super::tensors::{self, elements, elements_mut, empty_of_pool};
+use super::tensors::{self, elements, elements_mut, empty_of_pool, readable};
 use super::totals::{ColumnTotal, WeightTotal};
 use crate::call::random::Site;
 use crate::call::{self, Affine, Dims, Grads, Input, Params, PARAMETERS};
@@ -18,7 +18,7 @@ pub fn contiguous(params: &Params<Tensor>) -> Result<Params<Tensor>, TchError> {
     params.map(tensors::contiguous)
 }
 
-/// Uninitialised gradients of x and the parameters, those that are needed.
+/// Uninitialised gradients of x, the parameters, and keys and values, those that are needed; 0 of keys that do not count.
 pub fn empty_grads<T: Real + Element>(input: &Input, dims: &Dims) -> Result<Grads, TchError> {
     let mut grads = Grads::none();
     if input.needs.x {
@@ -32,7 +32,21 @@ pub fn empty_grads<T: Real + Element>(input: &Input, dims: &Dims) -> Result<Grad
         }
     }
     grads.params = Params::from_array(params);
+    if let (Some(keys_values), true) = (&input.keys_values, input.needs.keys_values) {
+        let grad = empty_of_pool::<T>(&keys_values.size())?;
+        let axis = i64::from(dims.batch_first);
+        let uncounted = dims.keys - dims.counted_keys;
+        let _ = grad.f_narrow(axis, dims.counted_keys, uncounted)?.f_zero_()?;
+        grads.keys_values = Some(grad);
+    }
     Ok(grads)
+}
+
+/// The keys and values that count, if the call brings them.
+pub fn counted_keys(input: &Input, dims: &Dims) -> Result<Option<Tensor>, TchError> {
+    let axis = i64::from(dims.batch_first);
+    let counted = |each: &Tensor| readable(&each.f_narrow(axis, 0, dims.counted_keys)?);
+    input.keys_values.as_ref().map(counted).transpose()
 }
 
 /// The layer over contiguous parameters.
@@ -67,6 +81,8 @@ pub fn layer_view<'a, T: Real + Element>(
         attention_scale: T::from_f64(dims.attention_scale()),
         samples: dims.samples as usize,
         positions: dims.positions as usize,
+        keys: dims.counted_keys as usize,
+        all_keys: dims.keys as usize,
     })
 }
 

@@ -87,11 +87,11 @@ pub fn elements_mut<T: Real + Element>(tensor: &mut Tensor) -> &mut [T] {
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), len) }
 }
 
-/// The tokens of a [`readable`] tensor `[N, L, C]` or `[L, N, C]`, position after position.
+/// The tokens of a [`readable`] tensor `[N, L, C]` or `[L, N, C]`, position after position; of keys and values as of x.
 pub fn tokens<'a, T: Real + Element>(tensor: &'a Tensor, dims: &Dims) -> Matrix<'a, T> {
     check::<T>(tensor);
     let strides = tensor.stride();
-    let (order, [rows, columns]) = token_order(&strides, dims);
+    let (order, [rows, columns]) = token_order(tensor, tensor.size()[sample_axis(dims)], dims);
     let last = |axis: usize| (tensor.size()[axis] - 1) * strides[axis];
     let len = (last(0) + last(1)) as usize + columns;
     assert!(columns == 1 || strides[2] == 1);
@@ -102,16 +102,30 @@ pub fn tokens<'a, T: Real + Element>(tensor: &'a Tensor, dims: &Dims) -> Matrix<
 
 /// The tokens of a contiguous tensor that nobody else has yet, position after position.
 pub fn tokens_mut<'a, T: Real + Element>(tensor: &'a mut Tensor, dims: &Dims) -> MatrixMut<'a, T> {
-    let (order, [rows, columns]) = token_order(&tensor.stride(), dims);
+    first_tokens_mut(tensor, tensor.size()[sample_axis(dims)], dims)
+}
+
+/// Those of the first samples alone.
+pub fn first_tokens_mut<'a, T: Real + Element>(
+    tensor: &'a mut Tensor,
+    samples: i64,
+    dims: &Dims,
+) -> MatrixMut<'a, T> {
+    let (order, [rows, columns]) = token_order(tensor, samples, dims);
     MatrixMut::ordered(elements_mut(tensor), rows, columns, order)
 }
 
-fn token_order(strides: &[i64], dims: &Dims) -> (RowOrder, [usize; 2]) {
-    let (sample, position) =
-        if dims.batch_first { (strides[1], strides[0]) } else { (strides[0], strides[1]) };
-    let period = dims.samples as usize;
-    let order = RowOrder { period, outer: position as usize, inner: sample as usize };
-    (order, [dims.tokens() as usize, dims.channels as usize])
+fn token_order(tensor: &Tensor, samples: i64, dims: &Dims) -> (RowOrder, [usize; 2]) {
+    let (strides, sizes) = (tensor.stride(), tensor.size());
+    let (sample, position) = (sample_axis(dims), 1 - sample_axis(dims));
+    let period = samples as usize;
+    let order =
+        RowOrder { period, outer: strides[position] as usize, inner: strides[sample] as usize };
+    (order, [period * sizes[position] as usize, sizes[2] as usize])
+}
+
+fn sample_axis(dims: &Dims) -> usize {
+    usize::from(dims.batch_first)
 }
 
 fn check<T: Element>(tensor: &Tensor) {

@@ -60,7 +60,7 @@ impl<T: Real> Team<'_, T> {
 pub fn team<'a, T: Real>(dims: &Dims, plan: &Plan, workspace: &'a mut Workspace<T>) -> Team<'a, T> {
     let linears = dims.channels * (4 * dims.channels + 2 * dims.feedforward);
     let small = if plan.row_tile.is_some() { SMALL_BY_ROWS } else { SMALL };
-    let attention = 2 * dims.samples * dims.channels;
+    let attention = 2 * dims.counted_keys * dims.channels;
     if (dims.tokens() + WEIGHT_ROWS).saturating_mul(linears + attention) < small {
         Team::One(workspace)
     } else {

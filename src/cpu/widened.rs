@@ -32,7 +32,9 @@ pub fn backward(
             *narrow = Some(grad.f_to_kind(param.f_kind()?)?);
         }
     }
-    Ok(Grads { x, params: Params::from_array(params) })
+    let keys_values = grads.keys_values.zip(input.keys_values.as_ref());
+    let keys_values = keys_values.map(|(grad, of)| grad.f_to_kind(of.f_kind()?)).transpose()?;
+    Ok(Grads { x, params: Params::from_array(params), keys_values })
 }
 
 fn wide(tensor: &Tensor) -> Result<Tensor, TchError> {
@@ -43,6 +45,8 @@ fn widen(input: &Input) -> Result<Input, TchError> {
     Ok(Input {
         x: wide(&input.x)?,
         params: input.params.map(wide)?,
+        keys_values: input.keys_values.as_ref().map(wide).transpose()?,
+        key_count: input.key_count.as_ref().map(Tensor::shallow_clone),
         seed: input.seed.as_ref().map(Tensor::shallow_clone),
         config: input.config.clone(),
         needs: input.needs,

@@ -1,17 +1,17 @@
 //! The contract of the op, checked before anything is computed.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::path::Path;
 use super::LayerError;
 use crate::call::{
-    Activation, Config, Dims, Input, Linear, Needs, ParameterFact, Params, Saved, SavedTensors,
+    Activation, Config, Dims, Input, Linear, ParameterFact, Params, Saved, SavedTensors,
     PARAMETERS, SAVED,
 };
 
 /// The sizes of the call, if `input` is one that the kernels can run.
 pub fn input(input: &Input) -> Result<Dims, LayerError> {
-    let Input { x, params, seed, config, needs } = input;
+    let Input { x, params, keys_values, key_count, seed, config, .. } = input;
     check_floating("x", x)?;
     let channels = last_size(&params.out_proj.weight);
     let (first, second) = token_shape(x, channels, config)?;
@@ -19,9 +19,19 @@ pub fn input(input: &Input) -> Result<Dims, LayerError> {
     check_heads(config.nhead, channels)?;
     check_dropout(config, seed.as_ref())?;
     let feedforward = params.linear1.weight.size().first().copied().unwrap_or(0);
+    let (keys, counted_keys) = match keys_values {
+        None => (samples, samples),
+        Some(keys_values) => {
+            let keys = keys_shape(keys_values, positions, channels, config)?;
+            (keys, counted(key_count.as_ref(), keys)?)
+        }
+    };
     let dims = Dims {
         samples,
         positions,
+        keys,
+        counted_keys,
+        own_keys: keys_values.is_none(),
         channels,
         heads: config.nhead,
         feedforward,
@@ -31,8 +41,13 @@ pub fn input(input: &Input) -> Result<Dims, LayerError> {
         check_shape(fact.name, tensor, &dims.shape(fact.shape))?;
     }
     check_dtypes(x, params)?;
+    if let Some(keys_values) = keys_values {
+        let expected = params.in_proj.weight.f_kind()?;
+        check_dtype("keys_values", keys_values, "in_proj_weight", expected)?;
+        check_device("keys_values", keys_values, x)?;
+    }
     check_devices(x, params, seed.as_ref())?;
-    check_needs(params, needs)?;
+    check_needs(input)?;
     Ok(dims)
 }
 
@@ -96,6 +111,9 @@ pub fn relations(x: &Tensor, in_proj: &Linear, nhead: i64) -> Result<Dims, Layer
     Ok(Dims {
         samples,
         positions: 1,
+        keys: samples,
+        counted_keys: samples,
+        own_keys: true,
         channels,
         heads: nhead,
         feedforward: channels,
@@ -117,6 +135,45 @@ fn token_shape(x: &Tensor, channels: i64, config: &Config) -> Result<(i64, i64),
         return Err(shape_error("x", expected, x));
     }
     Ok((first, second))
+}
+
+/// K, of keys and values `[K, L, 2C]` or `[L, K, 2C]`.
+fn keys_shape(
+    keys_values: &Tensor,
+    positions: i64,
+    channels: i64,
+    config: &Config,
+) -> Result<i64, LayerError> {
+    let width = 2 * channels;
+    let expected = || {
+        let letters =
+            if config.batch_first { format!("{positions}, K") } else { format!("K, {positions}") };
+        format!("[{letters}, {width}] with at least one key")
+    };
+    match (keys_values.size().as_slice(), config.batch_first) {
+        (&[keys, second, last], false) | (&[second, keys, last], true)
+            if keys > 0 && second == positions && last == width =>
+        {
+            Ok(keys)
+        }
+        _ => Err(shape_error("keys_values", expected(), keys_values)),
+    }
+}
+
+/// How many of the keys count.
+fn counted(key_count: Option<&Tensor>, keys: i64) -> Result<i64, LayerError> {
+    let Some(count) = key_count else { return Ok(keys) };
+    if count.dim() != 0 || count.f_kind()? != Kind::Int64 || count.device() != Device::Cpu {
+        return Err(LayerError::KeyCount {
+            got: count.f_kind()?,
+            shape: count.size(),
+            device: count.device(),
+        });
+    }
+    match count.f_int64_value(&[])? {
+        counted if (1..=keys).contains(&counted) => Ok(counted),
+        got => Err(LayerError::CountedKeys { keys, got }),
+    }
 }
 
 fn check_heads(nhead: i64, channels: i64) -> Result<(), LayerError> {
@@ -176,8 +233,11 @@ fn check_devices(
         .try_for_each(|(name, t)| check_device(name, t, x))
 }
 
-/// A bias that is not there has no gradient.
-fn check_needs(params: &Params<Tensor>, needs: &Needs) -> Result<(), LayerError> {
+/// What is not there has no gradient.
+fn check_needs(Input { params, keys_values, needs, .. }: &Input) -> Result<(), LayerError> {
+    if needs.keys_values && keys_values.is_none() {
+        return Err(LayerError::NeedsAbsent { argument: "keys_values" });
+    }
     let present = |fact: &ParameterFact| params.present().any(|(each, _)| each.name == fact.name);
     let mut needed = PARAMETERS.iter().zip(needs.params.into_array());
     match needed.find(|(fact, needed)| *needed && !present(fact)) {

@@ -47,7 +47,17 @@ pub enum LayerError {
         got: Kind,
         shape: Vec<i64>,
     },
-    /// A gradient is asked for of a parameter that is None.
+    /// What says how many keys count is no number of the CPU.
+    KeyCount {
+        got: Kind,
+        shape: Vec<i64>,
+        device: Device,
+    },
+    CountedKeys {
+        keys: i64,
+        got: i64,
+    },
+    /// A gradient is asked for of a tensor that is None.
     NeedsAbsent {
         argument: &'static str,
     },
@@ -135,6 +145,15 @@ impl fmt::Display for LayerError {
                 "seed: expected a 0-d int64 tensor, got dtype {} and shape {shape:?}",
                 dtype(*got)
             ),
+            LayerError::KeyCount { got, shape, device: on } => write!(
+                f,
+                "key_count: expected a 0-d int64 tensor on cpu, got dtype {} and shape {shape:?} on {}",
+                dtype(*got),
+                device(*on)
+            ),
+            LayerError::CountedKeys { keys, got } => {
+                write!(f, "key_count: expected from 1 to the {keys} of keys_values, got {got}")
+            }
             LayerError::NeedsAbsent { argument } => {
                 write!(f, "needs: expected False for {argument}, which is None, got True")
             }

@@ -10,7 +10,7 @@ pub type PyParameters = [Option<PyTensor>; PARAMETERS.len()];
 /// `batchformer.ops.Config`, in its order.
 pub type PyConfig = (i64, [f64; 4], String, bool, bool, [f64; 2]);
 
-/// Flags of x and of each parameter; torch's tracer takes lists of numbers, but none of bools.
+/// Flags of x, of each parameter and of keys and values; torch's tracer takes lists of numbers, but none of bools.
 pub type PyNeeds = [i64; NEEDS];
 
 pub fn config(config: PyConfig) -> Result<Config, LayerError> {
@@ -30,6 +30,8 @@ pub fn config(config: PyConfig) -> Result<Config, LayerError> {
 pub fn input(
     x: PyTensor,
     parameters: PyParameters,
+    keys_values: Option<PyTensor>,
+    key_count: Option<PyTensor>,
     seed: Option<PyTensor>,
     config: PyConfig,
     needs: PyNeeds,
@@ -38,6 +40,8 @@ pub fn input(
     Ok(Input {
         x: x.0,
         params: layer::params(parameters.map(|parameter| Some(parameter?.0)))?,
+        keys_values: keys_values.map(|keys_values| keys_values.0),
+        key_count: key_count.map(|count| count.0),
         seed: seed.map(|seed| seed.0),
         needs: Needs::new(needs.map(|need| need != 0), config.norm_first),
         config,

@@ -22,6 +22,8 @@ impl From<LayerError> for PyErr {
             | LayerError::Probability { .. }
             | LayerError::Activation { .. }
             | LayerError::NoSeed
+            | LayerError::KeyCount { .. }
+            | LayerError::CountedKeys { .. }
             | LayerError::NeedsAbsent { .. }
             | LayerError::SavedCount { .. }
             | LayerError::Seed { .. } => PyValueError::new_err(sentence),

@@ -17,15 +17,18 @@ pub fn outside_gil<R: Send>(
 
 /// y, and the tensors that the backward takes.
 #[pyfunction]
+#[allow(clippy::too_many_arguments)] // those of the op
 pub fn encoder_layer_forward(
     py: Python<'_>,
     x: PyTensor,
     parameters: PyParameters,
+    keys_values: Option<PyTensor>,
+    key_count: Option<PyTensor>,
     seed: Option<PyTensor>,
     config: PyConfig,
     needs: PyNeeds,
 ) -> PyResult<(PyTensor, Vec<PyTensor>)> {
-    let input = input(x, parameters, seed, config, needs)?;
+    let input = input(x, parameters, keys_values, key_count, seed, config, needs)?;
     let (y, saved) = outside_gil(py, move || layer::forward(&input))?;
     Ok((PyTensor(y), saved.into_array().into_iter().flatten().map(PyTensor).collect()))
 }
@@ -38,12 +41,14 @@ pub fn encoder_layer_backward(
     grad_y: PyTensor,
     x: PyTensor,
     parameters: PyParameters,
+    keys_values: Option<PyTensor>,
+    key_count: Option<PyTensor>,
     seed: Option<PyTensor>,
     config: PyConfig,
     saved: Vec<PyTensor>,
     needs: PyNeeds,
 ) -> PyResult<Vec<PyTensor>> {
-    let input = input(x, parameters, seed, config, needs)?;
+    let input = input(x, parameters, keys_values, key_count, seed, config, needs)?;
     let saved = saved.into_iter().map(|tensor| tensor.0).collect();
     let grads = outside_gil(py, move || layer::backward(&grad_y.0, &input, saved))?;
     Ok(grads.into_tensors().map(PyTensor).collect())

@@ -4,9 +4,12 @@ from collections.abc import Iterable, Mapping
 
 from error_table.attach import ATTACH
 from error_table.attached import ATTACHED, CHECKPOINTS
+from error_table.larger_batches import LARGER_BATCHES
 from error_table.loading import IMPORT, UNREACHED
+from error_table.memory import MEMORY
 from error_table.modules import BATCHFORMER, BATCHFORMER_V2, ENCODER_LAYER
 from error_table.ops import DERIVATIVES, OP
+from error_table.ranks import RANKS
 from error_table.relations import RELATIONS
 from error_table.row import Row, Unreached
 from error_table.targets import TARGETS
@@ -17,11 +20,14 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "BatchFormer": BATCHFORMER,
     "BatchFormerV2": BATCHFORMER_V2,
     "TransformerEncoderLayer and accelerate": ENCODER_LAYER,
+    "Batches larger than a process": LARGER_BATCHES,
+    "Memory banks": MEMORY,
     "Targets": TARGETS,
     "attach": ATTACH,
     "Models with an attachment": ATTACHED,
     "Training with an attachment": TRAINING,
     "Checkpoints of the official forks": CHECKPOINTS,
+    "Ranks of a process group": RANKS,
     "relations": RELATIONS,
     "The ops": OP,
     "Derivatives of the ops": DERIVATIVES,

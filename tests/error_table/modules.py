@@ -138,7 +138,7 @@ BATCHFORMER = (
     Row(
         lambda: bf.BatchFormer(16, attend="all"),
         ValueError,
-        "attend: expected 'batch' or 'alone', got 'all'",
+        "attend: expected 'batch' or 'alone' or 'uniform', got 'all'",
         *CHOICE,
     ),
     Row(
@@ -225,7 +225,7 @@ BATCHFORMER_V2 = (
     Row(
         lambda: bf.BatchFormerV2(16, attend="none"),
         ValueError,
-        "attend: expected 'batch' or 'alone', got 'none'",
+        "attend: expected 'batch' or 'alone' or 'uniform', got 'none'",
         *CHOICE,
     ),
 )

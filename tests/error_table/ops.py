@@ -19,20 +19,32 @@ from reference import ALL, NOTHING
 
 PARAMETERS = bf.ops.Parameters(*(parameter.detach() for parameter in LAYER._parameters_of_op()))
 CONFIG = LAYER._config()._replace(dropout=(0.0,) * 4)
-_, SAVED = torch.ops.batchformer.encoder_layer(TOKENS, *PARAMETERS, None, *CONFIG, ALL)
+_, SAVED = torch.ops.batchformer.encoder_layer(TOKENS, *PARAMETERS, None, None, None, *CONFIG, ALL)
 
 
-def op(x=TOKENS, seed=None, parameters=PARAMETERS, needs=NOTHING, **config):
+def op(x=TOKENS, seed=None, parameters=PARAMETERS, needs=NOTHING, keys=(None, None), **config):
     """The op itself, whose contract the core checks."""
-    return torch.ops.batchformer.encoder_layer(x, *parameters, seed, *CONFIG._replace(**config), needs)
+    return torch.ops.batchformer.encoder_layer(x, *parameters, *keys, seed, *CONFIG._replace(**config), needs)
 
 
 def backward(grad_y=TOKENS, x=TOKENS, saved=SAVED, needs=ALL):
-    return torch.ops.batchformer.encoder_layer_backward(grad_y, x, *PARAMETERS, None, *CONFIG, saved, needs)
+    return torch.ops.batchformer.encoder_layer_backward(
+        grad_y, x, *PARAMETERS, None, None, None, *CONFIG, saved, needs
+    )
 
 
 def parameters(**changed):
     return PARAMETERS._replace(**changed)
+
+
+OF_QUERIES = PARAMETERS._replace(
+    in_proj_weight=PARAMETERS.in_proj_weight[:16], in_proj_bias=PARAMETERS.in_proj_bias[:16]
+)
+KEYS_VALUES = torch.randn(9, 5, 32)
+
+
+def with_keys(keys_values=KEYS_VALUES, key_count=None, **more):
+    return op(keys=(keys_values, key_count), **({"parameters": OF_QUERIES} | more))
 
 
 HALF = {
@@ -68,6 +80,14 @@ NO_SEED = Mistake(
 NO_BIAS = Mistake(
     "A gradient is asked for of a bias that the layer was made without.",
     "Ask for those that exist: `needs = [p is not None and p.requires_grad for p in (x, *parameters)]`.",
+)
+NOT_THE_KEYS = Mistake(
+    "The op is called by hand with keys and values of other positions, another width or dtype.",
+    "Project them with the last two thirds of `in_proj_weight`: `[K, L, 2C]`, beside x `[N, L, C]`.",
+)
+NO_COUNT = Mistake(
+    "The op is called by hand, with a number of keys that is no tensor on the CPU, or too large.",
+    "Pass `torch.tensor(count)` with a count from 1 to K, or None if all keys count.",
 )
 NOT_ITS_BACKWARD = Mistake(
     "The backward is called by hand with a gradient or saved tensors that are not of the same forward.",
@@ -111,6 +131,67 @@ OP = (
         TypeError,
         "x: expected a dtype of float16, bfloat16, float32 and float64, got complex64",
         *NOT_FLOATING,
+    ),
+    Row(
+        lambda: with_keys(KEYS_VALUES[:, :4]),
+        ValueError,
+        "keys_values: expected shape [K, 5, 32] with at least one key, got [9, 4, 32]",
+        *NOT_THE_KEYS,
+    ),
+    Row(
+        lambda: with_keys(KEYS_VALUES[:0]),
+        ValueError,
+        "keys_values: expected shape [K, 5, 32] with at least one key, got [0, 5, 32]",
+        *NOT_THE_KEYS,
+    ),
+    Row(
+        lambda: with_keys(batch_first=True),
+        ValueError,
+        "keys_values: expected shape [6, K, 32] with at least one key, got [9, 5, 32]",
+        *NOT_THE_KEYS,
+    ),
+    Row(
+        lambda: with_keys(KEYS_VALUES.double()),
+        ValueError,
+        "keys_values: expected dtype float32 as in_proj_weight has, got float64",
+        *NOT_THE_KEYS,
+    ),
+    Row(
+        lambda: with_keys(KEYS_VALUES.to("meta")),
+        ValueError,
+        "keys_values: expected device cpu as x has, got meta",
+        *OTHER_DEVICE,
+    ),
+    Row(
+        lambda: with_keys(parameters=PARAMETERS),
+        ValueError,
+        "in_proj_weight: expected shape [16, 16], got [48, 16]",
+        "The op is called by hand with keys and values, and with the projection of all three.",
+        "Pass the first third of `in_proj_weight` and `in_proj_bias`, that of the queries.",
+    ),
+    Row(
+        lambda: with_keys(key_count=torch.tensor([3.0])),
+        ValueError,
+        "key_count: expected a 0-d int64 tensor on cpu, got dtype float32 and shape [1] on cpu",
+        *NO_COUNT,
+    ),
+    Row(
+        lambda: with_keys(key_count=torch.tensor(10)),
+        ValueError,
+        "key_count: expected from 1 to the 9 of keys_values, got 10",
+        *NO_COUNT,
+    ),
+    Row(
+        lambda: with_keys(key_count=torch.tensor(0)),
+        ValueError,
+        "key_count: expected from 1 to the 9 of keys_values, got 0",
+        *NO_COUNT,
+    ),
+    Row(
+        lambda: op(needs=(*NOTHING[:-1], True)),
+        ValueError,
+        "needs: expected False for keys_values, which is None, got True",
+        *NO_BIAS,
     ),
     Row(lambda: op(nhead=3), ValueError, "nhead: expected a divisor of the width 16, got 3", *HEADS),
     Row(lambda: op(nhead=-1), ValueError, "nhead: expected a divisor of the width 16, got -1", *HEADS),

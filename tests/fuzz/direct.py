@@ -1,12 +1,13 @@
 """The ops themselves as Python: the only lines that know the order of their arguments."""
 
-_NEEDS = "[tensor is not None for tensor in (x, *parameters)]"
+_NEEDS = "[*(tensor is not None for tensor in (x, *parameters)), False]"
 
-FORWARD = f"torch.ops.batchformer.encoder_layer(x, *parameters, seed, *config, {_NEEDS})"
+FORWARD = f"torch.ops.batchformer.encoder_layer(x, *parameters, None, None, seed, *config, {_NEEDS})"
 """Of `x`, `parameters`, `seed` and `config`: y, and all that the backward needs."""
 
 BACKWARD = (
-    f"torch.ops.batchformer.encoder_layer_backward(grad_y, x, *parameters, seed, *config, saved, {_NEEDS})"
+    "torch.ops.batchformer.encoder_layer_backward("
+    f"grad_y, x, *parameters, None, None, seed, *config, saved, {_NEEDS})"
 )
 """Of `grad_y` and `saved`, too: the gradients of x and of the parameters that are there."""
 

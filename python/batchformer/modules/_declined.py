@@ -24,6 +24,10 @@ TORCH_IS_FASTER = {
 """Where the processor multiplies in half precision: above how many channels torch's own layer wins, and by
 what their square is divided for the number of samples from which on it does not."""
 
+MOST_POSITIONS = 65_535
+"""What torch's attention on an accelerator takes at once, as a grid of CUDA has no more blocks on that axis:
+flash attention fails above, memory-efficient attention refuses dropout (pytorch/pytorch, issue 146704)."""
+
 _PLAIN = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
 _LINEARS = (nn.Linear, NonDynamicallyQuantizableLinear)
 _KINDS: dict[str, type[nn.Module]] = {
@@ -79,22 +83,15 @@ def for_modules(layer: nn.TransformerEncoderLayer, inside: dict[str, Any]) -> st
         or getattr(inside["norm2"], "weight", None) is None
     ):
         return _ANOTHER_MODULE
-    reason = _changed(attention) or _changed(attention.out_proj)
+    reason = changed(attention) or changed(attention.out_proj)
     for name, kind in _KINDS.items():
         module = inside[name]
         if type(module) is not kind:
             return _ANOTHER_MODULE
-        reason = reason or _changed(module)
+        reason = reason or changed(module)
     if reason is None and isinstance(activation, nn.Module):
-        reason = _changed(activation)
-    if reason is not None:
-        return reason
-    cls, own = type(layer), layer.__dict__
-    if cls._sa_block is not _SA_BLOCK or cls._ff_block is not _FF_BLOCK:
-        return "the class overrides a block of the layer"
-    if "_sa_block" in own or "_ff_block" in own:
-        return "a block of the layer was replaced"
-    return None
+        reason = changed(activation)
+    return reason or block_changed(layer, "_sa_block") or block_changed(layer, "_ff_block")
 
 
 def for_precision(src: Tensor, batch_first: bool) -> str | None:
@@ -137,7 +134,16 @@ def activation_name(activation: Any) -> str | None:
     return None
 
 
-def _changed(module: nn.Module) -> str | None:
+def block_changed(layer: nn.Module, name: str) -> str | None:
+    """Why a block of the layer, "_sa_block" or "_ff_block", is not torch's."""
+    if getattr(type(layer), name, None) is not _BLOCKS[name]:
+        return "the class overrides a block of the layer"
+    if name in layer.__dict__:
+        return "a block of the layer was replaced"
+    return None
+
+
+def changed(module: nn.Module) -> str | None:
     """Why calling `module` does something else than its class says."""
     if (
         module._forward_hooks
@@ -193,5 +199,4 @@ def _replaced() -> str | None:
 
 
 _AT_IMPORT = _in_place()
-_SA_BLOCK = nn.TransformerEncoderLayer._sa_block
-_FF_BLOCK = nn.TransformerEncoderLayer._ff_block
+_BLOCKS = {name: getattr(nn.TransformerEncoderLayer, name) for name in ("_sa_block", "_ff_block")}

@@ -8,11 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from batchformer.modules import _check, _declined
+from batchformer.modules._others import Others
 from batchformer.modules.encoder_layer import TransformerEncoderLayer
 
-_MOST_POSITIONS = 65_535
-"""What torch's attention on an accelerator takes at once, as a grid of CUDA has no more blocks on that axis:
-flash attention fails above, memory-efficient attention refuses dropout (pytorch/pytorch, issue 146704)."""
+
+class _Layers(nn.TransformerEncoder):
+    """torch.nn.TransformerEncoder, whose layers may attend to others, each to those of its own."""
+
+    def forward(self, src: Tensor, *arguments: Any, others: Others | None = None, **named: Any) -> Tensor:
+        """Output of all layers, in the shape of `src`."""
+        if others is None:
+            return super().forward(src, *arguments, **named)
+        for number, layer in enumerate(self.layers):
+            src = others.through(layer, number, src)
+        return src if self.norm is None else self.norm(src)
 
 
 def make_encoder(
@@ -31,23 +40,27 @@ def make_encoder(
         raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
     width = dim if dim_feedforward is None else dim_feedforward
     layer = TransformerEncoderLayer(dim, nhead, width, dropout, activation, **layer_arguments)
-    return layer if num_layers == 1 else nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
+    return layer if num_layers == 1 else _Layers(layer, num_layers, enable_nested_tensor=False)
 
 
-def across_samples(encoder: nn.Module, x: Tensor, attend: str = "batch") -> Tensor:
+def across_samples(
+    encoder: nn.Module, x: Tensor, attend: str = "batch", others: Others | None = None
+) -> Tensor:
     """Samples of x `[N, L, C]` after attending to each other at every position: `[N, L, C]`.
 
     With attend="alone" every token is a batch of one: the same layer, nothing to relate to.
     """
     samples, positions, channels = x.shape
-    if samples == 0:
+    if samples == 0 and (others is None or others.alone):  # else other ranks have some
         raise ValueError("x: expected at least 1 sample in training, got an empty batch")
+    if others is not None:
+        return _attend(encoder, x, others)
     if attend == "alone":
         x = x.reshape(1, samples * positions, channels)
-    if x.device.type in _declined.OP_DEVICES or x.shape[1] <= _MOST_POSITIONS:
+    if x.device.type in _declined.OP_DEVICES or x.shape[1] <= _declined.MOST_POSITIONS:
         y = _attend(encoder, x)
     else:
-        y = torch.cat([_attend(encoder, part) for part in x.split(_MOST_POSITIONS, dim=1)], dim=1)
+        y = torch.cat([_attend(encoder, part) for part in x.split(_declined.MOST_POSITIONS, dim=1)], dim=1)
     return y.reshape(samples, positions, channels) if attend == "alone" else y
 
 
@@ -60,16 +73,20 @@ def which_attend(attend: str) -> str:
     if attend == "self":  # which reads as self-attention
         warnings.warn('attend="self" is called "alone" from 0.2 on', DeprecationWarning, stacklevel=4)
         attend = "alone"
-    _check.one_of("attend", attend, ("batch", "alone"))
+    _check.one_of("attend", attend, ("batch", "alone", "uniform"))
     return attend
 
 
-def _attend(encoder: nn.Module, x: Tensor) -> Tensor:
-    if _attends_over_second_axis(encoder):
-        y: Tensor = encoder(x.transpose(0, 1)).transpose(0, 1)
+def _attend(encoder: nn.Module, x: Tensor, others: Others | None = None) -> Tensor:
+    second = _attends_over_second_axis(encoder)
+    x = x.transpose(0, 1) if second else x
+    if others is None:
+        y: Tensor = encoder(x)
+    elif isinstance(encoder, nn.TransformerEncoder):
+        y = encoder(x, others=others)
     else:
-        y = encoder(x)
-    return y
+        y = others.through(encoder, 0, x)
+    return y.transpose(0, 1) if second else y
 
 
 def _attends_over_second_axis(encoder: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """BatchFormer: a transformer encoder over the samples of a batch, before the classifier."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from batchformer.modules import _check
 from batchformer.modules._encoder import across_samples, make_encoder, which_attend
+from batchformer.modules._others import AcrossSamples
 from batchformer.targets import check_batch_size, duplicate
 
 Targets = TypeVar("Targets")
@@ -39,11 +40,26 @@ def batchformer(x: Tensor, y: Targets, encoder: nn.Module, is_training: bool) ->
     """
     if not is_training:
         return x, y
-    return _both_streams(x, y, _related(x, y, encoder, "batch", width=None))
+    related = across_samples(encoder, _one_position(x, y, width=None)).squeeze(1)
+    return _both_streams(x, y, related)
 
 
-class BatchFormer(nn.Module):
+class BatchFormer(AcrossSamples):
     """Samples that learn from one another, in training; see :func:`batchformer`. The identity in evaluation.
+
+    With `gather_distributed` the n samples of a rank attend to the N of all ranks, and their gradients go
+    back to those. The ranks may have different numbers of samples, also none if another has some: its
+    gradients are zeros. With equal numbers DistributedDataParallel then gives the gradients of one process
+    with all samples. Else weight the mean loss of each rank by n * (number of ranks) / N, or what is the
+    same, take the sum over its samples times (number of ranks) / N. Everything else has to be the same on all
+    ranks, in a compiled step the numbers of samples, too, and each has to run forward and backward as often
+    as the others. In evaluation nothing is exchanged. Without a process group there is one rank, which a
+    warning says.
+
+    With `memory_bank_size` they also attend to the last samples of earlier steps (of all ranks, if those are
+    gathered). The inputs of each layer are kept, without a gradient; today's weights make keys of them, and
+    learn from them. A forward with gradients enters its samples once: none in evaluation, under no_grad, or
+    when a checkpoint runs it again. What is remembered is in copies and pickles, not in the state_dict.
 
     Args:
         dim: C, the width of the features.
@@ -52,13 +68,18 @@ class BatchFormer(nn.Module):
         dropout: of the attention, the hidden layer and both residuals.
         activation: "relu", "gelu" or a callable.
         two_stream: False returns the related features alone, and y as it is.
-        attend: "batch", or "alone" for the control in which each sample attends to itself only.
+        attend: "batch"; or one of two controls: "alone", in which each sample attends to itself only, and
+            "uniform", in which it attends to all alike, whatever they are.
         num_layers: more than 1 puts that many layers into ``encoder.layers``.
         recompute: keep the layer's input alone for the backward, which then runs the forward again.
+        gather_distributed: samples attend to those of all ranks of torch.distributed, with gradient.
+        memory_bank_size: and to this many of earlier steps, without one.
+        process_group: which ranks; None is the default group, looked up at every call.
         norm_first, layer_norm_eps, bias, device, dtype: as for torch.nn.TransformerEncoderLayer.
 
     Raises:
-        ValueError: nhead that does not divide dim, a dropout outside [0, 1], an `attend` that does not exist.
+        ValueError: nhead that does not divide dim, a dropout outside [0, 1], an `attend` that does not exist;
+            attend="alone" with gather_distributed or memory_bank_size.
 
     Example:
         >>> module = BatchFormer(64)
@@ -82,16 +103,23 @@ class BatchFormer(nn.Module):
         attend: str = "batch",
         num_layers: int = 1,
         recompute: bool = False,
+        gather_distributed: bool = False,
+        memory_bank_size: int = 0,
+        process_group: Any = None,
         norm_first: bool = False,
         layer_norm_eps: float = 1e-5,
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            which_attend(attend),
+            gather_distributed=gather_distributed,
+            memory_bank_size=memory_bank_size,
+            process_group=process_group,
+        )
         self.dim = dim
         self.two_stream = two_stream
-        self.attend = which_attend(attend)
         self.encoder = make_encoder(
             dim,
             nhead,
@@ -107,7 +135,14 @@ class BatchFormer(nn.Module):
             dtype=dtype,
         )
 
-    def forward(self, x: Tensor, y: Targets = None, *, streams: int = 1) -> tuple[Tensor, Targets]:  # type: ignore[assignment]
+    def forward(
+        self,
+        x: Tensor,
+        y: Targets = None,  # type: ignore[assignment]
+        *,
+        streams: int = 1,
+        bank: Hashable = None,
+    ) -> tuple[Tensor, Targets]:
         """Features `[2N, C]` and targets of both streams from x `[N, C]` and y; see :func:`batchformer`.
 
         Args:
@@ -115,17 +150,29 @@ class BatchFormer(nn.Module):
             y: targets, or None.
             streams: 2 if x and y already hold both streams, from an insertion before this one: only the
                 second half of x is transformed.
+            bank: of a module that is called more than once in a step, whose remembered samples these are:
+                each value has a bank of its own.
 
         Raises:
             TypeError: x is not a tensor, or not of a floating point dtype.
-            ValueError: x is not [N, C] with N > 0, y has another length; streams that cannot be.
+            ValueError: x is not [N, C] with N > 0, y has another length; streams that cannot be. With
+                gather_distributed on every rank, and for ranks that differ.
+            RuntimeError: nn.DataParallel with gather_distributed or memory_bank_size; a checkpoint of which
+                the memory bank does not know what it runs again.
         """
         if not self.training:
             return x, y
+        samples, others = self._meet(bank, self._samples, x, y, streams)  # [N, 1, C]
+        related = across_samples(self.encoder, samples, self.attend, others).squeeze(1)
+        if not self.two_stream:
+            return related, y
+        return (torch.cat([x.chunk(2)[0], related]), y) if streams == 2 else _both_streams(x, y, related)
+
+    def _samples(self, x: Tensor, y: Any, streams: int) -> Tensor:
+        """What is transformed, `[N, 1, C]`."""
         _check.one_of("streams", streams, (1, 2) if self.two_stream else (1,))
         if streams == 1:
-            related = _related(x, y, self.encoder, self.attend, width=self.dim)
-            return _both_streams(x, y, related) if self.two_stream else (related, y)
+            return _one_position(x, y, self.dim)
         _check.dense("x", x)
         if x.dim() == 0 or x.shape[0] % 2:
             raise ValueError(
@@ -133,21 +180,20 @@ class BatchFormer(nn.Module):
                 f"{list(x.shape)}"
             )
         check_batch_size(y, x.shape[0])
-        original, previous = x.chunk(2)
-        return torch.cat([original, _related(previous, None, self.encoder, self.attend, width=self.dim)]), y
+        return _one_position(x.chunk(2)[1], None, self.dim)
 
     def extra_repr(self) -> str:
         """What does not show in the encoder."""
-        return f"two_stream={self.two_stream}, attend={self.attend!r}"
+        return f"two_stream={self.two_stream}, {super().extra_repr()}"
 
 
-def _related(x: Tensor, y: Any, encoder: nn.Module, attend: str, *, width: int | None) -> Tensor:
-    """The samples of x `[N, C]` after attending to each other: `[N, C]`."""
+def _one_position(x: Tensor, y: Any, width: int | None) -> Tensor:
+    """X `[N, C]`, checked, as `[N, 1, C]`."""
     _check.dense("x", x)
     if x.dim() != 2 or (width is not None and x.shape[1] != width):
         raise ValueError(f"x: expected shape [N, {width or 'C'}] (axis 0 is the batch), got {list(x.shape)}")
     check_batch_size(y, x.shape[0])
-    return across_samples(encoder, x.unsqueeze(1), attend).squeeze(1)
+    return x.unsqueeze(1)
 
 
 def _both_streams(x: Tensor, y: Targets, related: Tensor) -> tuple[Tensor, Targets]:

@@ -1,13 +1,14 @@
 """BatchFormerV2: a transformer encoder over the samples of a batch, at every position of a token map."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from batchformer.modules import _check
 from batchformer.modules._encoder import across_samples, make_encoder, which_attend
+from batchformer.modules._others import AcrossSamples
 
 
 class _Layout(NamedTuple):
@@ -25,12 +26,15 @@ _LAYOUTS = {
 }
 
 
-class BatchFormerV2(nn.Module):
+class BatchFormerV2(AcrossSamples):
     """A token map for both streams, originals first: twice the batch in training, x itself in evaluation.
 
     Put it after a block of a vision transformer or on a feature map; everything behind it is shared by the
     two streams, so double the targets with :func:`duplicate`. Each position attends over the batch by itself.
     A second insertion gets x of both streams: pass streams=2, and only the second half is transformed.
+
+    :class:`BatchFormer` says what `gather_distributed` and `memory_bank_size` do. Here samples meet at every
+    position, so that all ranks, and all steps with a memory bank, need the same number L of them.
 
     Args:
         dim: C, the width of the tokens.
@@ -40,14 +44,18 @@ class BatchFormerV2(nn.Module):
         activation: "relu", "gelu" or a callable.
         layout: "NLC", "LNC" (DETR's), "NCHW" or "NHWC" (Swin's); N is the batch.
         two_stream: False returns the related tokens alone, with the batch as it is.
-        attend: "batch", or "alone" for the control in which each token attends to itself only.
+        attend: "batch"; or one of two controls: "alone", in which each token attends to itself only, and
+            "uniform", in which it attends to all alike, whatever they are.
         num_layers: more than 1 puts that many layers into ``encoder.layers``.
         recompute: keep the layer's input alone for the backward, which then runs the forward again.
+        gather_distributed: samples attend to those of all ranks of torch.distributed, with gradient.
+        memory_bank_size: and to this many of earlier steps, without one.
+        process_group: which ranks; None is the default group, looked up at every call.
         norm_first, layer_norm_eps, bias, device, dtype: as for torch.nn.TransformerEncoderLayer.
 
     Raises:
         ValueError: nhead that does not divide dim, a dropout outside [0, 1], a `layout` or `attend` that does
-            not exist.
+            not exist; attend="alone" with gather_distributed or memory_bank_size.
 
     Source: Hou et al., "BatchFormerV2: exploring sample relationships for dense representation learning",
     arXiv 2204.01254, section 3.
@@ -73,18 +81,25 @@ class BatchFormerV2(nn.Module):
         attend: str = "batch",
         num_layers: int = 1,
         recompute: bool = False,
+        gather_distributed: bool = False,
+        memory_bank_size: int = 0,
+        process_group: Any = None,
         norm_first: bool = False,
         layer_norm_eps: float = 1e-5,
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            which_attend(attend),
+            gather_distributed=gather_distributed,
+            memory_bank_size=memory_bank_size,
+            process_group=process_group,
+        )
         _check.one_of("layout", layout, tuple(_LAYOUTS))
         self.dim = dim
         self.layout = layout
         self.two_stream = two_stream
-        self.attend = which_attend(attend)
         self.encoder = make_encoder(
             dim,
             nhead,
@@ -101,33 +116,41 @@ class BatchFormerV2(nn.Module):
             dtype=dtype,
         )
 
-    def forward(self, x: Tensor, streams: int = 1) -> Tensor:
+    def forward(self, x: Tensor, streams: int = 1, *, bank: Hashable = None) -> Tensor:
         """Tokens of both streams, originals first: x `[N, L, C]`, or as `layout` says, with 2N samples.
 
         Args:
             x: the token map.
             streams: 2 if x already holds both streams, from an insertion before this one.
+            bank: of a module that is called more than once in a step, whose remembered samples these are:
+                each value has a bank of its own.
 
         Raises:
             TypeError: x is not a tensor, or not of a floating point dtype.
-            ValueError: x does not have the layout, or is empty; streams that cannot be.
+            ValueError: x does not have the layout, or is empty; streams that cannot be; another L than the
+                memory bank has. With gather_distributed on every rank, and for ranks that differ.
+            RuntimeError: nn.DataParallel with gather_distributed or memory_bank_size; a checkpoint of which
+                the memory bank does not know what it runs again.
         """
         if not self.training:
             return x
-        self._check(x, streams)
+        samples, others = self._meet(bank, self._samples, x, streams)  # [N, L, C]
         axis = self.batch_axis
-        if not self.two_stream:
-            return self._related(x)
         original, previous = (x, x) if streams == 1 else x.chunk(2, dim=axis)
-        return torch.cat([original, self._related(previous)], dim=axis)
+        related = self._as_it_came(across_samples(self.encoder, samples, self.attend, others), previous)
+        return torch.cat([original, related], dim=axis) if self.two_stream else related
 
     def tokens(self, x: Tensor) -> Tensor:
         """The samples at each position, `[N, L, C]`, of x; :meth:`forward` says what raises."""
-        self._check(x, streams=1)
-        return self._tokens(x)
+        return self._samples(x, streams=1)
 
-    def _related(self, x: Tensor) -> Tensor:
-        related = across_samples(self.encoder, self._tokens(x), self.attend)  # [N, L, C]
+    def _samples(self, x: Tensor, streams: int) -> Tensor:
+        """What is transformed, `[N, L, C]`."""
+        self._check(x, streams)
+        return self._tokens(x if streams == 1 else x.chunk(2, dim=self.batch_axis)[1])
+
+    def _as_it_came(self, related: Tensor, x: Tensor) -> Tensor:
+        """The related samples `[N, L, C]` in the layout, and in the shape of x."""
         if self.layout == "NLC":
             return related
         if self.layout == "LNC":
@@ -165,4 +188,4 @@ class BatchFormerV2(nn.Module):
 
     def extra_repr(self) -> str:
         """What does not show in the encoder."""
-        return f"layout={self.layout!r}, two_stream={self.two_stream}, attend={self.attend!r}"
+        return f"layout={self.layout!r}, two_stream={self.two_stream}, {super().extra_repr()}"

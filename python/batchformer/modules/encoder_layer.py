@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from batchformer import ops
 from batchformer.modules import _check, _declined
+from batchformer.modules._composed import check_attention, composed
+from batchformer.modules._keys import Keys, in_proj, keys_and_values, split_in_proj
 
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -78,6 +80,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         src_mask: Tensor | None = None,
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
+        *,
+        keys: Keys | None = None,
     ) -> Tensor:
         """Output of the layer, in the shape of `src`.
 
@@ -86,15 +90,21 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             src_mask: as for torch's layer, which then runs.
             src_key_padding_mask: as for torch's layer, which then runs.
             is_causal: as for torch's layer, which then runs.
+            keys: whom the S attend to beside each other, as :class:`BatchFormer` tells its layers.
 
         Raises:
             TypeError: src is not a tensor, not dense, or not of a floating point dtype.
-            ValueError: a src of another rank or width, or of another dtype or device than the layer.
+            ValueError: a src of another rank or width, or of another dtype or device than the layer; a mask
+                beside keys.
         """
         _check.tensor("src", src)
         if not src.is_nested:
             _check.dense("src", src)
             self._check_shape(src)
+        if keys is not None:
+            if src_mask is not None or src_key_padding_mask is not None or is_causal:
+                raise ValueError("keys: expected no mask beside them, got one")
+            return self._forward_with_keys(src, keys)
         parameters = self._parameters_or_reason(src, src_mask, src_key_padding_mask, is_causal)
         if isinstance(parameters, str):
             return self._forward_of_torch(src, src_mask, src_key_padding_mask, is_causal)
@@ -131,11 +141,39 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         parameters = self._parameters_of_op()
         return _declined.for_tensors(src, parameters) or parameters
 
+    def _forward_with_keys(self, src: Tensor, keys: Keys) -> Tensor:
+        """Output of the layer for src `[S, B, C]` alone, after attending to all that `keys` names."""
+        attention = self._inside()["self_attn"]
+        parameters = self._parameters_or_reason(src, None, None, is_causal=False)
+        if keys.of_own_samples_alone and not isinstance(parameters, str):
+            weight, bias = in_proj(attention, uniform=keys.uniform)
+            parameters = parameters._replace(in_proj_weight=weight, in_proj_bias=bias)
+            return ops.encoder_layer(src, parameters, self._config(), recompute=self.recompute)
+        check_attention(self)
+        projection = split_in_proj(attention, uniform=keys.uniform)
+        # Outside of what is recomputed: keys of others are exchanged once, and stay those of this forward.
+        keys_values, key_count = keys_and_values(self, src, keys, projection)
+        if isinstance(parameters, str):
+            return self._recomputed(composed, self, src, keys_values, key_count, projection)
+        return ops.encoder_layer(
+            src,
+            parameters._replace(in_proj_weight=projection.query_weight, in_proj_bias=projection.query_bias),
+            self._config(),
+            recompute=self.recompute,
+            keys_values=keys_values,
+            key_count=key_count,
+            rank=0 if keys.ranks is None else keys.ranks.rank,
+        )
+
     def _forward_of_torch(self, *arguments: Any) -> Tensor:
+        return self._recomputed(super().forward, *arguments)
+
+    def _recomputed(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """What the function gives; with `recompute` its arguments alone are kept."""
         # torch.func's gradients do not take the hooks on saved tensors that checkpoint works with
         if not self.recompute or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            return super().forward(*arguments)
-        y: Tensor = checkpoint(super().forward, *arguments, use_reentrant=False)
+            return function(*arguments)
+        y: Tensor = checkpoint(function, *arguments, use_reentrant=False)
         return y
 
     def _inside(self) -> dict[str, Any]:

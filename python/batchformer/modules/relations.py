@@ -14,8 +14,10 @@ from batchformer.modules import _check
 _MOST_ELEMENTS = 2**24  # of the largest tensor that the mean takes at once: 64 MiB in float32
 
 
-def relations(encoder: nn.Module, x: Tensor) -> NDArray[np.floating[Any]]:
+def relations(encoder: nn.Module, x: Tensor, *, uniform: bool = False) -> NDArray[np.floating[Any]]:
     """Attention probabilities `[heads, N, N]` between the samples of x `[N, C]`; see batchformer.relations.
+
+    If uniform, all are 1 / N, as those of a module with attend="uniform".
 
     Raises:
         TypeError: encoder holds no single layer; x is not a floating point tensor.
@@ -34,19 +36,20 @@ def relations(encoder: nn.Module, x: Tensor) -> NDArray[np.floating[Any]]:
     fits = x.shape[1:] == weight.shape[1:] and x.dtype == weight.dtype and x.device == weight.device
     with torch.no_grad():
         attended = layer.norm1(x) if layer.norm_first and fits else x
-        return core.relations(attended.detach(), weight, attention.in_proj_bias, attention.num_heads)
+        found = core.relations(attended.detach(), weight, attention.in_proj_bias, attention.num_heads)
+    return np.full_like(found, 1 / len(x)) if uniform else found
 
 
-def mean_relations(encoder: nn.Module, x: Tensor) -> NDArray[np.floating[Any]]:
+def mean_relations(encoder: nn.Module, x: Tensor, *, uniform: bool = False) -> NDArray[np.floating[Any]]:
     """The mean `[heads, N, N]` over the positions of x `[N, L, C]` of :func:`relations` at each.
 
     Raises:
         TypeError: as :func:`relations`.
         ValueError: as :func:`relations`.
     """
-    mean = relations(encoder, x[:, 0])  # which refuses what does not fit
+    mean = relations(encoder, x[:, 0], uniform=uniform)  # which refuses what does not fit
     samples, positions, channels = x.shape
-    if positions == 1:
+    if positions == 1 or uniform:
         return mean
     layer, heads = _layer(encoder), len(mean)
     at_once = max(1, _MOST_ELEMENTS // (samples * max(2 * channels, heads * samples)))

@@ -11,8 +11,8 @@ from batchformer._extension import core
 class Parameters(NamedTuple):
     """The layer's tensors, named like their keys in the state_dict; a bias that is not there is None."""
 
-    in_proj_weight: Tensor  # [3C, C]
-    in_proj_bias: Tensor | None  # [3C]
+    in_proj_weight: Tensor  # [3C, C]; [C, C], that of the queries, for a call that brings keys and values
+    in_proj_bias: Tensor | None  # [3C], or [C]
     out_proj_weight: Tensor  # [C, C]
     out_proj_bias: Tensor | None  # [C]
     linear1_weight: Tensor  # [F, C]
@@ -51,14 +51,18 @@ for _fields, _facts in ((Parameters._fields, core.parameter_facts()), (Config._f
 
 PARAMETER_COUNT = len(Parameters._fields)
 CONFIG_COUNT = len(Config._fields)
-NEEDS_COUNT = 1 + PARAMETER_COUNT
-"""Flags of which gradients are needed: of x, then of each parameter."""
+NEEDS_COUNT = 1 + PARAMETER_COUNT + 1
+"""Flags of which gradients are needed: of x, then of each parameter, then of keys and values."""
 
 
 class Arguments(NamedTuple):
     """What both ops take behind their leading tensors."""
 
     parameters: Parameters
+    keys_values: Tensor | None
+    """`[K, L, 2C]`, or `[L, K, 2C]` with batch_first: what the N samples attend to instead of each other."""
+    key_count: Tensor | None
+    """A 0-d int64 tensor on the CPU: how many of the K count, from the first on; all if None."""
     seed: Tensor | None
     config: Config
     rest: tuple[Any, ...]
@@ -66,11 +70,10 @@ class Arguments(NamedTuple):
 
 
 def unpack(arguments: Sequence[Any]) -> Arguments:
-    """The arguments by what they are, from (*parameters, seed, *config, ..)."""
-    behind_config = PARAMETER_COUNT + 1 + CONFIG_COUNT
+    """The arguments by what they are, from (*parameters, keys_values, key_count, seed, *config, ..)."""
+    parameters, rest = arguments[:PARAMETER_COUNT], arguments[PARAMETER_COUNT:]
+    keys_values, key_count, seed, *rest = rest
+    config = Config(*rest[:CONFIG_COUNT])
     return Arguments(
-        Parameters(*arguments[:PARAMETER_COUNT]),
-        arguments[PARAMETER_COUNT],
-        Config(*arguments[PARAMETER_COUNT + 1 : behind_config]),
-        tuple(arguments[behind_config:]),
+        Parameters(*parameters), keys_values, key_count, seed, config, tuple(rest[CONFIG_COUNT:])
     )

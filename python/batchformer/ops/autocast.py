@@ -18,7 +18,7 @@ def _kernel(device_type: str, dispatch_key: torch._C.DispatchKey) -> Callable[..
     autocast_keys = torch._C.DispatchKeySet(dispatch_key)
 
     def autocast(x: Tensor, *arguments: Any) -> Outputs:
-        parameters, seed, config, (needs,) = unpack(arguments)
+        parameters, keys_values, key_count, seed, config, (needs,) = unpack(arguments)
         dtype = torch.get_autocast_dtype(device_type)
         norms_in_float32 = device_type == "cuda"
         if x.dtype != torch.float64:
@@ -26,11 +26,13 @@ def _kernel(device_type: str, dispatch_key: torch._C.DispatchKey) -> Callable[..
                 None if tensor is None else _cast(name, tensor, dtype, norms_in_float32)
                 for name, tensor in parameters._asdict().items()
             )
+            if keys_values is not None:
+                keys_values = keys_values.to(dtype)
             if norms_in_float32 and not config.norm_first:
                 x = x.to(torch.float32)
         with torch._C._ExcludeDispatchKeyGuard(autocast_keys):
             outputs: Outputs = torch.ops.batchformer.encoder_layer.default(
-                x, *parameters, seed, *config, needs
+                x, *parameters, keys_values, key_count, seed, *config, needs
             )
         return outputs
 

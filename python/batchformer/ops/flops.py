@@ -19,7 +19,8 @@ def _forward(x: torch.Size, *arguments: Any, **_out_shape: Any) -> int:
 @register_flop_formula(torch.ops.batchformer.encoder_layer_backward)
 def _backward(_grad_y: torch.Size, x: torch.Size, *arguments: Any, **_out_shape: Any) -> int:
     """Each product gives the gradients of both its factors, as far as they are needed."""
-    _, _, config, (_, needs) = unpack(arguments)
+    unpacked = unpack(arguments)
+    config, (_, needs) = unpacked.config, unpacked.rest
     _, *of_parameters = needs
     passed, attention = core.passed(config, needs)
     linears = sum(
@@ -41,8 +42,11 @@ def _linears(x: torch.Size, arguments: tuple[Any, ...]) -> list[int]:
 def _scores(x: torch.Size, arguments: tuple[Any, ...]) -> int:
     """Of q kᵀ, and of each other product of attention."""
     first, second, channels = x
-    samples = second if unpack(arguments).config.batch_first else first
-    return first * second * samples * channels
+    unpacked = unpack(arguments)
+    brought: Any = unpacked.keys_values  # a shape, as all tensors here
+    axis = 1 if unpacked.config.batch_first else 0
+    keys = x[axis] if brought is None else brought[axis]
+    return first * second * int(keys) * channels
 
 
 def _attention_products(arguments: tuple[Any, ...]) -> tuple[int, int]:

@@ -1,13 +1,13 @@
 """`batchformer::encoder_layer` and its backward: kernel, fake, autograd. Their schemas are in `table`."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from batchformer._extension import core
-from batchformer.ops.arguments import NEEDS_COUNT, PARAMETER_COUNT, Config, Parameters, unpack
+from batchformer.ops.arguments import NEEDS_COUNT, Config, Parameters, unpack
 from batchformer.ops.direct import nobody_watches, saved_as_they_are
 from batchformer.ops.forward_mode import refuse_tangents
 from batchformer.ops.table import (
@@ -23,37 +23,59 @@ library = torch.library.Library("batchformer", "DEF")
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LARGEST_SEED = 2**63 - 1
+_ODD = (
+    0x9E37_79B9_7F4A_7C15  # of SplitMix64, whose finaliser makes unrelated states of what differs in any bit
+)
 _NOTHING = (False,) * NEEDS_COUNT
 
 Outputs = tuple[Tensor, list[Tensor]]
 """y, and the tensors that the backward takes."""
 
 
-def encoder_layer(x: Tensor, parameters: Parameters, config: Config, *, recompute: bool = False) -> Tensor:
+def encoder_layer(
+    x: Tensor,
+    parameters: Parameters,
+    config: Config,
+    *,
+    recompute: bool = False,
+    keys_values: Tensor | None = None,
+    key_count: Tensor | None = None,
+    rank: int = 0,
+) -> Tensor:
     """Output of a transformer encoder layer that attends over N, in the shape and dtype of x, contiguous.
 
     Args:
         x (Tensor[N, L, C]): or Tensor[L, N, C] with config.batch_first.
         parameters: of x's dtype and device.
         config: the probabilities of dropout are those of this call: 0 for evaluation.
-        recompute: keep x alone for the backward, which then runs the forward again.
+        recompute: keep the arguments alone for the backward, which then runs the forward again.
+        keys_values (Tensor[K, L, 2C]): or Tensor[L, K, 2C] with config.batch_first: keys and values that the
+            N samples attend to instead of their own; parameters.in_proj_weight `[C, C]` and in_proj_bias
+            `[C]` are then those of the queries alone.
+        key_count: how many of the K keys count, from the first on, as a 0-d int64 tensor on the CPU; all if
+            None. The gradient of the others is 0.
+        rank: processes with equal random states and different ranks draw different masks of dropout.
 
     Raises:
         TypeError: x is not of a floating point dtype.
-        ValueError: shapes, dtypes or devices that do not fit together, or an empty x.
+        ValueError: shapes, dtypes or devices that do not fit together, an empty x, or a key_count that is not
+            from 1 to K.
 
     Source: Vaswani et al., "Attention is all you need" (2017); pre-norm: Xiong et al. (2020).
     """
     seed = None
     if any(p > 0 for p in config.dropout):
         seed = torch.randint(_LARGEST_SEED, (), dtype=torch.int64, device=x.device)
+        if rank:
+            seed = seed ^ (rank * _ODD & _LARGEST_SEED)
+    inputs = (x, *parameters, keys_values)
     needs: Sequence[bool] = _NOTHING
     if torch.is_grad_enabled() and not recompute:
-        needs = [tensor is not None and tensor.requires_grad for tensor in (x, *parameters)]
-    if nobody_watches((x, *parameters)):
-        return _differentiable(core.encoder_layer_forward, x, parameters, seed, config, needs)[0]
-    y: Tensor = torch.ops.batchformer.encoder_layer.default(x, *parameters, seed, *config, needs)[0]
-    return y
+        needs = [tensor is not None and tensor.requires_grad for tensor in inputs]
+    call = Call(key_count, seed, config, needs)
+    if nobody_watches((*inputs, key_count)):
+        return _differentiable(_forward_core, inputs, call)[0]
+    return _forward_op(inputs, call)[0]
 
 
 def path_counts() -> dict[str, int]:
@@ -87,14 +109,14 @@ library.define(FORWARD_SCHEMA, tags=_TAGS)
 
 
 def _forward(x: Tensor, *arguments: Any) -> Outputs:
-    parameters, seed, config, (needs,) = unpack(arguments)
-    check_dense({"x": x, **parameters._asdict()})
-    return core.encoder_layer_forward(x, parameters, seed, config, needs)
+    parameters, keys_values, key_count, seed, config, (needs,) = unpack(arguments)
+    check_dense({"x": x, **parameters._asdict(), "keys_values": keys_values})
+    return core.encoder_layer_forward(x, parameters, keys_values, key_count, seed, config, needs)
 
 
 def _forward_fake(x: Tensor, *arguments: Any) -> Outputs:
-    parameters, seed, config, (needs,) = unpack(arguments)
-    check_devices(x, parameters, seed)
+    parameters, keys_values, _, seed, config, (needs,) = unpack(arguments)
+    check_devices(x, parameters, seed=seed, keys_values=keys_values)
     return x.new_empty(x.shape), empty_saved(x, parameters, config, needs)
 
 
@@ -107,19 +129,35 @@ library.define(BACKWARD_SCHEMA, tags=_TAGS)
 
 def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
     refuse_tangents((grad_y, x, *arguments))
-    parameters, seed, config, (saved, needs) = unpack(arguments)
-    check_dense({"grad_y": grad_y, "x": x, **parameters._asdict()})
-    return core.encoder_layer_backward(grad_y, x, parameters, seed, config, saved, needs)
+    parameters, keys_values, key_count, seed, config, (saved, needs) = unpack(arguments)
+    check_dense({"grad_y": grad_y, "x": x, **parameters._asdict(), "keys_values": keys_values})
+    return core.encoder_layer_backward(
+        grad_y, x, parameters, keys_values, key_count, seed, config, saved, needs
+    )
 
 
 def _backward_fake(grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
-    parameters, seed, _, (saved, needs) = unpack(arguments)
-    check_devices(x, parameters, seed, grad_y=grad_y, **{f"saved[{i}]": each for i, each in enumerate(saved)})
-    return [tensor.new_empty(tensor.shape) for tensor in needed((x, *parameters), needs)]
+    parameters, keys_values, _, seed, _, (saved, needs) = unpack(arguments)
+    kept = {f"saved[{i}]": each for i, each in enumerate(saved)}
+    check_devices(x, parameters, seed=seed, keys_values=keys_values, grad_y=grad_y, **kept)
+    return [tensor.new_empty(tensor.shape) for tensor in needed((x, *parameters, keys_values), needs)]
 
 
 library.impl("encoder_layer_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("batchformer::encoder_layer_backward", _backward_fake, lib=library)
+
+
+class Call(NamedTuple):
+    """What the forward takes beside the tensors that may have gradients."""
+
+    key_count: Tensor | None
+    seed: Tensor | None
+    config: Config
+    needs: Sequence[bool]
+
+
+Inputs: TypeAlias = Sequence[Any]
+"""(x, *parameters, keys_values), of which the last and biases may be None."""
 
 
 class _EncoderLayer(torch.autograd.Function):
@@ -132,93 +170,88 @@ class _EncoderLayer(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        forward: Callable[..., Outputs],
+        forward: Callable[[Inputs, Call], Outputs],
         left: list[Tensor],
-        seed: Tensor | None,
-        config: Config,
-        needs: Sequence[bool],
-        x: Tensor,
-        *parameters: Tensor | None,
+        call: Call,
+        *inputs: Tensor | None,
     ) -> Tensor:
         """`left` takes what the op leaves; as an output of this function each of it would become a node."""
-        y, saved = forward(x, parameters, seed, config, needs)
-        ctx.config, ctx.needs = config, needs
-        ctx.plain = forward is core.encoder_layer_forward and saved_as_they_are()
-        ctx.save_for_backward(x, *parameters, seed, *saved)
+        y, saved = forward(inputs, call)
+        ctx.config, ctx.needs = call.config, call.needs
+        ctx.plain = forward is _forward_core and saved_as_they_are()
+        ctx.save_for_backward(*inputs, call.key_count, call.seed, *saved)
         left.extend(saved)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, *tensors = ctx.saved_tensors
-        parameters, seed = tensors[:PARAMETER_COUNT], tensors[PARAMETER_COUNT]
-        saved, needs, config = tensors[PARAMETER_COUNT + 1 :], ctx.needs, ctx.config
+        tensors = ctx.saved_tensors
+        inputs, (key_count, seed, *saved) = tensors[:NEEDS_COUNT], tensors[NEEDS_COUNT:]
+        call = Call(key_count, seed, ctx.config, ctx.needs)
         wanted = ctx.needs_input_grad[-NEEDS_COUNT:]
         # A second derivative is refused by the op.
         direct = ctx.plain and not torch.is_grad_enabled() and nobody_watches((grad_y,))
         forward, backward = _CORE if direct else _OPS
-        if any(want and not need for want, need in zip(wanted, needs, strict=True)):
-            needs = wanted
-            _, saved = forward(x, parameters, seed, config, needs)
-        grads = iter(backward(grad_y, x, parameters, seed, config, saved, needs))
-        return *(None,) * 5, *(next(grads) if need else None for need in needs)
+        if any(want and not need for want, need in zip(wanted, call.needs, strict=True)):
+            call = call._replace(needs=wanted)
+            _, saved = forward(inputs, call)
+        grads = iter(backward(grad_y, inputs, call, saved))
+        return *(None,) * 3, *(next(grads) if need else None for need in call.needs)
 
 
-def _forward_op(
-    x: Tensor, parameters: Parameters, seed: Tensor | None, config: Config, needs: Sequence[bool]
-) -> Outputs:
-    outputs: Outputs = torch.ops.batchformer.encoder_layer.default(x, *parameters, seed, *config, needs)
+def _forward_core(inputs: Inputs, call: Call) -> Outputs:
+    x, *parameters, keys_values = inputs
+    return core.encoder_layer_forward(x, parameters, keys_values, *call)
+
+
+def _backward_core(grad_y: Tensor, inputs: Inputs, call: Call, saved: Sequence[Tensor]) -> list[Tensor]:
+    x, *parameters, keys_values = inputs
+    key_count, seed, config, needs = call
+    return core.encoder_layer_backward(
+        grad_y, x, parameters, keys_values, key_count, seed, config, saved, needs
+    )
+
+
+def _forward_op(inputs: Inputs, call: Call) -> Outputs:
+    key_count, seed, config, needs = call
+    outputs: Outputs = torch.ops.batchformer.encoder_layer.default(*inputs, key_count, seed, *config, needs)
     return outputs
 
 
-def _backward_op(
-    grad_y: Tensor,
-    x: Tensor,
-    parameters: Parameters,
-    seed: Tensor | None,
-    config: Config,
-    saved: Sequence[Tensor],
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def _backward_op(grad_y: Tensor, inputs: Inputs, call: Call, saved: Sequence[Tensor]) -> list[Tensor]:
+    key_count, seed, config, needs = call
     grads: list[Tensor] = torch.ops.batchformer.encoder_layer_backward.default(
-        grad_y, x, *parameters, seed, *config, saved, needs
+        grad_y, *inputs, key_count, seed, *config, saved, needs
     )
     return grads
 
 
-_CORE = core.encoder_layer_forward, core.encoder_layer_backward
+_CORE = _forward_core, _backward_core
 _OPS = _forward_op, _backward_op
 
 
-def _differentiable(
-    forward: Callable[..., Outputs],
-    x: Tensor,
-    parameters: Parameters,
-    seed: Tensor | None,
-    config: Config,
-    needs: Sequence[bool],
-) -> Outputs:
+def _differentiable(forward: Callable[[Inputs, Call], Outputs], inputs: Inputs, call: Call) -> Outputs:
     """What `forward` gives, as a node of autograd's graph if a gradient can be asked for."""
-    if not (torch.is_grad_enabled() and torch._C._any_requires_grad(x, *parameters)):
-        return forward(x, parameters, seed, config, needs)
+    if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)):
+        return forward(inputs, call)
     saved: list[Tensor] = []
-    y: Tensor = _EncoderLayer.apply(forward, saved, seed, config, needs, x, *parameters)
+    y: Tensor = _EncoderLayer.apply(forward, saved, call, *inputs)
     return y, saved
 
 
 def _with_autograd(keyset: torch._C.DispatchKeySet, x: Tensor, *arguments: Any) -> Outputs:
-    def below_autograd(
-        x: Tensor, parameters: Parameters, seed: Tensor | None, config: Config, needs: Sequence[bool]
-    ) -> Outputs:
+    def below_autograd(inputs: Inputs, call: Call) -> Outputs:
+        key_count, seed, config, needs = call
         with torch._C._AutoDispatchBelowAutograd():
             outputs: Outputs = torch.ops.batchformer.encoder_layer.default.redispatch(
-                keyset & torch._C._after_autograd_keyset, x, *parameters, seed, *config, needs
+                keyset & torch._C._after_autograd_keyset, *inputs, key_count, seed, *config, needs
             )
         return outputs
 
     refuse_tangents((x, *arguments))
-    parameters, seed, config, (needs,) = unpack(arguments)
-    return _differentiable(below_autograd, x, parameters, seed, config, needs)
+    parameters, keys_values, key_count, seed, config, (needs,) = unpack(arguments)
+    call = Call(key_count, seed, config, needs)
+    return _differentiable(below_autograd, (x, *parameters, keys_values), call)
 
 
 def _no_second_derivative(*_: Any) -> None:

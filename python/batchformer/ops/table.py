@@ -14,13 +14,11 @@ _PARAMETERS = ", ".join(
 _CONFIG = ", ".join(f"{kind} {name}" for name, kind in core.config_facts())
 _NEEDS = f"int[{NEEDS_COUNT}] needs"  # flags; torch's tracer takes no lists of bools
 _SAVED = core.saved_facts()
+_ARGUMENTS = f"{_PARAMETERS}, Tensor? keys_values, Tensor? key_count, Tensor? seed, {_CONFIG}"
 
-FORWARD_SCHEMA = (
-    f"encoder_layer(Tensor x, {_PARAMETERS}, Tensor? seed, {_CONFIG}, {_NEEDS}) -> (Tensor y, Tensor[] saved)"
-)
+FORWARD_SCHEMA = f"encoder_layer(Tensor x, {_ARGUMENTS}, {_NEEDS}) -> (Tensor y, Tensor[] saved)"
 BACKWARD_SCHEMA = (
-    f"encoder_layer_backward(Tensor grad_y, Tensor x, {_PARAMETERS}, Tensor? seed, {_CONFIG}, "
-    f"Tensor[] saved, {_NEEDS}) -> Tensor[]"
+    f"encoder_layer_backward(Tensor grad_y, Tensor x, {_ARGUMENTS}, Tensor[] saved, {_NEEDS}) -> Tensor[]"
 )
 
 
@@ -34,6 +32,7 @@ def empty_saved(x: Tensor, parameters: Parameters, config: Config, needs: Sequen
         "C": channels,
         "F": parameters.linear1_weight.shape[0],
         "H": config.nhead,
+        "P": parameters.in_proj_weight.shape[0],
     }
     dtypes = {
         "x": x.dtype,
@@ -50,9 +49,9 @@ def empty_saved(x: Tensor, parameters: Parameters, config: Config, needs: Sequen
     ]
 
 
-def check_devices(x: Tensor, parameters: Parameters, seed: Tensor | None, **others: Tensor) -> None:
+def check_devices(x: Tensor, parameters: Parameters, **others: Tensor | None) -> None:
     """Raise ValueError unless all tensors are on the device of x; the core says the same of real ones."""
-    tensors = parameters._asdict() | {"seed": seed} | others
+    tensors = parameters._asdict() | others
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name}: expected device {x.device} as x has, got {tensor.device}")
@@ -66,5 +65,5 @@ def check_dense(tensors: Mapping[str, Tensor | None]) -> None:
 
 
 def needed(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> Iterator[Tensor]:
-    """Those of (x, *parameters) whose gradient is needed."""
+    """Those of (x, *parameters, keys_values) whose gradient is needed."""
     return (tensor for tensor, need in zip(tensors, needs, strict=True) if need and tensor is not None)

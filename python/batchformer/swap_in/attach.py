@@ -72,7 +72,8 @@ def attach(
             criterion gets those of both streams, also of rows that were cut out or reshaped. For scripts that
             compare training logits with labels, or cut them by the batch size. "ride", "balanced_softmax"
             and "paco" always do.
-        optional: the paths of places that the model skips on purpose (stochastic depth, experts).
+        optional: the paths of places that the model skips on purpose (stochastic depth, experts). With
+            gather_distributed all ranks have to skip the same.
         wrapped: False for a script that doubles its targets itself, with :func:`duplicate`: then nothing
             checks that it does.
         pairings: of contrastive losses ("moco_v2", "moco_v3", "clip", and a criterion that is wrapped with
@@ -82,8 +83,9 @@ def attach(
         as_published: do as the published code where that differs from the method: "balanced_softmax" takes
             three times the loss and puts the related stream first, "moco_v3" takes four times the loss and
             does not train the module. (RIDE's related stream alone is ``two_stream=False``.)
-        **module: nhead, dim_feedforward, dropout, two_stream, attend, num_layers and the other arguments of
-            :class:`BatchFormer`.
+        **module: nhead, dim_feedforward, dropout, two_stream, attend, num_layers, gather_distributed,
+            memory_bank_size and the other arguments of :class:`BatchFormer`. Each place has a memory bank of
+            its own, one for each time that it runs in a forward, also where all share a module.
 
     The logger "batchformer" says at level INFO where it went in; so does the attachment, when it is printed.
 

@@ -36,7 +36,9 @@ def relations(
     Args:
         encoder: a torch.nn.TransformerEncoderLayer or ours, or a module with one as its ``encoder``, like
             BatchFormer and BatchFormerV2; or an attachment. Of an attachment's module with ``num_layers``
-            above 1 it is the first layer; one with ``attend="alone"`` is taken as if it attended to all.
+            above 1 it is the first layer; one with ``attend="alone"`` is taken as if it attended to all, with
+            ``attend="uniform"`` all probabilities are equal. Samples of other ranks and remembered ones
+            (``gather_distributed``, ``memory_bank_size``) are left out.
         x (Tensor[N, C]): what would go into the encoder; of a token map, one position. With an attachment
             what the model takes: a tuple of arguments, a dict (or a BatchEncoding) of those with names, or
             one argument of any other kind.
@@ -71,7 +73,7 @@ def relations(
             f"place: expected neither place nor position without an attachment, got place={place} and "
             f"position={position} with a {type(encoder).__name__}"
         )
-    return of_encoder.relations(encoder, x)
+    return of_encoder.relations(encoder, x, uniform=_is_uniform(encoder))
 
 
 def _at_place(
@@ -97,12 +99,17 @@ def _at_place(
     weight = next(module.parameters())
     x = x.to(weight.device, weight.dtype)  # which autocast may have made another
     with torch.autocast(weight.device.type, enabled=False):
+        uniform = _is_uniform(module)
         if not isinstance(module, BatchFormerV2):
-            return of_encoder.relations(layer, x)
+            return of_encoder.relations(layer, x, uniform=uniform)
         tokens = module.tokens(x)  # [N, L, C]
         if position is None:
-            return of_encoder.mean_relations(layer, tokens)
-        return of_encoder.relations(layer, tokens[:, _index(module, x, position)])
+            return of_encoder.mean_relations(layer, tokens, uniform=uniform)
+        return of_encoder.relations(layer, tokens[:, _index(module, x, position)], uniform=uniform)
+
+
+def _is_uniform(module: nn.Module) -> bool:
+    return getattr(module, "attend", None) == "uniform"
 
 
 def _arriving(

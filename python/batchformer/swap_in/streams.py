@@ -13,6 +13,7 @@ from batchformer.modules.batchformer_v2 import BatchFormerV2
 from batchformer.swap_in import forward as forwards
 from batchformer.swap_in.entry import check_replica, raise_not_wrapped
 from batchformer.swap_in.forward import Forward
+from batchformer.swap_in.occurrences import Occurrences
 from batchformer.swap_in.places import Place
 
 
@@ -32,6 +33,7 @@ class Streams:
         self._places = places
         self.sides: dict[int, str] = {}  # of a place: "before" or "after"; for a picture of it alone
         self._arrivals: dict[tuple[int, int], bool | None] = {}  # see _had_both
+        self._occurrences = Occurrences()
         self._look: _Look | None = None  # while a place is looked at, and nothing is transformed
 
     def current(self, x: Tensor) -> Forward:
@@ -120,7 +122,7 @@ class Streams:
                 f"labels: expected one for each of the {rows} samples at {self._places[number]}, got "
                 f"{forward.labels}; what is made of labels before BatchFormer cannot have both streams"
             )
-        related = module(x, streams=2 if had_both else 1)
+        related = module(x, streams=2 if had_both else 1, bank=self._bank(module, forward, number, x))
         y: Tensor = related if isinstance(module, BatchFormerV2) else related[0]
         forward.ran.append(number)
         if active and not had_both:
@@ -130,6 +132,15 @@ class Streams:
             origin = known.origin if isinstance(known, Doubled) else None
             self._mark(forward, y, axis, origin or Origin(forward, rows // 2 if had_both else rows))
         return y
+
+    def _bank(self, module: Any, forward: Forward, number: int, x: Tensor) -> tuple[int, int]:
+        """Whose remembered samples are met: those of this place, and of the times that it ran before.
+
+        Two views, or the experts that share a module, would remember each other's samples else.
+        """
+        if module.memory_bank_size == 0:
+            return number, 0  # for ranks to see that they are at the same place
+        return number, self._occurrences.before(forward, number, x)
 
     def _had_both(self, forward: Forward, number: int, x: Tensor, axis: int) -> bool:
         """Whether x comes from a place before: by its history; without one by its number of rows."""
@@ -167,7 +178,7 @@ class Streams:
     def _gradient_came(self, forward: Forward, axis: int, samples: int, grad: Tensor) -> None:
         if not forward.answered:
             raise_not_wrapped()
-        self._family.watch.gradient(*grad.split(samples, dim=axis))
+        self._family.watch.gradient(grad.narrow(axis, 0, samples), grad.narrow(axis, samples, samples))
 
 
 def _rows(x: Tensor, axis: int) -> int:

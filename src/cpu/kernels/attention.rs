@@ -20,7 +20,7 @@ pub use super::softmax::Pairs;
 /// Queries of a block.
 pub const QUERIES: usize = LANES;
 /// Keys of a block.
-const KEYS: usize = 128;
+pub const KEYS: usize = 128;
 /// From this size on, the rounding of a log-sum-exp counts: that of 32 in float32 makes sixteen last digits of every
 /// probability, and that of 1e12 anything. Such queries go through all keys three times; ordinary data has none.
 const LARGE: f64 = 32.0;

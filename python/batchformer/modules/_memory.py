@@ -1,0 +1,122 @@
+"""The memory bank of one place and one layer: what the latest samples gave the layer to read."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from batchformer.modules._recomputation import Forwards, Snapshot
+from batchformer.ops.first_forward import first_forward
+
+
+class Remembered(NamedTuple):
+    """What a call sees of a bank."""
+
+    rows: Tensor
+    """[M, L, C], the newest first, without a history, in dtype and on the device of the call's x."""
+    count: Tensor | None  # type: ignore[assignment]  # a tuple's own count() is not missed
+    """How many of the rows there are, a 0-d int64 tensor on the CPU; None: all."""
+    enters: bool
+    """Whether the samples of the call are to enter the bank."""
+
+
+class MemoryBank:
+    """The inputs of a layer for the last `size` samples, which a later batch attends to, too.
+
+    It is no module and has no buffers: it is in no state_dict, and neither DistributedDataParallel nor an
+    average of weights touches it. Copies and pickles have its rows.
+
+    Args:
+        size: samples that it holds at most, at least 1.
+
+    Raises:
+        ValueError: a size below 1.
+
+    Example:
+        >>> bank, x = MemoryBank(1024), torch.rand(32, 1, 64)
+        >>> seen = bank.look(x)
+        >>> if seen.enters:
+        ...     bank.enter(x)
+        >>> seen.rows.shape, bank.look(x).rows.shape
+        (torch.Size([0, 1, 64]), torch.Size([32, 1, 64]))
+    """
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"memory_bank_size: expected at least 1, got {size}")
+        self.size = size
+        self.rows: Tensor | None = None  # [size, L, C] from the first entry on, of which `count` are samples
+        self.count = _none()
+        self._forwards = Forwards()
+
+    def look(self, x: Tensor) -> Remembered:
+        """What the bank holds, or held when the forward that a checkpoint runs again came by first.
+
+        Samples enter once, with gradients: not under no_grad, nor in a recomputation, unless the forward of
+        a checkpoint with use_reentrant=True was without them. In a compiled graph all `size` rows are given
+        and their count beside, as shapes are fixed there.
+
+        Args:
+            x (Tensor[N, L, C]): the input of the layer.
+
+        Raises:
+            ValueError: another number of positions than the remembered samples have.
+            RuntimeError: a recomputation of which it is not known what its forward saw; a transform of
+                torch.func.
+        """
+        rows, count = self.rows, self.count
+        if rows is not None and rows.shape[1] != x.shape[1]:
+            raise ValueError(
+                f"x: expected {rows.shape[1]} positions of a sample, as those in the memory bank have, got "
+                f"{x.shape[1]}; pad or resize all batches to one size, or leave memory_bank_size out"
+            )
+        if torch.compiler.is_compiling():
+            if rows is None:
+                rows = x.new_zeros((self.size, *x.shape[1:]))
+            return Remembered(rows.to(x), first_forward(count), torch.is_grad_enabled())
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                f"memory_bank_size: expected none inside of a transform of torch.func, which would leave its "
+                f"own tensors in the bank, got {self.size}"
+            )
+        forward, enters = self._forwards.call(x.shape, Snapshot(rows, count))
+        rows, count = forward.snapshot
+        if rows is None:
+            return Remembered(x.new_zeros((0, *x.shape[1:])), None, enters)
+        return Remembered(rows[: int(count)].to(x), None, enters)
+
+    def enter(self, entering: Tensor) -> None:
+        """None; puts samples in front of the others, of which the oldest go where there are too many.
+
+        Args:
+            entering (Tensor[n, L, C]): of this process, or of all.
+        """
+        entering = entering.detach()
+        samples = entering.shape[0]
+        rows = self.rows
+        if rows is None:
+            rows = entering.new_zeros((self.size, *entering.shape[1:]))
+        kept = rows[: max(self.size - samples, 0)].to(entering)
+        # A new tensor, as the old one is what earlier forwards saw.
+        self.rows = torch.cat([entering[: self.size], kept])  # [size, L, C]
+        self.count = (self.count + samples).clamp(max=self.size)
+
+    def apply(self, convert: Callable[[Tensor], Tensor]) -> None:
+        """None; converts the rows as nn.Module._apply does parameters."""
+        if self.rows is None:
+            return
+        had_values = not self.rows.is_meta
+        self.rows = convert(self.rows)
+        if not had_values and not self.rows.is_meta:  # memory as it came, by to_empty()
+            self.rows, self.count = None, _none()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"size": self.size, "rows": self.rows, "count": self.count}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _forwards=Forwards())
+
+
+def _none() -> Tensor:
+    return torch.zeros((), dtype=torch.int64, device="cpu")

@@ -1,0 +1,231 @@
+"""Whom the samples of a module meet beside each other: samples of other ranks, and remembered ones."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batchformer.modules import _declined
+from batchformer.modules._composed import check_attention
+from batchformer.modules._keys import Keys
+from batchformer.modules._memory import MemoryBank
+from batchformer.modules.encoder_layer import TransformerEncoderLayer
+from batchformer.ranks import Ranks, agree, gather, ranks_of
+
+
+class Others:
+    """Whom the samples of one forward of a module meet, layer by layer."""
+
+    def __init__(
+        self,
+        ranks: Ranks | None,
+        samples: Sequence[int],
+        facts: Mapping[str, int | str] | None,
+        bank_of: Callable[[int], MemoryBank] | None,
+        *,
+        uniform: bool,
+    ) -> None:
+        self._ranks, self._samples, self._facts = ranks, samples, facts
+        self._bank_of, self._uniform = bank_of, uniform
+
+    @property
+    def alone(self) -> bool:
+        """Whether no rank but this one has samples to meet."""
+        return self._ranks is None
+
+    def through(self, layer: Any, number: int, x: Tensor) -> Tensor:
+        """Output of a layer, by its number in the encoder, in the shape of x.
+
+        The layer is called as a module, and projects keys in its forward: hooks around it, as of FSDP2, see
+        all that its parameters do.
+
+        Args:
+            layer: of the encoder.
+            number: 0 for the first.
+            x (Tensor[N, L, C]): or Tensor[L, N, C] with batch_first.
+        """
+        keys = Keys(self._ranks, self._samples, self._facts, uniform=self._uniform)
+        if self._bank_of is None:
+            return layer(x, keys=keys)  # type: ignore[no-any-return]
+        rows = x.transpose(0, 1) if layer.self_attn.batch_first else x  # [N, L, C]
+        bank = self._bank_of(number)
+        seen = bank.look(rows)
+        y: Tensor = layer(x, keys=keys._replace(rows=seen.rows, row_count=seen.count))
+        if seen.enters:
+            entering = rows.detach()
+            if self._ranks is not None:
+                entering = gather(entering, self._samples, self._ranks, self._facts)
+            bank.enter(entering)
+        return y
+
+
+class _Group:
+    """A process group, which cannot be copied: a copy of a module goes on with the same."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Group":
+        return self
+
+
+class AcrossSamples(nn.Module):
+    """A module whose samples meet each other, and others, too, if it is asked for that."""
+
+    encoder: nn.Module
+    # As class attributes for modules that an earlier release has pickled.
+    attend = "batch"
+    gather_distributed = False
+    memory_bank_size = 0
+    _group: _Group | None = None
+
+    def __init__(
+        self, attend: str, *, gather_distributed: bool, memory_bank_size: int, process_group: Any
+    ) -> None:
+        super().__init__()
+        if type(memory_bank_size) is not int or memory_bank_size < 0:
+            raise ValueError(
+                f"memory_bank_size: expected a number of samples, 0 or more, got {memory_bank_size!r}"
+            )
+        if process_group is not None and not gather_distributed:
+            got = type(process_group).__name__
+            raise ValueError(f"process_group: expected None without gather_distributed, got a {got}")
+        if attend == "alone" and (gather_distributed or memory_bank_size):
+            raise ValueError(
+                f"attend: expected 'batch' or 'uniform' with gather_distributed or memory_bank_size, got "
+                f"{attend!r}"
+            )
+        self.attend = attend
+        self.gather_distributed = gather_distributed
+        self.memory_bank_size = memory_bank_size
+        self._group = None if process_group is None else _Group(process_group)
+        self._banks: dict[tuple[Hashable, int], MemoryBank] = {}
+
+    @property
+    def process_group(self) -> Any:
+        """Whose samples are met; None is the default group, looked up at every call."""
+        return None if self._group is None else self._group.group
+
+    def _meet(
+        self, bank: Hashable, check: Callable[..., Tensor], *arguments: Any
+    ) -> tuple[Tensor, Others | None]:
+        """The samples `[N, L, C]` that `check` makes of the arguments, and whom they meet.
+
+        Raises:
+            ValueError: what `check` raises, on every rank; or ranks whose samples cannot meet.
+        """
+        asked = self.gather_distributed or self.memory_bank_size > 0
+        if not asked and self.attend != "uniform":
+            return check(*arguments), None
+        if asked and getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                f"{type(self).__name__}: expected no replica of nn.DataParallel with gather_distributed or "
+                f"memory_bank_size, as replicas are of one step and one process, got one; use "
+                f"DistributedDataParallel"
+            )
+        bank_of = None if self.memory_bank_size == 0 else lambda layer: self._bank(bank, layer)
+        uniform = self.attend == "uniform"
+        ranks = ranks_of(self.process_group) if self.gather_distributed else None
+        if ranks is None:
+            return self._checked(check, *arguments), Others(None, (), None, bank_of, uniform=uniform)
+        if torch.compiler.is_compiling():  # equal numbers by contract, which the graph looks at
+            x = self._checked(check, *arguments)
+            facts = self._facts(x, bank)
+            return x, Others(ranks, [x.shape[0]] * ranks.size, facts, bank_of, uniform=uniform)
+        device = next(self.encoder.parameters()).device
+        try:
+            x = self._checked(check, *arguments)
+        except (TypeError, ValueError) as error:
+            agree(ranks, 0, {}, device, fault=str(error))  # raises: nobody waits for this rank
+            raise
+        samples = agree(ranks, x.shape[0], self._facts(x, bank), device)
+        return x, Others(ranks, samples, None, bank_of, uniform=uniform)
+
+    def _checked(self, check: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        x = check(*arguments)  # [N, L, C]
+        for layer in _layers(self.encoder):
+            if not isinstance(layer, TransformerEncoderLayer):
+                raise TypeError(
+                    f"encoder: expected batchformer's TransformerEncoderLayer, whose forward takes keys, got "
+                    f"{type(layer).__name__}"
+                )
+            check_attention(layer)
+        _check_fits(x, _layers(self.encoder)[0].self_attn.in_proj_weight)
+        return x
+
+    def _bank(self, bank: Hashable, layer: int) -> MemoryBank:
+        key = (bank, layer)
+        if key not in self._banks:
+            self._banks[key] = MemoryBank(self.memory_bank_size)
+        return self._banks[key]
+
+    def _facts(self, x: Tensor, bank: Hashable) -> dict[str, int | str]:
+        """What has to be the same on all ranks."""
+        layers = _layers(self.encoder)
+        first = layers[0]
+        trained = x.requires_grad or any(each.requires_grad for each in self.encoder.parameters())
+        device = x.device.type
+        return {
+            "x: number of channels": x.shape[2],
+            "x: number of positions": x.shape[1],
+            "x: dtype": _name(x.dtype),
+            "autocast": _name(torch.get_autocast_dtype(device))
+            if torch.is_autocast_enabled(device)
+            else "off",
+            "nhead": first.self_attn.num_heads,
+            "dim_feedforward": first.linear1.out_features,
+            "num_layers": len(layers),
+            "norm_first": int(first.norm_first),
+            "bias": int(first.self_attn.in_proj_bias is not None),
+            "activation": _declined.activation_name(first.activation) or type(first.activation).__name__,
+            "attend": self.attend,
+            "memory_bank_size": self.memory_bank_size,
+            "two_stream": int(bool(getattr(self, "two_stream", True))),
+            "bank": str(bank),
+            "gradients": int(torch.is_grad_enabled() and trained),
+        }
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AcrossSamples":
+        """With the parameters the remembered samples."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for bank in self._banks.values():
+            bank.apply(fn)
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of an earlier release, too, that had no banks."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.__dict__.setdefault("_banks", {})
+
+    def extra_repr(self) -> str:
+        """The options that are on."""
+        facts = [f"attend={self.attend!r}"]
+        if self.gather_distributed:
+            facts.append("gather_distributed=True")
+        if self.memory_bank_size:
+            facts.append(f"memory_bank_size={self.memory_bank_size}")
+        if self.process_group is not None:
+            facts.append(f"process_group={self.process_group.group_name!r}")
+        return ", ".join(facts)
+
+
+def _layers(encoder: nn.Module) -> list[Any]:
+    return list(encoder.layers) if isinstance(encoder, nn.TransformerEncoder) else [encoder]
+
+
+def _check_fits(x: Tensor, weight: Tensor) -> None:
+    """Raise unless x is of the device and dtype of the layer: before others wait for its keys."""
+    if x.device != weight.device:
+        raise ValueError(f"x: expected device {weight.device} as in_proj_weight has, got {x.device}")
+    got = _name(x.dtype)
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected a dtype of float16, bfloat16, float32 and float64, got {got}")
+    # Of a shard the dtype says nothing yet: what gathers it may change that.
+    plain = type(weight) in (Tensor, nn.Parameter)
+    if plain and x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"x: expected dtype {_name(weight.dtype)} as in_proj_weight has, got {got}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
