@@ -13,7 +13,8 @@ import torch.distributed as dist
 import ranks_worker
 from batchformer import ranks as of_ranks
 from batchformer.disagreement import Report, digest, pack, refuse, unpack
-from batchformer.ranks import Ranks, gather, mix, ranks_of
+from batchformer.ops.op import mix
+from batchformer.ranks import Ranks, gather, ranks_of
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,6 @@ HANDED: Counter[str] = Counter()
 padding, "gather padding", "scatter padding", and the "sizes" and digests that are exchanged beside them.
 Tests set it back."""
 
-_LARGEST_SEED = 2**63 - 1
-_ODD = 0x1E3779B97F4A7C15  # near the golden ratio of 2⁶³: neighbouring ranks differ in half of all bits
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)  # sizes are read on the host
 _alone_was_said = False
 
@@ -130,11 +128,6 @@ def gather(
         x, samples, ranks.rank, ranks.group_name, names, numbers
     )
     return gathered
-
-
-def mix(seed: Tensor, rank: int) -> Tensor:
-    """A seed of this rank, int64 from 0 to 2⁶³ - 1 as `seed` is: of equal seeds each rank has another."""
-    return seed ^ (rank * _ODD & _LARGEST_SEED)  # times an odd number: one to one modulo 2⁶³
 
 
 def _exchange(ranks: Ranks, report: Report, device: torch.device) -> list[int]:

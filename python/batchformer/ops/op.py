@@ -66,8 +66,7 @@ def encoder_layer(
     seed = None
     if any(p > 0 for p in config.dropout):
         seed = torch.randint(_LARGEST_SEED, (), dtype=torch.int64, device=x.device)
-        if rank:
-            seed = seed ^ (rank * _ODD & _LARGEST_SEED)
+        seed = mix(seed, rank) if rank else seed
     inputs = (x, *parameters, keys_values)
     needs: Sequence[bool] = _NOTHING
     if torch.is_grad_enabled() and not recompute:
@@ -76,6 +75,11 @@ def encoder_layer(
     if nobody_watches((*inputs, key_count)):
         return _differentiable(_forward_core, inputs, call)[0]
     return _forward_op(inputs, call)[0]
+
+
+def mix(seed: Tensor, rank: int) -> Tensor:
+    """A seed of this rank, int64 from 0 to 2⁶³ - 1 as `seed` is: of equal seeds each rank has another."""
+    return seed ^ (rank * _ODD & _LARGEST_SEED)  # times an odd number: one to one modulo 2⁶³
 
 
 def path_counts() -> dict[str, int]:
