@@ -9,6 +9,9 @@ from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import batchformer as bf
+from batchformer.benchmark.competitors import OURS, Setting
+from batchformer.benchmark.memory import peak_floats, saved_floats
+from batchformer.benchmark.shapes import Shape
 from reference import ALL, layers, multiplier, multipliers
 from tolerances import assert_near, relative_error
 
@@ -334,6 +337,16 @@ def test_recompute_keeps_the_arguments_alone_and_gives_the_same():
         for recompute in (False, True)
     ]
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_memory_grows_with_samples_and_keys_and_not_with_their_product():
+    setting = Setting(torch.device("cpu"), torch.float32, dropout=0.5)
+    shape = Shape("", 1024, 1, 64, keys=4096)
+    tokens_of_keys = 2 * shape.keys / shape.samples  # keys and values, in multiples of N C
+    assert saved_floats(OURS, shape, setting) < tokens_of_keys + 10
+    pairs = shape.heads * shape.keys / shape.channels  # the N x K probabilities of all heads
+    peak = peak_floats(OURS, shape, setting, threads=1)
+    assert 3 * tokens_of_keys < peak < 3 * tokens_of_keys + 60 < pairs / 2
 
 
 def test_the_products_of_all_keys_are_counted():

@@ -10,7 +10,15 @@ from pathlib import Path
 import torch
 
 from batchformer import ops
-from batchformer.benchmark.competitors import COMPILED, EAGER, OURS, PRODUCTS, Setting, make_competitors
+from batchformer.benchmark.competitors import (
+    COMPILED,
+    EAGER,
+    OURS,
+    OWN_KEYS,
+    PRODUCTS,
+    Setting,
+    make_competitors,
+)
 from batchformer.benchmark.flops import layer_flops
 from batchformer.benchmark.memory import peak_floats, saved_floats
 from batchformer.benchmark.peak import measure_fma_peak
@@ -116,7 +124,11 @@ def measure(
         bar = progress.add_task("", total=len(cases) * (rounds + WARM_UP))
         for shape, setting in cases:
             progress.update(bar, description=str(shape))
-            fitting = [name for name in names if fits(name, shape, setting)]
+            asked = names
+            if shape.keys:  # torch's has no compiled layer that takes keys
+                own = [OWN_KEYS] if shape.keys == shape.samples else []
+                asked = [*(name for name in names if name != COMPILED), *own]
+            fitting = [name for name in asked if fits(name, shape, setting)]
             competitors = make_competitors(fitting, shape, setting)
             before = ops.path_counts()
             times = time_interleaved(competitors, rounds, setting.device, lambda: progress.advance(bar))
@@ -150,7 +162,8 @@ def measure(
 def fits(name: str, shape: Shape, setting: Setting) -> bool:
     """Whether the N x N tensors of a step, of which torch's layer holds about six, leave memory free."""
     copies = 1 if name == PRODUCTS else 6
-    needed = copies * shape.positions * shape.heads * shape.samples**2 * setting.dtype.itemsize
+    pairs = shape.samples * (shape.keys or shape.samples)
+    needed = copies * shape.positions * shape.heads * pairs * setting.dtype.itemsize
     return needed < free_memory(setting.device)
 
 

@@ -2,15 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from batchformer import ops
 from batchformer.benchmark.shapes import Shape
+from batchformer.modules._composed import composed
+from batchformer.modules._keys import split_in_proj
 from batchformer.modules.encoder_layer import TransformerEncoderLayer
 
 OURS, EAGER, COMPILED, PRODUCTS = "ours", "eager", "compile", "products"
+OWN_KEYS = "own keys"  # our layer as it is, beside itself with the keys of the same samples brought to it
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Competitor:
 
 def make_layer(name: str, shape: Shape, setting: Setting) -> nn.Module:
     """The layer of a competitor in training mode, as the official code makes it."""
-    cls = TransformerEncoderLayer if name == OURS else nn.TransformerEncoderLayer
+    cls = TransformerEncoderLayer if name in (OURS, OWN_KEYS) else nn.TransformerEncoderLayer
     layer = cls(
         shape.channels,
         shape.heads,
@@ -53,22 +58,65 @@ def make_layer(name: str, shape: Shape, setting: Setting) -> nn.Module:
     return layer
 
 
-def layer_competitor(name: str, shape: Shape, setting: Setting) -> Competitor:
-    """A layer through its public nn.Module and autograd."""
-    layer = make_layer(name, shape, setting)
+class Call(NamedTuple):
+    """A forward of a layer, with what it is applied to."""
+
+    layer: nn.Module
+    x: Tensor
+    forward: Callable[[], Tensor]
+
+
+def make_call(name: str, shape: Shape, setting: Setting) -> Call:
+    """A layer on random samples, which attend to each other or to the keys of the shape."""
+    layer: Any = make_layer(name, shape, setting)
     x = setting.randn(shape.samples, shape.positions, shape.channels).requires_grad_()
+    if shape.keys == 0 or name == OWN_KEYS:
+        return Call(layer, x, lambda: layer(x))
+    everyones = setting.randn(shape.keys, shape.positions, 2 * shape.channels)
+
+    def forward() -> Tensor:
+        projection = split_in_proj(layer.self_attn, uniform=False)
+        keys_values = _Gathered.apply(F.linear(x, projection.weight, projection.bias), everyones)
+        if name == EAGER:
+            return composed(layer, x, keys_values, None, projection)
+        of_queries = {"in_proj_weight": projection.query_weight, "in_proj_bias": projection.query_bias}
+        parameters = layer._parameters_of_op()._replace(**of_queries)
+        return ops.encoder_layer(x, parameters, layer._config(), keys_values=keys_values)
+
+    return Call(layer, x, forward)
+
+
+class _Gathered(torch.autograd.Function):
+    """A rank's own keys and values among those of all, which have arrived; the gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, everyones: Tensor) -> Tensor:
+        everyones[: len(own)] = own
+        ctx.samples = len(own)
+        return everyones.view_as(everyones)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad[: ctx.samples], None
+
+
+def layer_competitor(name: str, shape: Shape, setting: Setting) -> Competitor:
+    """A layer through its public nn.Module, or as that runs it with keys, and autograd."""
+    layer, x, forward = make_call(name, shape, setting)
     grad_y = setting.randn(shape.samples, shape.positions, shape.channels)
 
     def step() -> None:
         layer.zero_grad()
         x.grad = None
-        layer(x).backward(grad_y)
+        forward().backward(grad_y)
 
-    return Competitor(name, step, lambda: layer(x))
+    return Competitor(name, step, forward)
 
 
 def product_competitor(shape: Shape, setting: Setting) -> Competitor:
     """The least that the layer computes: the products of its four linears, for V1 with those of attention.
+
+    With K keys the projection is of the rank's own, as others come projected.
 
     Forward, gradient of the input and, unless frozen, of the weight through torch.mm, with allocated outputs.
     """
@@ -77,17 +125,18 @@ def product_competitor(shape: Shape, setting: Setting) -> Competitor:
     for width_out, width_in in ((3 * c, c), (c, c), (c, c), (c, c)):
         sizes = ((m, width_in), (width_out, width_in), (m, width_out))
         linears.append(tuple(setting.randn(*size) for size in sizes))  # x, weight, grad_y
-    batch = (shape.heads, shape.samples)
-    head, square = setting.randn(*batch, c // shape.heads), None
+    keys, width = shape.keys or shape.samples, c // shape.heads
+    query, scores = setting.randn(shape.heads, shape.samples, width), None
+    key = setting.randn(shape.heads, keys, width)
     if shape.positions == 1:
-        square = setting.randn(*batch, shape.samples)
+        scores = setting.randn(shape.heads, shape.samples, keys)
 
     def forward() -> None:
         for x, weight, _ in linears:
             torch.mm(x, weight.T)
-        if square is not None:
-            torch.bmm(head, head.mT)  # Q Kᵀ
-            torch.bmm(square, head)  # P V
+        if scores is not None:
+            torch.bmm(query, key.mT)  # Q Kᵀ
+            torch.bmm(scores, key)  # P V
 
     def step() -> None:
         forward()
@@ -95,10 +144,11 @@ def product_competitor(shape: Shape, setting: Setting) -> Competitor:
             torch.mm(grad_y, weight)
             if not setting.frozen:
                 torch.mm(grad_y.T, x)
-        if square is not None:
-            torch.bmm(head, head.mT)  # grad_P
-            for _ in range(3):  # grad_Q, grad_K, grad_V
-                torch.bmm(square, head)
+        if scores is not None:
+            torch.bmm(query, key.mT)  # grad_P
+            torch.bmm(scores, key)  # grad_Q
+            for _ in range(2):  # grad_K, grad_V
+                torch.bmm(scores.mT, query)
 
     return Competitor(PRODUCTS, step, forward)
 

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchformer.benchmark.competitors import Setting, layer_competitor, make_layer
+from batchformer.benchmark.competitors import Setting, layer_competitor, make_call
 from batchformer.benchmark.shapes import Shape
 
 
 def saved_floats(name: str, shape: Shape, setting: Setting) -> float:
     """Elements kept for backward by a layer, as a multiple of M C; parameters do not count."""
-    layer = make_layer(name, shape, setting)
-    x = setting.randn(shape.samples, shape.positions, shape.channels).requires_grad_()
+    layer, x, forward = make_call(name, shape, setting)
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -25,7 +24,7 @@ def saved_floats(name: str, shape: Shape, setting: Setting) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        layer(x)
+        forward()
     for parameter in layer.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
     return sum(kept.values()) / x.element_size() / (shape.tokens * shape.channels)

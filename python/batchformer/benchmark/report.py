@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from batchformer._extension import BUILT_FOR
-from batchformer.benchmark.competitors import COMPILED, EAGER, OURS, PRODUCTS
+from batchformer.benchmark.competitors import COMPILED, EAGER, OURS, OWN_KEYS, PRODUCTS
 from batchformer.benchmark.flops import Flops
 from batchformer.benchmark.timing import Times
 
@@ -52,6 +52,7 @@ def machine(device: torch.device, threads: int) -> dict[str, str]:
 def table(rows: Sequence[Row]) -> Table:
     """Milliseconds, ratios and memory of every shape."""
     compiled = any(COMPILED in row.times for row in rows)
+    own_keys = any(OWN_KEYS in row.times for row in rows)
     result = Table(box=None, header_style="bold", pad_edge=False)
     result.add_column("shape", no_wrap=True)
     result.add_column("path\nof ours")
@@ -61,6 +62,7 @@ def table(rows: Sequence[Row]) -> Table:
         "eager\n/ ours",
         "ours /\nproducts",
         "forward:\neager / ours",
+        *(["ours /\nown keys"] if own_keys else []),
         "share of\nFMA peak",
         "saved ours,\neager",
         "peak ours,\neager",
@@ -75,6 +77,7 @@ def table(rows: Sequence[Row]) -> Table:
             _number(row.ratio(EAGER, OURS)),
             _number(row.ratio(OURS, PRODUCTS)),
             _number(row.ratio(EAGER, OURS, "forward")),
+            *([_number(row.ratio(OURS, OWN_KEYS))] if own_keys else []),
             _number(row.fma_share.get(OURS)),
             f"{_number(row.saved.get(OURS), 1)}, {_number(row.saved.get(EAGER), 1)}",
             f"{_number(row.peak.get(OURS), 1)}, {_number(row.peak.get(EAGER), 1)}",

@@ -4,13 +4,18 @@ from typing import NamedTuple
 
 
 class Shape(NamedTuple):
-    """N samples, L positions, C channels, H heads; the feed-forward is C wide."""
+    """N samples, L positions, C channels, H heads; the feed-forward is C wide.
+
+    With K keys the N samples attend to those of all ranks, their own among them, as `gather_distributed` lets
+    them, but for the way of the keys from rank to rank.
+    """
 
     name: str
     samples: int
     positions: int
     channels: int
     heads: int = 4
+    keys: int = 0  # 0: the samples' own, in the layer
 
     @property
     def tokens(self) -> int:
@@ -20,7 +25,8 @@ class Shape(NamedTuple):
     def __str__(self) -> str:
         """The shape as the table prints it."""
         positions = f" L={self.positions}" if self.positions > 1 else ""
-        return f"{self.name} N={self.samples}{positions} C={self.channels}"
+        keys = f" K={self.keys}" if self.keys else ""
+        return f"{self.name} N={self.samples}{keys}{positions} C={self.channels}"
 
 
 V1 = (
@@ -40,5 +46,11 @@ V2 = (
     Shape("Deformable DETR", 2, 17821, 256),  # four levels of an 800 x 1066 image
 )
 SCALE = tuple(Shape("scale", 1024 * 2**power, 1, 512) for power in range(6))
+GATHER = (
+    Shape("one rank", 256, 1, 512, keys=256),
+    Shape("one rank", 1024, 1, 512, keys=1024),
+    Shape("64 ranks", 64, 1, 512, keys=4096),
+    Shape("DETR, 8 ranks", 2, 850, 256, keys=16),
+)
 
-SETS = {"paper": V2 + V1, "v1": V1, "v2": V2, "scale": SCALE}
+SETS = {"paper": V2 + V1, "v1": V1, "v2": V2, "scale": SCALE, "gather": GATHER}

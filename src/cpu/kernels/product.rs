@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use super::right::{Right, DEPTH};
 use crate::cpu::matrix::{Matrix, MatrixMut};
-use crate::cpu::simd::{panel_width, Kernel, Real, Simd, Vector, WIDEST_PANEL};
+use crate::cpu::simd::{panel_width, prefetch, Kernel, Real, Simd, Vector, WIDEST_PANEL};
 use crate::cpu::workspace::Buffer;
 
 /// Terms of one chain where the right factor is so narrow. BLAS sums such products in many chains side by side: of 128
@@ -41,6 +41,8 @@ pub trait Left<T>: Copy {
         first: usize,
         depth: Range<usize>,
     ) -> impl Fn(usize) -> [T; ROWS];
+    /// Asks for some rows that will be read soon, as far as they are there.
+    fn prefetch(self, rows: Range<usize>, depth: Range<usize>);
 }
 
 /// A left factor as it lies.
@@ -68,6 +70,13 @@ impl<T: Real> Left<T> for Matrix<'_, T> {
             column
         }
     }
+
+    #[inline(always)]
+    fn prefetch(self, rows: Range<usize>, depth: Range<usize>) {
+        for row in rows.start..rows.end.min(self.rows()) {
+            prefetch(&self.row(row)[depth.start..depth.end]);
+        }
+    }
 }
 
 /// The transpose of `[depth, rows]` as a left factor.
@@ -93,6 +102,10 @@ impl<T: Real> Left<T> for Transposed<'_, T> {
             column
         }
     }
+
+    /// Its rows are columns of what was just made.
+    #[inline(always)]
+    fn prefetch(self, _: Range<usize>, _: Range<usize>) {}
 }
 
 /// `out = start + left right`.
@@ -149,6 +162,7 @@ impl<T: Real, L: Left<T>> PanelProduct<'_, T, L> {
         let rows = self.left.height();
         let mut row = 0;
         while rows - row >= TALL {
+            self.left.prefetch(row + TALL..row + 2 * TALL, self.depth.clone());
             self.tile::<S, TALL, VECTORS>(row, out);
             row += TALL;
         }

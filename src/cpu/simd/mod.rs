@@ -9,6 +9,8 @@ mod exp;
 mod lanes;
 mod real;
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
 use std::sync::OnceLock;
 
 pub use exp::{erfc, exp};
@@ -84,6 +86,16 @@ pub trait Simd: 'static {
     const PANEL_BYTES: usize;
     /// Elements that are computed side by side.
     type Lanes<T: Real>: Vector<T>;
+}
+
+/// Asks for numbers that will be read soon, so that they are on their way while others are computed with.
+#[inline(always)]
+pub fn prefetch<T>(numbers: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in numbers.chunks(64 / size_of::<T>()) {
+        // SAFETY: a hint to the processor, which reads nothing and has the address of a number.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
 }
 
 pub const fn panel_width<S: Simd, T>() -> usize {
