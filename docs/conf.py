@@ -30,7 +30,10 @@ extensions = [
 exclude_patterns = ["inventories"]
 nitpicky = True
 myst_enable_extensions = ["deflist"]
-nitpick_ignore = [("py:class", "Figure")]  # matplotlib's, which is optional
+nitpick_ignore = [
+    ("py:class", "Figure"),  # matplotlib's, which is optional
+    ("py:class", "batchformer.modules._keys.Keys"),  # between BatchFormer and its layers
+]
 # Type variables stand in signatures and have no page.
 nitpick_ignore_regex = [("py:class", r"batchformer\..+\.(Criterion|Model|Targets)")]
 
