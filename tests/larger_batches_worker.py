@@ -348,6 +348,9 @@ def refuse_what_differs(rank: int, world_size: int) -> None:
     v2 = bf.BatchFormerV2(WIDTH, gather_distributed=True)
     other = bf.BatchFormer(WIDTH, gather_distributed=True, **(first if rank else second))
     raises(lambda: v2(tokens), "positions", "4 on rank 0", "5 on rank 1")
+    maps = bf.BatchFormerV2(WIDTH, layout="NCHW", gather_distributed=True)
+    turned = torch.randn(3, WIDTH, 2 + rank, 3 - rank)
+    raises(lambda: maps(turned), "height", "2 on rank 0", "3 on rank 1", "pad or resize all maps")
     raises(lambda: other(features), "nhead", "2 on rank 0", "4 on rank 1")
     # Of one rank alone.
     raises(lambda: module(features[:, : WIDTH - rank]), f"x: expected shape [N, {WIDTH}]", "rank 1")

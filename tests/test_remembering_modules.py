@@ -305,6 +305,20 @@ def test_experts_that_share_a_module_remember_their_own_samples():
     torch.testing.assert_close(losses[:3], losses[3:])
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_maps_of_another_shape_are_refused_also_with_as_many_positions(layout):
+    module = bf.BatchFormerV2(8, layout=layout, memory_bank_size=4, dropout=0.0)
+
+    def maps(height, width):
+        return torch.randn((2, 8, height, width) if layout == "NCHW" else (2, height, width, 8))
+
+    for _ in range(2):
+        assert module(maps(2, 3)).isfinite().all()
+    with pytest.raises(ValueError, match=r"x: expected 2 x 3 positions of a sample.*, got 3 x 2;"):
+        module(maps(3, 2))
+    assert module(maps(2, 3)).isfinite().all()
+
+
 def test_a_place_that_is_skipped_keeps_what_it_remembers():
     model = Blocks()
     attachment = bf.attach(

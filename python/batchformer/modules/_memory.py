@@ -1,6 +1,6 @@
 """The memory bank of one place and one layer: what the latest samples gave the layer to read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -46,11 +46,12 @@ class MemoryBank:
         if size < 1:
             raise ValueError(f"memory_bank_size: expected at least 1, got {size}")
         self.size = size
-        self.rows: Tensor | None = None  # [size, L, C] from the first entry on, of which `count` are samples
+        # [size, L, C], or [size, H, W, C] of maps, from the first entry on; `count` of the rows are samples
+        self.rows: Tensor | None = None
         self.count = _none()
         self._forwards = Forwards()
 
-    def look(self, x: Tensor) -> Remembered:
+    def look(self, x: Tensor, positions: Sequence[int] | None = None) -> Remembered:
         """What the bank holds, or held when the forward that a checkpoint runs again came by first.
 
         Samples enter once, with gradients: not under no_grad, nor in a recomputation, unless the forward of
@@ -59,22 +60,25 @@ class MemoryBank:
 
         Args:
             x (Tensor[N, L, C]): the input of the layer.
+            positions: height and width of the map that the L positions are of; None if they are of none.
 
         Raises:
-            ValueError: another number of positions than the remembered samples have.
+            ValueError: other positions than the remembered samples have.
             RuntimeError: a recomputation of which it is not known what its forward saw; a transform of
                 torch.func.
         """
         rows, count = self.rows, self.count
-        if rows is not None and rows.shape[1] != x.shape[1]:
+        sizes = [x.shape[1]] if positions is None else [*positions]
+        if rows is not None and list(rows.shape[1:-1]) != sizes:
+            expected, got = (" x ".join(map(str, each)) for each in (rows.shape[1:-1], sizes))
             raise ValueError(
-                f"x: expected {rows.shape[1]} positions of a sample, as those in the memory bank have, got "
-                f"{x.shape[1]}; pad or resize all batches to one size, or leave memory_bank_size out"
+                f"x: expected {expected} positions of a sample, as those in the memory bank have, got {got}; "
+                f"pad or resize all batches to one size, or leave memory_bank_size out"
             )
         if torch.compiler.is_compiling():
             if rows is None:
                 rows = x.new_zeros((self.size, *x.shape[1:]))
-            return Remembered(rows.to(x), first_forward(count), torch.is_grad_enabled())
+            return Remembered(rows.flatten(1, -2).to(x), first_forward(count), torch.is_grad_enabled())
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
                 f"memory_bank_size: expected none inside of a transform of torch.func, which would leave its "
@@ -84,15 +88,17 @@ class MemoryBank:
         rows, count = forward.snapshot
         if rows is None:
             return Remembered(x.new_zeros((0, *x.shape[1:])), None, enters)
-        return Remembered(rows[: int(count)].to(x), None, enters)
+        return Remembered(rows[: int(count)].flatten(1, -2).to(x), None, enters)
 
-    def enter(self, entering: Tensor) -> None:
+    def enter(self, entering: Tensor, positions: Sequence[int] | None = None) -> None:
         """None; puts samples in front of the others, of which the oldest go where there are too many.
 
         Args:
             entering (Tensor[n, L, C]): of this process, or of all.
+            positions: as for :meth:`look`.
         """
         entering = entering.detach()
+        entering = entering if positions is None else entering.unflatten(1, tuple(positions))
         samples = entering.shape[0]
         rows = self.rows
         if rows is None:

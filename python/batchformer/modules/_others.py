@@ -13,6 +13,8 @@ from batchformer.modules._memory import MemoryBank
 from batchformer.modules.encoder_layer import TransformerEncoderLayer
 from batchformer.ranks import Ranks, agree, gather, ranks_of
 
+_ONE_SIZE = "pad or resize all maps to one size"
+
 
 class Others:
     """Whom the samples of one forward of a module meet, layer by layer."""
@@ -24,10 +26,11 @@ class Others:
         facts: Mapping[str, int | str] | None,
         bank_of: Callable[[int], MemoryBank] | None,
         *,
+        positions: Sequence[int] | None,
         uniform: bool,
     ) -> None:
         self._ranks, self._samples, self._facts = ranks, samples, facts
-        self._bank_of, self._uniform = bank_of, uniform
+        self._bank_of, self._positions, self._uniform = bank_of, positions, uniform
 
     @property
     def alone(self) -> bool:
@@ -50,13 +53,13 @@ class Others:
             return layer(x, keys=keys)  # type: ignore[no-any-return]
         rows = x.transpose(0, 1) if layer.self_attn.batch_first else x  # [N, L, C]
         bank = self._bank_of(number)
-        seen = bank.look(rows)
+        seen = bank.look(rows, self._positions)
         y: Tensor = layer(x, keys=keys._replace(rows=seen.rows, row_count=seen.count))
         if seen.enters:
             entering = rows.detach()
             if self._ranks is not None:
                 entering = gather(entering, self._samples, self._ranks, self._facts)
-            bank.enter(entering)
+            bank.enter(entering, self._positions)
         return y
 
 
@@ -125,22 +128,30 @@ class AcrossSamples(nn.Module):
                 f"DistributedDataParallel"
             )
         bank_of = None if self.memory_bank_size == 0 else lambda layer: self._bank(bank, layer)
-        uniform = self.attend == "uniform"
         ranks = ranks_of(self.process_group) if self.gather_distributed else None
-        if ranks is None:
-            return self._checked(check, *arguments), Others(None, (), None, bank_of, uniform=uniform)
-        if torch.compiler.is_compiling():  # equal numbers by contract, which the graph looks at
-            x = self._checked(check, *arguments)
-            facts = self._facts(x, bank)
-            return x, Others(ranks, [x.shape[0]] * ranks.size, facts, bank_of, uniform=uniform)
-        device = next(self.encoder.parameters()).device
+        compiling = torch.compiler.is_compiling()
         try:
             x = self._checked(check, *arguments)
         except (TypeError, ValueError) as error:
-            agree(ranks, 0, {}, device, fault=str(error))  # raises: nobody waits for this rank
+            if ranks is not None and not compiling:
+                device = next(self.encoder.parameters()).device
+                agree(ranks, 0, {}, device, fault=str(error))  # raises: nobody waits for this rank
             raise
-        samples = agree(ranks, x.shape[0], self._facts(x, bank), device)
-        return x, Others(ranks, samples, None, bank_of, uniform=uniform)
+        positions = self._map_of(arguments[0])
+        samples: list[int] = []
+        facts = None if ranks is None else self._facts(x, positions, bank)
+        if ranks is not None and facts is not None:
+            if compiling:  # equal numbers by contract, which the graph looks at
+                samples = [x.shape[0]] * ranks.size
+            else:
+                samples, facts = agree(ranks, x.shape[0], facts, x.device), None
+        uniform = self.attend == "uniform"
+        return x, Others(ranks, samples, facts, bank_of, positions=positions, uniform=uniform)
+
+    def _map_of(self, x: Tensor) -> Sequence[int] | None:
+        """Height and width of the maps that are in x; None if it holds none."""
+        del x
+        return None
 
     def _checked(self, check: Callable[..., Tensor], *arguments: Any) -> Tensor:
         x = check(*arguments)  # [N, L, C]
@@ -160,15 +171,17 @@ class AcrossSamples(nn.Module):
             self._banks[key] = MemoryBank(self.memory_bank_size)
         return self._banks[key]
 
-    def _facts(self, x: Tensor, bank: Hashable) -> dict[str, int | str]:
+    def _facts(self, x: Tensor, positions: Sequence[int] | None, bank: Hashable) -> dict[str, int | str]:
         """What has to be the same on all ranks."""
+        sizes = dict(zip(("height", "width"), positions or (), strict=False))
         layers = _layers(self.encoder)
         first = layers[0]
         trained = x.requires_grad or any(each.requires_grad for each in self.encoder.parameters())
         device = x.device.type
         return {
             "x: number of channels": x.shape[2],
-            "x: number of positions": x.shape[1],
+            f"x: number of positions; {_ONE_SIZE}": x.shape[1],
+            **{f"x: {name}; {_ONE_SIZE}": size for name, size in sizes.items()},
             "x: dtype": _name(x.dtype),
             "autocast": _name(torch.get_autocast_dtype(device))
             if torch.is_autocast_enabled(device)

@@ -1,6 +1,6 @@
 """BatchFormerV2: a transformer encoder over the samples of a batch, at every position of a token map."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -148,6 +148,11 @@ class BatchFormerV2(AcrossSamples):
         """What is transformed, `[N, L, C]`."""
         self._check(x, streams)
         return self._tokens(x if streams == 1 else x.chunk(2, dim=self.batch_axis)[1])
+
+    def _map_of(self, x: Tensor) -> Sequence[int] | None:
+        layout = _LAYOUTS[self.layout]
+        axes = [axis for axis in range(layout.rank) if axis not in (layout.batch_axis, layout.channel_axis)]
+        return [x.shape[axis] for axis in axes] if len(axes) == 2 else None
 
     def _as_it_came(self, related: Tensor, x: Tensor) -> Tensor:
         """The related samples `[N, L, C]` in the layout, and in the shape of x."""
