@@ -4,6 +4,7 @@ import contextlib
 import copy
 import datetime
 import functools
+import itertools
 import json
 import os
 import re
@@ -358,7 +359,18 @@ def refuse_what_differs(rank: int, world_size: int) -> None:
     raises(lambda: module(features.to([torch.float32, torch.float64][rank % 2])), "x: expected dtype float32")
     raises(lambda: module(features[:0]), "sample")
     with torch.set_grad_enabled(rank == 0):
-        raises(lambda: module(features), "gradients")
+        raises(lambda: module(features), "gradients", "none on rank 1")
+    frozen = bf.BatchFormer(WIDTH, gather_distributed=True, num_layers=2)
+    if rank == 0:  # the first layer's keys need no gradient there, so that nobody would scatter one
+        frozen.encoder.layers[0].self_attn.in_proj_weight.requires_grad_(False)
+        frozen.encoder.layers[0].self_attn.in_proj_bias.requires_grad_(False)
+    raises(lambda: frozen(features), "gradients", "1 on rank 0", "0, 1 on rank 1")
+    compiled = torch.compile(module, backend="eager") if rank == 0 else module
+    raises(lambda: compiled(features), "torch.compile", "1 on rank 0", "0 on rank 1")
+    remembering = bf.BatchFormer(WIDTH, gather_distributed=True, memory_bank_size=9)
+    if rank == 0:  # as of a copy that another rank has not taken
+        remembering._bank(None, 0).enter(torch.randn(2, 1, WIDTH))
+    raises(lambda: remembering(features), "memory bank", "2 on rank 0", "0 on rank 1")
     # A place that one rank skips.
     model = nn.Sequential(nn.Linear(6, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES))
     bf.attach(model, before=["1", "2"], optional=["1"], gather_distributed=True, wrapped=False)
@@ -378,8 +390,10 @@ def draw_masks_of_their_own(rank: int, world_size: int) -> None:
     """Of dropout, with equal samples and equal random states; all is finite."""
     torch.manual_seed(0)
     x = torch.randn(3, POSITIONS, WIDTH)
-    for layout in ("NLC", "LNC"):
+    for layout, of_torch in itertools.product(("NLC", "LNC"), (False, True)):
         module = bf.BatchFormerV2(WIDTH, layout=layout, gather_distributed=True, memory_bank_size=BANK)
+        if of_torch:  # a hook inside makes the layer run torch's path
+            module.encoder.linear1.register_forward_hook(lambda *_: None)
         for _ in range(2):
             torch.manual_seed(1)
             leaf = (x if layout == "NLC" else x.transpose(0, 1)).clone().requires_grad_()
@@ -391,6 +405,9 @@ def draw_masks_of_their_own(rank: int, world_size: int) -> None:
             everyones = [torch.empty_like(y) for _ in range(world_size)]
             dist.all_gather(everyones, y.detach().contiguous())
             assert not torch.equal(everyones[rank], everyones[rank - 1])
+            states = [torch.empty_like(torch.get_rng_state()) for _ in range(world_size)]
+            dist.all_gather(states, torch.get_rng_state())
+            assert torch.equal(states[rank], states[rank - 1]), "what is drawn next is the same on all ranks"
 
 
 def stay_silent_in_evaluation(rank: int, world_size: int) -> None:

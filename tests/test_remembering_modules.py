@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import batchformer as bf
@@ -317,6 +318,18 @@ def test_maps_of_another_shape_are_refused_also_with_as_many_positions(layout):
     with pytest.raises(ValueError, match=r"x: expected 2 x 3 positions of a sample.*, got 3 x 2;"):
         module(maps(3, 2))
     assert module(maps(2, 3)).isfinite().all()
+
+
+def test_nothing_enters_of_fake_samples_or_in_inference_mode():
+    module = bf.BatchFormer(8, memory_bank_size=4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for _ in range(2):
+            assert module(torch.randn(3, 8))[0].shape == (6, 8)
+    with torch.inference_mode(), torch.enable_grad():
+        module(torch.randn(3, 8))
+    assert [bank.rows for bank in module._banks.values()] == [None]  # of inference
+    module(torch.randn(3, 8))[0].sum().backward()
+    assert int(module._bank(None, 0).count) == 3
 
 
 def test_a_place_that_is_skipped_keeps_what_it_remembers():

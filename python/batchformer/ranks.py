@@ -55,14 +55,21 @@ def ranks_of(process_group: "dist.ProcessGroup | None") -> Ranks | None:
             _say_alone()
             return None
         process_group = world
-    if not torch.compiler.is_compiling() and not isinstance(process_group, dist.ProcessGroup):
-        raise ValueError(
-            "process_group: expected None or a torch.distributed.ProcessGroup that this process is in, "
-            f"got {process_group!r}"
-        )
+    if not torch.compiler.is_compiling():
+        check_group(process_group)
     if process_group.size() == 1:  # type: ignore[union-attr] # torch does not type WORLD
         return None
     return Ranks(process_group.rank(), process_group.size(), process_group.group_name)  # type: ignore[union-attr]
+
+
+def check_group(process_group: Any) -> None:
+    """Raise ValueError unless it is a group that this process is in; to others torch gives a number."""
+    if not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
+        outside = dist.is_available() and process_group is dist.GroupMember.NON_GROUP_MEMBER
+        raise ValueError(
+            "process_group: expected None or a torch.distributed.ProcessGroup that this process is in, "
+            f"got {'one that it is not in' if outside else repr(process_group)}"
+        )
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

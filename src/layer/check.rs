@@ -20,6 +20,7 @@ pub fn input(input: &Input) -> Result<Dims, LayerError> {
     check_dropout(config, seed.as_ref())?;
     let feedforward = params.linear1.weight.size().first().copied().unwrap_or(0);
     let (keys, counted_keys) = match keys_values {
+        None if key_count.is_some() => return Err(LayerError::NoKeysToCount),
         None => (samples, samples),
         Some(keys_values) => {
             let keys = keys_shape(keys_values, positions, channels, config)?;

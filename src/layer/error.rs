@@ -53,6 +53,7 @@ pub enum LayerError {
         shape: Vec<i64>,
         device: Device,
     },
+    NoKeysToCount,
     CountedKeys {
         keys: i64,
         got: i64,
@@ -151,6 +152,9 @@ impl fmt::Display for LayerError {
                 dtype(*got),
                 device(*on)
             ),
+            LayerError::NoKeysToCount => {
+                write!(f, "key_count: expected None without keys_values, got a tensor")
+            }
             LayerError::CountedKeys { keys, got } => {
                 write!(f, "key_count: expected from 1 to the {keys} of keys_values, got {got}")
             }

@@ -24,6 +24,7 @@ impl From<LayerError> for PyErr {
             | LayerError::NoSeed
             | LayerError::KeyCount { .. }
             | LayerError::CountedKeys { .. }
+            | LayerError::NoKeysToCount
             | LayerError::NeedsAbsent { .. }
             | LayerError::SavedCount { .. }
             | LayerError::Seed { .. } => PyValueError::new_err(sentence),

@@ -1,9 +1,13 @@
 """Rows of batches larger than a process: options of modules whose samples meet those of others."""
 
+import pickle
+from types import SimpleNamespace
+
 import torch
 
 import batchformer as bf
 from batchformer.modules._keys import Keys
+from batchformer.modules._others import _Group
 from error_table.mistakes import NOT_FLOATING, OTHER_DEVICE, OTHER_DTYPE
 from error_table.row import Row
 
@@ -20,6 +24,12 @@ def of_torch():
     module = bf.BatchFormer(16, memory_bank_size=8)
     module.encoder = torch.nn.TransformerEncoderLayer(16, 4)
     module(X)
+
+
+def of_a_group():
+    module = bf.BatchFormer(16, gather_distributed=True)
+    module._group = _Group(SimpleNamespace(group_name="pairs"))
+    return module
 
 
 def replica():
@@ -42,6 +52,29 @@ LARGER_BATCHES = (
         "process_group: expected None without gather_distributed, got a str",
         "A group is named, but nothing is gathered from it.",
         "Write `gather_distributed=True`, too, or leave the group out.",
+    ),
+    Row(
+        lambda: bf.BatchFormer(16, gather_distributed=True, process_group="gloo"),
+        ValueError,
+        "process_group: expected None or a torch.distributed.ProcessGroup that this process is in, got "
+        "'gloo'",
+        "A backend is named where a group is expected.",
+        "Pass what `torch.distributed.new_group` gave, or leave it out for the default group.",
+    ),
+    Row(
+        lambda: pickle.dumps(of_a_group()),
+        TypeError,
+        "process_group: expected None in a module that is pickled, as a group is of its processes alone, got "
+        "'pairs'; save the state_dict",
+        "A module with a `process_group` of its own is pickled, as `torch.save(model)` does.",
+        "`torch.save(model.state_dict(), file)`; a deep copy goes on with the same group.",
+    ),
+    Row(
+        lambda: bf.BatchFormer(16, gather_distributed="no"),
+        ValueError,
+        "gather_distributed: expected True or False, got 'no'",
+        "The option was read from a command line as a word.",
+        'Pass `True` or `False`; with argparse, `action="store_true"`.',
     ),
     Row(
         lambda: bf.BatchFormer(16, attend="alone", gather_distributed=True),

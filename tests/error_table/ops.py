@@ -188,6 +188,12 @@ OP = (
         *NO_COUNT,
     ),
     Row(
+        lambda: op(keys=(None, torch.tensor(3))),
+        ValueError,
+        "key_count: expected None without keys_values, got a tensor",
+        *NO_COUNT,
+    ),
+    Row(
         lambda: op(needs=(*NOTHING[:-1], True)),
         ValueError,
         "needs: expected False for keys_values, which is None, got True",

@@ -1,11 +1,15 @@
 """The encoder layer composed of its own modules, for keys and values of others where the op does not run."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from batchformer.modules import _declined
 from batchformer.modules._keys import InProjection
+from batchformer.ops.op import mix
 
 
 def composed(
@@ -14,6 +18,7 @@ def composed(
     keys_values: Tensor,
     key_count: Tensor | None,
     projection: InProjection,
+    rank: int | None = None,
 ) -> Tensor:
     """Output of the layer for the samples of x alone, in its shape.
 
@@ -23,7 +28,12 @@ def composed(
         keys_values (Tensor[K, L, 2C]): or Tensor[L, K, 2C] with batch_first.
         key_count: how many of the K count; None if all.
         projection: of the layer's attention, from which the queries are made.
+        rank: of this process, if others have keys, too: ranks with equal random states draw different masks.
+            In a compiled graph they draw equal ones, as those of all dropout of torch's are.
     """
+    if rank is not None and _drops(layer) and not torch.compiler.is_compiling():
+        with _random_state_of(rank, x.device):
+            return composed(layer, x, keys_values, key_count, projection)
     if layer.norm_first:
         x = x + _attended(layer, layer.norm1(x), keys_values, key_count, projection)
         y: Tensor = x + layer._ff_block(layer.norm2(x))
@@ -50,6 +60,28 @@ def check_attention(layer: nn.Module) -> None:
             f"encoder: expected torch's attention without hooks in {type(layer).__name__}, as it is handed "
             f"keys, got {type(attention).__name__} that was changed or replaced"
         )
+
+
+def _drops(layer: nn.TransformerEncoderLayer) -> bool:
+    """Whether the layer draws masks of dropout, as it would for the op: else no state is touched."""
+    places = (layer.dropout, layer.dropout1, layer.dropout2)
+    return layer.training and (layer.self_attn.dropout > 0 or any(place.p > 0 for place in places))
+
+
+@contextlib.contextmanager
+def _random_state_of(rank: int, device: torch.device) -> Iterator[None]:
+    """A random state of the rank's own, drawn from the present one, which goes on alike on all ranks."""
+    seed = int(mix(torch.randint(2**63 - 1, (), device="cpu"), rank))
+    if device.type == "cpu":
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed)
+            yield
+        return
+    module = torch.get_device_module(device)
+    index = module.current_device() if device.index is None else device.index
+    with torch.random.fork_rng([index], device_type=device.type), module.device(index):
+        module.manual_seed(seed)
+        yield
 
 
 def _attended(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from batchformer.modules._recomputation import Forwards, Snapshot
 from batchformer.ops.first_forward import first_forward
@@ -67,14 +68,10 @@ class MemoryBank:
             RuntimeError: a recomputation of which it is not known what its forward saw; a transform of
                 torch.func.
         """
+        self.check(x, positions)
         rows, count = self.rows, self.count
-        sizes = [x.shape[1]] if positions is None else [*positions]
-        if rows is not None and list(rows.shape[1:-1]) != sizes:
-            expected, got = (" x ".join(map(str, each)) for each in (rows.shape[1:-1], sizes))
-            raise ValueError(
-                f"x: expected {expected} positions of a sample, as those in the memory bank have, got {got}; "
-                f"pad or resize all batches to one size, or leave memory_bank_size out"
-            )
+        if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
+            return Remembered(x.new_zeros((0, *x.shape[1:])), None, enters=False)
         if torch.compiler.is_compiling():
             if rows is None:
                 rows = x.new_zeros((self.size, *x.shape[1:]))
@@ -85,10 +82,23 @@ class MemoryBank:
                 f"own tensors in the bank, got {self.size}"
             )
         forward, enters = self._forwards.call(x.shape, Snapshot(rows, count))
+        enters = enters and not torch.is_inference_mode_enabled()
         rows, count = forward.snapshot
         if rows is None:
             return Remembered(x.new_zeros((0, *x.shape[1:])), None, enters)
         return Remembered(rows[: int(count)].flatten(1, -2).to(x), None, enters)
+
+    def check(self, x: Tensor, positions: Sequence[int] | None = None) -> None:
+        """Raise ValueError if x has other positions than the remembered samples; see :meth:`look`."""
+        if self.rows is None:
+            return
+        sizes = [x.shape[1]] if positions is None else [*positions]
+        if list(self.rows.shape[1:-1]) != sizes:
+            expected, got = (" x ".join(map(str, each)) for each in (self.rows.shape[1:-1], sizes))
+            raise ValueError(
+                f"x: expected {expected} positions of a sample, as those in the memory bank have, got {got}; "
+                f"pad or resize all batches to one size, or leave memory_bank_size out"
+            )
 
     def enter(self, entering: Tensor, positions: Sequence[int] | None = None) -> None:
         """None; puts samples in front of the others, of which the oldest go where there are too many.

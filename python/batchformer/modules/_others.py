@@ -1,17 +1,19 @@
 """Whom the samples of a module meet beside each other: samples of other ranks, and remembered ones."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from numbers import Integral
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
-from batchformer.modules import _declined
+from batchformer.modules import _check, _declined
 from batchformer.modules._composed import check_attention
 from batchformer.modules._keys import Keys
 from batchformer.modules._memory import MemoryBank
 from batchformer.modules.encoder_layer import TransformerEncoderLayer
-from batchformer.ranks import Ranks, agree, gather, ranks_of
+from batchformer.ranks import Ranks, agree, check_group, gather, ranks_of
 
 _ONE_SIZE = "pad or resize all maps to one size"
 
@@ -72,6 +74,12 @@ class _Group:
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Group":
         return self
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"process_group: expected None in a module that is pickled, as a group is of its processes "
+            f"alone, got {self.group.group_name!r}; save the state_dict"
+        )
+
 
 class AcrossSamples(nn.Module):
     """A module whose samples meet each other, and others, too, if it is asked for that."""
@@ -87,21 +95,25 @@ class AcrossSamples(nn.Module):
         self, attend: str, *, gather_distributed: bool, memory_bank_size: int, process_group: Any
     ) -> None:
         super().__init__()
-        if type(memory_bank_size) is not int or memory_bank_size < 0:
+        _check.one_of("gather_distributed", gather_distributed, (True, False))
+        is_number = isinstance(memory_bank_size, Integral) and not isinstance(memory_bank_size, bool)
+        if not is_number or memory_bank_size < 0:
             raise ValueError(
                 f"memory_bank_size: expected a number of samples, 0 or more, got {memory_bank_size!r}"
             )
         if process_group is not None and not gather_distributed:
             got = type(process_group).__name__
             raise ValueError(f"process_group: expected None without gather_distributed, got a {got}")
+        if process_group is not None:
+            check_group(process_group)
         if attend == "alone" and (gather_distributed or memory_bank_size):
             raise ValueError(
                 f"attend: expected 'batch' or 'uniform' with gather_distributed or memory_bank_size, got "
                 f"{attend!r}"
             )
         self.attend = attend
-        self.gather_distributed = gather_distributed
-        self.memory_bank_size = memory_bank_size
+        self.gather_distributed = bool(gather_distributed)
+        self.memory_bank_size = int(memory_bank_size)
         self._group = None if process_group is None else _Group(process_group)
         self._banks: dict[tuple[Hashable, int], MemoryBank] = {}
 
@@ -132,12 +144,14 @@ class AcrossSamples(nn.Module):
         compiling = torch.compiler.is_compiling()
         try:
             x = self._checked(check, *arguments)
+            positions = self._map_of(arguments[0])
+            if bank_of is not None:
+                bank_of(0).check(x, positions)
         except (TypeError, ValueError) as error:
             if ranks is not None and not compiling:
                 device = next(self.encoder.parameters()).device
                 agree(ranks, 0, {}, device, fault=str(error))  # raises: nobody waits for this rank
             raise
-        positions = self._map_of(arguments[0])
         samples: list[int] = []
         facts = None if ranks is None else self._facts(x, positions, bank)
         if ranks is not None and facts is not None:
@@ -167,25 +181,28 @@ class AcrossSamples(nn.Module):
 
     def _bank(self, bank: Hashable, layer: int) -> MemoryBank:
         key = (bank, layer)
-        if key not in self._banks:
-            self._banks[key] = MemoryBank(self.memory_bank_size)
-        return self._banks[key]
+        if key in self._banks:
+            return self._banks[key]
+        new = MemoryBank(self.memory_bank_size)
+        if not isinstance(new.count, FakeTensor):  # else nothing real may meet it
+            self._banks[key] = new
+        return new
 
     def _facts(self, x: Tensor, positions: Sequence[int] | None, bank: Hashable) -> dict[str, int | str]:
         """What has to be the same on all ranks."""
         sizes = dict(zip(("height", "width"), positions or (), strict=False))
         layers = _layers(self.encoder)
         first = layers[0]
-        trained = x.requires_grad or any(each.requires_grad for each in self.encoder.parameters())
         device = x.device.type
         return {
             "x: number of channels": x.shape[2],
             f"x: number of positions; {_ONE_SIZE}": x.shape[1],
             **{f"x: {name}; {_ONE_SIZE}": size for name, size in sizes.items()},
-            "x: dtype": _name(x.dtype),
+            "torch.compile: use": int(torch.compiler.is_compiling()),
             "autocast": _name(torch.get_autocast_dtype(device))
             if torch.is_autocast_enabled(device)
             else "off",
+            "x: dtype": _name(x.dtype),
             "nhead": first.self_attn.num_heads,
             "dim_feedforward": first.linear1.out_features,
             "num_layers": len(layers),
@@ -196,8 +213,15 @@ class AcrossSamples(nn.Module):
             "memory_bank_size": self.memory_bank_size,
             "two_stream": int(bool(getattr(self, "two_stream", True))),
             "bank": str(bank),
-            "gradients": int(torch.is_grad_enabled() and trained),
+            "gradients: layers whose keys need them": _layers_with_gradients(x, layers),
+            **self._remembered(bank),
         }
+
+    def _remembered(self, bank: Hashable) -> dict[str, int | str]:
+        """How many samples the bank holds; a compiled graph cannot tell in words, and does not have to."""
+        if self.memory_bank_size == 0 or torch.compiler.is_compiling():
+            return {}
+        return {"memory bank: number of samples": int(self._bank(bank, 0).count)}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AcrossSamples":
         """With the parameters the remembered samples."""
@@ -225,6 +249,19 @@ class AcrossSamples(nn.Module):
 
 def _layers(encoder: nn.Module) -> list[Any]:
     return list(encoder.layers) if isinstance(encoder, nn.TransformerEncoder) else [encoder]
+
+
+def _layers_with_gradients(x: Tensor, layers: Sequence[Any]) -> str:
+    """Numbers of the layers whose keys and values have a backward, in which all ranks have to take part."""
+    found, before = [], torch.is_grad_enabled() and x.requires_grad
+    for number, layer in enumerate(layers):
+        projecting = [layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias]
+        projecting += layer.norm1.parameters() if layer.norm_first else []
+        trained = any(each is not None and each.requires_grad for each in projecting)
+        if torch.is_grad_enabled() and (before or trained):
+            found.append(str(number))
+        before = before or any(each.requires_grad for each in layer.parameters())
+    return ", ".join(found) or "none"
 
 
 def _check_fits(x: Tensor, weight: Tensor) -> None:

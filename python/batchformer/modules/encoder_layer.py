@@ -153,8 +153,9 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         projection = split_in_proj(attention, uniform=keys.uniform)
         # Outside of what is recomputed: keys of others are exchanged once, and stay those of this forward.
         keys_values, key_count = keys_and_values(self, src, keys, projection)
+        rank = None if keys.ranks is None else keys.ranks.rank
         if isinstance(parameters, str):
-            return self._recomputed(composed, self, src, keys_values, key_count, projection)
+            return self._recomputed(composed, self, src, keys_values, key_count, projection, rank)
         return ops.encoder_layer(
             src,
             parameters._replace(in_proj_weight=projection.query_weight, in_proj_bias=projection.query_bias),
@@ -162,7 +163,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             recompute=self.recompute,
             keys_values=keys_values,
             key_count=key_count,
-            rank=0 if keys.ranks is None else keys.ranks.rank,
+            rank=rank or 0,
         )
 
     def _forward_of_torch(self, *arguments: Any) -> Tensor:
