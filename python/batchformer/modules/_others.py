@@ -190,7 +190,7 @@ class AcrossSamples(nn.Module):
 
     def _facts(self, x: Tensor, positions: Sequence[int] | None, bank: Hashable) -> dict[str, int | str]:
         """What has to be the same on all ranks."""
-        sizes = dict(zip(("height", "width"), positions or (), strict=False))
+        sizes = {} if positions is None else {"height": positions[0], "width": positions[1]}
         layers = _layers(self.encoder)
         first = layers[0]
         device = x.device.type
