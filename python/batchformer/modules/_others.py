@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
-from batchformer.modules import _check, _declined
+from batchformer.modules import _check
 from batchformer.modules._composed import check_attention
+from batchformer.modules._facts import check_fits, facts, layers_of
 from batchformer.modules._keys import Keys
 from batchformer.modules._memory import MemoryBank
 from batchformer.modules.encoder_layer import TransformerEncoderLayer
 from batchformer.ranks import Ranks, agree, check_group, gather, ranks_of
-
-_ONE_SIZE = "pad or resize all maps to one size"
 
 
 class Others:
@@ -153,14 +152,14 @@ class AcrossSamples(nn.Module):
                 agree(ranks, 0, {}, device, fault=str(error))  # raises: nobody waits for this rank
             raise
         samples: list[int] = []
-        facts = None if ranks is None else self._facts(x, positions, bank)
-        if ranks is not None and facts is not None:
+        told = None if ranks is None else self._facts(x, positions, bank)
+        if ranks is not None and told is not None:
             if compiling:  # equal numbers by contract, which the graph looks at
                 samples = [x.shape[0]] * ranks.size
             else:
-                samples, facts = agree(ranks, x.shape[0], facts, x.device), None
+                samples, told = agree(ranks, x.shape[0], told, x.device), None
         uniform = self.attend == "uniform"
-        return x, Others(ranks, samples, facts, bank_of, positions=positions, uniform=uniform)
+        return x, Others(ranks, samples, told, bank_of, positions=positions, uniform=uniform)
 
     def _map_of(self, x: Tensor) -> Sequence[int] | None:
         """Height and width of the maps that are in x; None if it holds none."""
@@ -169,14 +168,14 @@ class AcrossSamples(nn.Module):
 
     def _checked(self, check: Callable[..., Tensor], *arguments: Any) -> Tensor:
         x = check(*arguments)  # [N, L, C]
-        for layer in _layers(self.encoder):
+        for layer in layers_of(self.encoder):
             if not isinstance(layer, TransformerEncoderLayer):
                 raise TypeError(
                     f"encoder: expected batchformer's TransformerEncoderLayer, whose forward takes keys, got "
                     f"{type(layer).__name__}"
                 )
             check_attention(layer)
-        _check_fits(x, _layers(self.encoder)[0].self_attn.in_proj_weight)
+        check_fits(x, layers_of(self.encoder)[0].self_attn.in_proj_weight)
         return x
 
     def _bank(self, bank: Hashable, layer: int) -> MemoryBank:
@@ -190,38 +189,15 @@ class AcrossSamples(nn.Module):
 
     def _facts(self, x: Tensor, positions: Sequence[int] | None, bank: Hashable) -> dict[str, int | str]:
         """What has to be the same on all ranks."""
-        sizes = {} if positions is None else {"height": positions[0], "width": positions[1]}
-        layers = _layers(self.encoder)
-        first = layers[0]
-        device = x.device.type
-        return {
-            "x: number of channels": x.shape[2],
-            f"x: number of positions; {_ONE_SIZE}": x.shape[1],
-            **{f"x: {name}; {_ONE_SIZE}": size for name, size in sizes.items()},
-            "torch.compile: use": int(torch.compiler.is_compiling()),
-            "autocast": _name(torch.get_autocast_dtype(device))
-            if torch.is_autocast_enabled(device)
-            else "off",
-            "x: dtype": _name(x.dtype),
-            "nhead": first.self_attn.num_heads,
-            "dim_feedforward": first.linear1.out_features,
-            "num_layers": len(layers),
-            "norm_first": int(first.norm_first),
-            "bias": int(first.self_attn.in_proj_bias is not None),
-            "activation": _declined.activation_name(first.activation) or type(first.activation).__name__,
+        found = facts(x, positions, layers_of(self.encoder)) | {
             "attend": self.attend,
             "memory_bank_size": self.memory_bank_size,
             "two_stream": int(bool(getattr(self, "two_stream", True))),
             "bank": str(bank),
-            "gradients: layers whose keys need them": _layers_with_gradients(x, layers),
-            **self._remembered(bank),
         }
-
-    def _remembered(self, bank: Hashable) -> dict[str, int | str]:
-        """How many samples the bank holds; a compiled graph cannot tell in words, and does not have to."""
-        if self.memory_bank_size == 0 or torch.compiler.is_compiling():
-            return {}
-        return {"memory bank: number of samples": int(self._bank(bank, 0).count)}
+        if self.memory_bank_size and not torch.compiler.is_compiling():  # a graph has no numbers of tensors
+            found["memory bank: number of samples"] = int(self._bank(bank, 0).count)
+        return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AcrossSamples":
         """With the parameters the remembered samples."""
@@ -245,37 +221,3 @@ class AcrossSamples(nn.Module):
         if self.process_group is not None:
             facts.append(f"process_group={self.process_group.group_name!r}")
         return ", ".join(facts)
-
-
-def _layers(encoder: nn.Module) -> list[Any]:
-    return list(encoder.layers) if isinstance(encoder, nn.TransformerEncoder) else [encoder]
-
-
-def _layers_with_gradients(x: Tensor, layers: Sequence[Any]) -> str:
-    """Numbers of the layers whose keys and values have a backward, in which all ranks have to take part."""
-    found, before = [], torch.is_grad_enabled() and x.requires_grad
-    for number, layer in enumerate(layers):
-        projecting = [layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias]
-        projecting += layer.norm1.parameters() if layer.norm_first else []
-        trained = any(each is not None and each.requires_grad for each in projecting)
-        if torch.is_grad_enabled() and (before or trained):
-            found.append(str(number))
-        before = before or any(each.requires_grad for each in layer.parameters())
-    return ", ".join(found) or "none"
-
-
-def _check_fits(x: Tensor, weight: Tensor) -> None:
-    """Raise unless x is of the device and dtype of the layer: before others wait for its keys."""
-    if x.device != weight.device:
-        raise ValueError(f"x: expected device {weight.device} as in_proj_weight has, got {x.device}")
-    got = _name(x.dtype)
-    if not x.is_floating_point():
-        raise TypeError(f"x: expected a dtype of float16, bfloat16, float32 and float64, got {got}")
-    # Of a shard the dtype says nothing yet: what gathers it may change that.
-    plain = type(weight) in (Tensor, nn.Parameter)
-    if plain and x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise ValueError(f"x: expected dtype {_name(weight.dtype)} as in_proj_weight has, got {got}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
