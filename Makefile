@@ -30,7 +30,8 @@ CHECKED := $(addprefix --config profile.release.package.batchformer.,debug-asser
 CHECKED_TESTS := tests/test_encoder_layer.py tests/test_dropout.py tests/test_fused_path.py
 CHECKED_PICK := not half_precision and not large and not ten_thousand
 CORE_TESTS := $(addprefix tests/test_,encoder_layer.py fused_path.py registration.py direct.py batchformer.py \
-	needs.py dropout.py declined.py memory.py training_tools.py import.py build_backend.py)
+	needs.py dropout.py declined.py memory.py training_tools.py import.py build_backend.py \
+	keys_values.py ranks.py memory_bank_recomputed.py remembering_modules.py larger_batches.py)
 # The sanitizer is unstable, so a wrapper gives its flag to this package and leaves all that it depends on as it is.
 # A pool that keeps nothing shows what is used after it was given back; torch and Python never free all they have.
 SANITIZED = RUSTC_WORKSPACE_WRAPPER=$(TARGET)/sanitize/rustc

@@ -61,7 +61,7 @@ def _layers_with_gradients(x: Tensor, layers: Sequence[Any]) -> str:
     """Numbers of the layers whose keys and values have a backward, in which all ranks have to take part."""
     found, before = [], x.requires_grad
     for number, layer in enumerate(layers):
-        norm = [layer.norm1.weight, layer.norm1.bias] if layer.norm_first else []
+        norm = list(layer.norm1.parameters()) if layer.norm_first else []
         projecting = [layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias, *norm]
         trained = any(each is not None and each.requires_grad for each in projecting)
         if torch.is_grad_enabled() and (before or trained):
