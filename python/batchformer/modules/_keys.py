@@ -26,10 +26,13 @@ class Keys(NamedTuple):
     uniform: bool = False
     """Whether all keys are attended to alike."""
 
-    @property
-    def of_own_samples_alone(self) -> bool:
-        """Whether there is nobody to attend to but the samples themselves."""
-        return self.ranks is None and (self.rows is None or self.rows.shape[0] == 0)
+
+def are_of_own_samples_alone(keys: Keys) -> bool:
+    """Whether there is nobody to attend to but the samples themselves.
+
+    No property, as the compiler of torch 2.10 does not see those of tuples.
+    """
+    return keys.ranks is None and (keys.rows is None or keys.rows.shape[0] == 0)
 
 
 class InProjection(NamedTuple):

@@ -11,7 +11,13 @@ from torch.utils.checkpoint import checkpoint
 from batchformer import ops
 from batchformer.modules import _check, _declined
 from batchformer.modules._composed import check_attention, composed
-from batchformer.modules._keys import Keys, in_proj, keys_and_values, split_in_proj
+from batchformer.modules._keys import (
+    Keys,
+    are_of_own_samples_alone,
+    in_proj,
+    keys_and_values,
+    split_in_proj,
+)
 
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -145,7 +151,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         """Output of the layer for src `[S, B, C]` alone, after attending to all that `keys` names."""
         attention = self._inside()["self_attn"]
         parameters = self._parameters_or_reason(src, None, None, is_causal=False)
-        if keys.of_own_samples_alone and not isinstance(parameters, str):
+        if are_of_own_samples_alone(keys) and not isinstance(parameters, str):
             weight, bias = in_proj(attention, uniform=keys.uniform)
             parameters = parameters._replace(in_proj_weight=weight, in_proj_bias=bias)
             return ops.encoder_layer(src, parameters, self._config(), recompute=self.recompute)
