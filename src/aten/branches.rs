@@ -5,7 +5,7 @@ use tch::{Device, Tensor};
 use super::activation::{self, Hidden};
 use super::attention::{self, Projections};
 use super::dropout::TensorMask;
-use super::{linear, Result};
+use super::{by_position, linear, Result};
 use crate::call::random::Site;
 use crate::call::{Activation, Config, Dims, Grads, Input, Needs, Params, Piece};
 
@@ -32,12 +32,10 @@ pub struct AttentionSaved {
 impl<'a> Branches<'a> {
     pub fn new(input: &'a Input, dims: &'a Dims) -> Result<Self> {
         let Input { x, params, keys_values, seed, config, needs, .. } = input;
-        let by_position = |each: &Tensor| {
-            let by_position =
-                if config.batch_first { each.shallow_clone() } else { each.f_transpose(0, 1)? };
-            by_position.f_narrow(1, 0, dims.counted_keys)
+        let counted = |each: &Tensor| {
+            by_position(each, config.batch_first)?.f_narrow(1, 0, dims.counted_keys)
         };
-        let keys_values = keys_values.as_ref().map(by_position).transpose()?;
+        let keys_values = keys_values.as_ref().map(counted).transpose()?;
         let (seed, device) = (seed.as_ref(), x.device());
         Ok(Self { params, config, needs, dims, keys_values, seed, device })
     }
@@ -118,11 +116,7 @@ impl<'a> Branches<'a> {
     fn as_keys_values(&self, grad: &Tensor) -> Result<Tensor> {
         let Dims { keys, counted_keys, .. } = *self.dims;
         let grad = grad.f_constant_pad_nd([0, 0, 0, keys - counted_keys])?;
-        if self.config.batch_first {
-            grad.f_contiguous()
-        } else {
-            grad.f_transpose(0, 1)?.f_contiguous()
-        }
+        by_position(&grad, self.config.batch_first)?.f_contiguous()
     }
 
     /// The gradient of the input of `in_proj`, if one is needed from there on, for that of its output.

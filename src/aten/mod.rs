@@ -13,3 +13,12 @@ type Result<T> = std::result::Result<T, tch::TchError>;
 
 /// The gradients of a weight and its bias that are needed.
 type AffineGrads = crate::call::Affine<Option<tch::Tensor>, Option<tch::Tensor>>;
+
+/// `[N, L, ..]` or `[L, N, ..]` from the order of the call to `[L, N, ..]`, and back.
+fn by_position(tokens: &tch::Tensor, batch_first: bool) -> Result<tch::Tensor> {
+    if batch_first {
+        Ok(tokens.shallow_clone())
+    } else {
+        tokens.f_transpose(0, 1)
+    }
+}

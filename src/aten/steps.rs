@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::activation::Hidden;
 use super::branches::{AttentionSaved, Branches};
 use super::norm::{self, Statistics};
-use super::Result;
+use super::{by_position, Result};
 use crate::call::{Dims, Grads, Input, Piece, Saved, SavedTensors};
 
 /// What a forward went through, as rows `[M, ..]`, position after position.
@@ -158,19 +158,14 @@ fn pre_norm_backward(
 
 /// `[N, L, C]` or `[L, N, C]` to rows `[M, C]`, contiguous.
 fn to_rows(tokens: &Tensor, dims: &Dims) -> Result<Tensor> {
-    let by_position =
-        if dims.batch_first { tokens.shallow_clone() } else { tokens.f_transpose(0, 1)? };
-    by_position.f_reshape([dims.tokens(), dims.channels])?.f_contiguous()
+    let rows = [dims.tokens(), dims.channels];
+    by_position(tokens, dims.batch_first)?.f_reshape(rows)?.f_contiguous()
 }
 
 /// The inverse of [`to_rows`].
 fn from_rows(rows: &Tensor, dims: &Dims) -> Result<Tensor> {
-    let by_position = rows.f_view([dims.positions, dims.samples, dims.channels])?;
-    if dims.batch_first {
-        Ok(by_position)
-    } else {
-        by_position.f_transpose(0, 1)?.f_contiguous()
-    }
+    let tokens = rows.f_view([dims.positions, dims.samples, dims.channels])?;
+    by_position(&tokens, dims.batch_first)?.f_contiguous()
 }
 
 /// Rows to the shapes of the table, as far as they are kept.

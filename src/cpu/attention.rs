@@ -125,8 +125,8 @@ pub fn forward<T: Real>(
     logsumexp: MatrixMut<T>,
 ) {
     let heads = &HeadRows::new(layer, tokens, qkv, keys_values);
-    let values = if keys_values.columns() > 0 { [qkv, keys_values] } else { [qkv, qkv] };
-    let (positions, width) = (heads.positions_together(&values), heads.width());
+    let positions = heads.positions_together(&[qkv, keys_values]);
+    let width = heads.width();
     let together = positions * layer.samples;
     let blocks = attended.split_rows(together).zip(logsumexp.split_rows(together));
     let parts = blocks.enumerate().flat_map(|(number, (attended, logsumexp))| {
@@ -165,8 +165,7 @@ pub fn backward<T: Real>(
     let AttentionBackward { qkv, keys_values, attended, logsumexp, grad_attended, .. } = backward;
     let AttentionBackward { mut grad_qkv, grad_keys_values, .. } = backward;
     let heads = &HeadRows::new(layer, tokens, qkv, keys_values);
-    let values = if keys_values.columns() > 0 { keys_values } else { qkv };
-    let positions = heads.positions_together(&[qkv, values, grad_attended]);
+    let positions = heads.positions_together(&[qkv, keys_values, grad_attended]);
     let (together, keys_together) = (positions * layer.samples, positions * layer.keys);
     let (width, channels) = (heads.width(), layer.channels());
     let rows = grad_qkv.rows();

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from batchformer import ops
 from batchformer.benchmark.shapes import Shape
 from batchformer.modules._composed import composed
-from batchformer.modules._keys import split_in_proj
+from batchformer.modules._keys import of_queries, split_in_proj
 from batchformer.modules.encoder_layer import TransformerEncoderLayer
 
 OURS, EAGER, COMPILED, PRODUCTS = "ours", "eager", "compile", "products"
@@ -79,8 +79,7 @@ def make_call(name: str, shape: Shape, setting: Setting) -> Call:
         keys_values = _Gathered.apply(F.linear(x, projection.weight, projection.bias), everyones)
         if name == EAGER:
             return composed(layer, x, keys_values, None, projection)
-        of_queries = {"in_proj_weight": projection.query_weight, "in_proj_bias": projection.query_bias}
-        parameters = layer._parameters_of_op()._replace(**of_queries)
+        parameters = of_queries(layer._parameters_of_op(), projection)
         return ops.encoder_layer(x, parameters, layer._config(), keys_values=keys_values)
 
     return Call(layer, x, forward)

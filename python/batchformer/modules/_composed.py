@@ -100,9 +100,7 @@ def _attended(
         counts = torch.arange(key.shape[2], device=key.device) < key_count
         mask = counts.expand(query.shape[2], -1)  # [N, K]
     dropout = attention.dropout if attention.training else 0.0
-    at_once = (
-        _declined.MOST_POSITIONS if x.device.type not in _declined.OP_DEVICES else max(1, query.shape[0])
-    )
+    at_once = _declined.positions_at_once(x, query.shape[0])
     parts = zip(query.split(at_once), key.split(at_once), value.split(at_once), strict=True)
     attended = [F.scaled_dot_product_attention(*part, mask, dropout) for part in parts]
     y = attended[0] if len(attended) == 1 else torch.cat(attended)  # [L, H, N, D]

@@ -134,6 +134,11 @@ def activation_name(activation: Any) -> str | None:
     return None
 
 
+def positions_at_once(x: Tensor, positions: int) -> int:
+    """How many of the positions torch's attention takes at once on the device of x, at least 1."""
+    return max(1, positions) if x.device.type in OP_DEVICES else MOST_POSITIONS
+
+
 def block_changed(layer: nn.Module, name: str) -> str | None:
     """Why a block of the layer, "_sa_block" or "_ff_block", is not torch's."""
     if getattr(type(layer), name, None) is not _BLOCKS[name]:

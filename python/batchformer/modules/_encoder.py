@@ -57,10 +57,11 @@ def across_samples(
         return _attend(encoder, x, others)
     if attend == "alone":
         x = x.reshape(1, samples * positions, channels)
-    if x.device.type in _declined.OP_DEVICES or x.shape[1] <= _declined.MOST_POSITIONS:
+    at_once = _declined.positions_at_once(x, x.shape[1])
+    if x.shape[1] <= at_once:
         y = _attend(encoder, x)
     else:
-        y = torch.cat([_attend(encoder, part) for part in x.split(_declined.MOST_POSITIONS, dim=1)], dim=1)
+        y = torch.cat([_attend(encoder, part) for part in x.split(at_once, dim=1)], dim=1)
     return y.reshape(samples, positions, channels) if attend == "alone" else y
 
 

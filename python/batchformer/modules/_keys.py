@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from batchformer.ops import Parameters
 from batchformer.ranks import Ranks, gather
 
 
@@ -42,6 +43,11 @@ class InProjection(NamedTuple):
     query_bias: Tensor | None  # [C]
     weight: Tensor  # [2C, C]
     bias: Tensor | None  # [2C]
+
+
+def of_queries(parameters: Parameters, projection: InProjection) -> Parameters:
+    """The op's parameters for a call that brings keys and values."""
+    return parameters._replace(in_proj_weight=projection.query_weight, in_proj_bias=projection.query_bias)
 
 
 def in_proj(attention: nn.MultiheadAttention, *, uniform: bool) -> tuple[Tensor, Tensor | None]:

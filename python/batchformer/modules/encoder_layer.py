@@ -16,6 +16,7 @@ from batchformer.modules._keys import (
     are_of_own_samples_alone,
     in_proj,
     keys_and_values,
+    of_queries,
     split_in_proj,
 )
 
@@ -164,7 +165,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             return self._recomputed(composed, self, src, keys_values, key_count, projection, rank)
         return ops.encoder_layer(
             src,
-            parameters._replace(in_proj_weight=projection.query_weight, in_proj_bias=projection.query_bias),
+            of_queries(parameters, projection),
             self._config(),
             recompute=self.recompute,
             keys_values=keys_values,

@@ -23,9 +23,8 @@ library = torch.library.Library("batchformer", "DEF")
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LARGEST_SEED = 2**63 - 1
-_ODD = (
-    0x9E37_79B9_7F4A_7C15  # of SplitMix64, whose finaliser makes unrelated states of what differs in any bit
-)
+# Of SplitMix64, whose finaliser makes unrelated states of what differs in any bit.
+_ODD = 0x9E37_79B9_7F4A_7C15
 _NOTHING = (False,) * NEEDS_COUNT
 
 Outputs = tuple[Tensor, list[Tensor]]
