@@ -6,6 +6,7 @@
 //! py      unpack Python's arguments, release the GIL, call, wrap
 //! layer   check the input once, choose the path, call
 //! cpu     the layer in fused kernels on the CPU: float32 and float64, half precision widened to float32
+//! cuda    the layer in kernels on CUDA, compiled at first use, where they have been verified: float32, half precision
 //! aten    the layer through libtorch: any device, any dtype
 //! call    what a call is made of: sizes, options, parameters, what is saved; every other module knows it
 //! ```
@@ -15,5 +16,6 @@
 mod aten;
 mod call;
 mod cpu;
+mod cuda;
 mod layer;
 mod py;

@@ -40,7 +40,7 @@ def one_thread():
 
 @pytest.fixture(params=["cpu", "aten"])
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The path of calls on the CPU: the fused one, and the one through libtorch that other devices take."""
+    """The path of calls on the CPU: the fused one, and the one through libtorch, which is for any device."""
     core.aten_alone(request.param == "aten")
     yield request.param
     core.aten_alone(False)

@@ -446,6 +446,7 @@ def test_many_positions_go_to_torchs_attention_in_parts(attend, layout, monkeypa
     module(x)
     assert len(sizes) == 1  # the CPU has no such bound
     monkeypatch.setattr(_declined, "OP_DEVICES", ())
+    monkeypatch.setattr(_declined, "ANY_POSITIONS", ())
     sizes.clear()
     torch.testing.assert_close(module(x), expected)
     axis = 0 if layout == "LNC" else 1

@@ -181,6 +181,7 @@ def test_many_positions_go_to_torchs_attention_in_parts(kind, monkeypatch):
     expected = call(copy.deepcopy(module), x)
     monkeypatch.setattr(_declined, "MOST_POSITIONS", 2)
     monkeypatch.setattr(_declined, "OP_DEVICES", ())
+    monkeypatch.setattr(_declined, "ANY_POSITIONS", ())
     sizes, attention = [], F.scaled_dot_product_attention
 
     def counted(query, *others):

@@ -40,12 +40,15 @@ def _check_torch() -> None:
         )
 
 
-def _check_instruction_set() -> None:
-    legal = ("baseline", "avx2", "avx512")
-    asked = os.environ.get("BATCHFORMER_ISA", "avx512")
-    if asked not in legal:
-        names = " or ".join(map(repr, legal))
-        raise ImportError(f"BATCHFORMER_ISA: expected {names}, got {asked!r}")
+def _check_choices() -> None:
+    for variable, legal in {
+        "BATCHFORMER_ISA": ("baseline", "avx2", "avx512"),
+        "BATCHFORMER_CUDA": ("auto", "torch", "kernels"),
+    }.items():
+        asked = os.environ.get(variable, legal[0])
+        if asked not in legal:
+            names = " or ".join(map(repr, legal))
+            raise ImportError(f"{variable}: expected {names}, got {asked!r}")
 
 
 def _check_pool() -> None:
@@ -54,7 +57,7 @@ def _check_pool() -> None:
         raise ImportError(f"BATCHFORMER_POOL_MB: expected a whole number of MiB, 0 or more, got {asked!r}")
 
 
-_check_instruction_set()
+_check_choices()
 _check_pool()
 _check_torch()  # imports torch, which brings the libraries that the extension needs
 

@@ -9,6 +9,8 @@ mod norm;
 mod random;
 pub mod steps;
 
+pub use random::words as random_words;
+
 type Result<T> = std::result::Result<T, tch::TchError>;
 
 /// The gradients of a weight and its bias that are needed.

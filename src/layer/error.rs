@@ -7,6 +7,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use tch::{Device, Kind, TchError};
 
 use crate::cpu::OutOfMemory;
+use crate::cuda::CudaError;
 
 #[derive(Debug)]
 pub enum LayerError {
@@ -71,6 +72,11 @@ pub enum LayerError {
         argument: &'static str,
     },
     Torch(TchError),
+    /// `BATCHFORMER_CUDA` asks for kernels where they do not serve.
+    NoKernels {
+        reason: String,
+    },
+    Cuda(CudaError),
     /// The memory of the CPU.
     OutOfMemory {
         bytes: usize,
@@ -168,8 +174,14 @@ impl fmt::Display for LayerError {
             LayerError::Absent { argument } => {
                 write!(f, "{argument}: expected a tensor, got None")
             }
+            LayerError::NoKernels { reason } => write!(
+                f,
+                "BATCHFORMER_CUDA: expected a call that the kernels serve, as it is 'kernels', got one that they \
+                 do not: {reason}"
+            ),
             LayerError::Torch(TchError::Torch(message)) => f.write_str(first_lines(message)),
             LayerError::Torch(error) => error.fmt(f),
+            LayerError::Cuda(error) => error.fmt(f),
             // As torch says it of its own.
             LayerError::OutOfMemory { bytes } => write!(
                 f,

@@ -4,24 +4,26 @@ mod check;
 mod error;
 mod path;
 
-use tch::{Device, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 pub use crate::cpu::{empty_cache, fma_flops, instruction_set};
 pub use check::{activation, params};
 pub use error::{catch, LayerError};
-pub use path::{aten_alone, choose as choose_path, path_counts, torch_is_faster, OP_DEVICES};
+pub use path::{aten_alone, of_device_type, path_counts, torch_is_faster, OP_DEVICES};
 
 use crate::aten;
 use crate::call::{Grads, Input, Linear, SavedTensors};
 use crate::cpu;
+use crate::cuda::{self, CudaError};
 use path::Path;
 
 /// `[N, L, C]` to `[N, L, C]`, and what a backward with the input's needs takes.
 pub fn forward(input: &Input) -> Result<(Tensor, SavedTensors), LayerError> {
     let dims = check::input(input)?;
-    let path = path::choose(input.x.device() == Device::Cpu);
+    let path = path::choose(input, &dims)?;
     let outputs = match path {
         Path::Cpu => cpu::forward(input, &dims)?,
+        Path::Cuda => cuda::forward(input, &dims)?,
         Path::Aten => aten::steps::forward(input, &dims)?,
     };
     path.count();
@@ -32,10 +34,11 @@ pub fn forward(input: &Input) -> Result<(Tensor, SavedTensors), LayerError> {
 pub fn backward(grad_y: &Tensor, input: &Input, saved: Vec<Tensor>) -> Result<Grads, LayerError> {
     let dims = check::input(input)?;
     check::grad_y(grad_y, &input.x)?;
-    let path = path::choose(input.x.device() == Device::Cpu);
+    let path = path::choose(input, &dims)?;
     let saved = check::saved(saved, input, &dims, path)?;
     let grads = match path {
         Path::Cpu => cpu::backward(grad_y, input, &saved, &dims)?,
+        Path::Cuda => cuda::backward(grad_y, input, saved, &dims)?,
         Path::Aten => aten::steps::backward(grad_y, input, saved, &dims)?,
     };
     path.count();
@@ -49,8 +52,23 @@ pub fn relations(x: &Tensor, in_proj: &Linear, nhead: i64) -> Result<Tensor, Lay
     Ok(probabilities.f_to_device(tch::Device::Cpu)?.f_contiguous()?)
 }
 
+impl From<cuda::Error> for LayerError {
+    fn from(error: cuda::Error) -> Self {
+        match error {
+            cuda::Error::Torch(error) => LayerError::Torch(error),
+            cuda::Error::Cuda(error) => error.into(),
+        }
+    }
+}
+
 impl From<TchError> for LayerError {
     fn from(error: TchError) -> Self {
         LayerError::Torch(error)
+    }
+}
+
+impl From<CudaError> for LayerError {
+    fn from(error: CudaError) -> Self {
+        LayerError::Cuda(error)
     }
 }

@@ -2,20 +2,26 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::call::{DtypeOf, SavedFact};
+use tch::Device;
+
+use super::LayerError;
+use crate::call::{Dims, DtypeOf, Input, SavedFact};
+use crate::cuda::{self, Signature, Switch};
 
 /// An implementation of the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
     /// Fused kernels.
     Cpu,
+    /// Kernels between libtorch's products.
+    Cuda,
     /// libtorch, op by op.
     Aten,
 }
 
-/// Types of devices on which the op is not slower than torch's own layer, which runs on the others: there is no path
-/// for accelerators yet but libtorch's, with four times the launches of torch's layer. Meta has shapes alone.
-pub const OP_DEVICES: [&str; 2] = ["cpu", "meta"];
+/// Types of devices on which the op is not slower than torch's own layer, which runs on the others; on CUDA where the
+/// kernels serve. Libtorch's path has four times the launches of torch's layer. Meta has shapes alone.
+pub const OP_DEVICES: [&str; 3] = ["cpu", "cuda", "meta"];
 
 /// Where torch's own layer is faster than the op on the CPU, whose kernels compute half precision in float32: where the
 /// processor multiplies in half precision, and the products, which grow with C², outweigh what torch's layer takes longer
@@ -62,14 +68,35 @@ fn processor_has_fp16() -> bool {
     false
 }
 
-static CALLS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+static CALLS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
 /// Set by tests, which check the fused path by the other.
 static ATEN_ALONE: AtomicBool = AtomicBool::new(false);
 
 /// The one place that chooses.
-pub fn choose(on_cpu: bool) -> Path {
-    if on_cpu && !ATEN_ALONE.load(Ordering::Relaxed) {
+pub fn choose(input: &Input, dims: &Dims) -> Result<Path, LayerError> {
+    let device = input.x.device();
+    if ATEN_ALONE.load(Ordering::Relaxed) {
+        return Ok(Path::Aten);
+    }
+    if device == Device::Cpu && !cuda::is_emulated() {
+        return Ok(Path::Cpu);
+    }
+    if !matches!(device, Device::Cpu | Device::Cuda(_)) {
+        return Ok(Path::Aten);
+    }
+    match cuda::reason(&Signature::of(input, dims)?, true) {
+        None => Ok(Path::Cuda),
+        Some(reason) if device != Device::Cpu && Switch::get() == Switch::Kernels => {
+            Err(LayerError::NoKernels { reason: reason.sentence })
+        }
+        Some(_) => Ok(Path::Aten),
+    }
+}
+
+/// A path with the dtypes of what such a device's calls save; those of CUDA and libtorch are the same.
+pub fn of_device_type(device_type: &str) -> Path {
+    if device_type == "cpu" && !ATEN_ALONE.load(Ordering::Relaxed) && !cuda::is_emulated() {
         Path::Cpu
     } else {
         Path::Aten
@@ -88,7 +115,7 @@ impl Path {
     pub fn saved_dtype(self, fact: &SavedFact) -> DtypeOf {
         match self {
             Path::Cpu => DtypeOf::Sums,
-            Path::Aten => fact.dtype,
+            Path::Cuda | Path::Aten => fact.dtype,
         }
     }
 
@@ -103,7 +130,7 @@ impl Path {
 }
 
 /// Forward and backward calls in this process so far, by path.
-pub fn path_counts() -> [(&'static str, u64); 2] {
-    [("cpu", Path::Cpu), ("aten", Path::Aten)]
+pub fn path_counts() -> [(&'static str, u64); 3] {
+    [("cpu", Path::Cpu), ("cuda", Path::Cuda), ("aten", Path::Aten)]
         .map(|(name, path)| (name, path.calls().load(Ordering::Relaxed)))
 }

@@ -3,6 +3,7 @@
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::PyErr;
 
+use crate::cuda::CudaError;
 use crate::layer::LayerError;
 
 impl From<LayerError> for PyErr {
@@ -12,10 +13,8 @@ impl From<LayerError> for PyErr {
             LayerError::NotFloating { .. } | LayerError::Absent { .. } => {
                 PyTypeError::new_err(sentence)
             }
-            LayerError::Torch(_) | LayerError::OutOfMemory { .. } | LayerError::Panic { .. } => {
-                PyRuntimeError::new_err(sentence)
-            }
-            LayerError::Shape { .. }
+            LayerError::Cuda(CudaError::Name { .. })
+            | LayerError::Shape { .. }
             | LayerError::Dtype { .. }
             | LayerError::Device { .. }
             | LayerError::Heads { .. }
@@ -28,6 +27,11 @@ impl From<LayerError> for PyErr {
             | LayerError::NeedsAbsent { .. }
             | LayerError::SavedCount { .. }
             | LayerError::Seed { .. } => PyValueError::new_err(sentence),
+            LayerError::Torch(_)
+            | LayerError::NoKernels { .. }
+            | LayerError::Cuda(_)
+            | LayerError::OutOfMemory { .. }
+            | LayerError::Panic { .. } => PyRuntimeError::new_err(sentence),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The extension module `batchformer._core`.
 
 mod arguments;
+mod cuda;
+mod cuda_choice;
 mod exceptions;
 mod ops;
 mod relations;
@@ -18,6 +20,15 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(ops::aten_alone, module)?)?;
     module.add_function(wrap_pyfunction!(ops::instruction_set, module)?)?;
     module.add_function(wrap_pyfunction!(ops::fma_flops, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_choice::cuda_reason, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_choice::cuda_self_check, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_choice::cuda_decisions, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_choice::cuda_switch, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_choice::cuda_sources, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda::cuda_hash, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda::cuda_status, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda::emulate_cuda, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda::launch_cuda, module)?)?;
     module.add_function(wrap_pyfunction!(relations::relations, module)?)?;
     module.add_function(wrap_pyfunction!(table::parameter_facts, module)?)?;
     module.add_function(wrap_pyfunction!(table::config_facts, module)?)?;

@@ -56,7 +56,7 @@ pub fn encoder_layer_backward(
 
 /// How often each path has run a forward or a backward in this process, by its name.
 #[pyfunction]
-pub fn path_counts() -> [(&'static str, u64); 2] {
+pub fn path_counts() -> [(&'static str, u64); 3] {
     layer::path_counts()
 }
 

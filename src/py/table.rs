@@ -56,7 +56,7 @@ pub fn torch_is_faster() -> Vec<(&'static str, i64, i64)> {
 /// Whose dtype each has on a device of this type: that of "x", of the "linears", or in which "sums" are.
 #[pyfunction]
 pub fn saved_dtypes(device_type: &str) -> [&'static str; SAVED.len()] {
-    let path = layer::choose_path(device_type == "cpu");
+    let path = layer::of_device_type(device_type);
     SAVED.each_ref().map(|fact| path.saved_dtype(fact).name())
 }
 

@@ -34,6 +34,10 @@ NO_SUCH_ISA = Mistake(
     "The environment variable that limits the instruction set has another value than the three.",
     "`BATCHFORMER_ISA=avx2 python train.py`, or leave it unset for the best of the processor.",
 )
+NO_SUCH_CHOICE = Mistake(
+    "The environment variable that says what runs on CUDA has another value than the three.",
+    "`BATCHFORMER_CUDA=torch python train.py`, or leave it unset for kernels where they were verified.",
+)
 NO_SUCH_POOL = Mistake(
     "The environment variable that bounds the memory kept between steps is not a number of MiB.",
     "`BATCHFORMER_POOL_MB=512 python train.py`, 0 to keep nothing, or leave it unset.",
@@ -63,7 +67,12 @@ def with_an_older_extension():
 
 def with_isa(name):
     with mock.patch.dict(os.environ, BATCHFORMER_ISA=name):
-        _extension._check_instruction_set()
+        _extension._check_choices()
+
+
+def with_cuda(name):
+    with mock.patch.dict(os.environ, BATCHFORMER_CUDA=name):
+        _extension._check_choices()
 
 
 def with_pool(asked):
@@ -107,6 +116,12 @@ IMPORT = (
         *NO_SUCH_ISA,
     ),
     Row(
+        lambda: with_cuda("on"),
+        ImportError,
+        "BATCHFORMER_CUDA: expected 'auto' or 'torch' or 'kernels', got 'on'",
+        *NO_SUCH_CHOICE,
+    ),
+    Row(
         lambda: with_pool("1GB"),
         ImportError,
         "BATCHFORMER_POOL_MB: expected a whole number of MiB, 0 or more, got '1GB'",
@@ -115,6 +130,14 @@ IMPORT = (
 )
 
 UNREACHED = (
+    Unreached(
+        "tensors of a CUDA device, and an environment variable that is read once in a process",
+        RuntimeError,
+        "BATCHFORMER_CUDA: expected a call that the kernels serve, as it is 'kernels', got one that they do "
+        "not: …",
+        "`BATCHFORMER_CUDA=kernels` asks for kernels where there are none, say in float64.",
+        "`BATCHFORMER_CUDA=auto`, the default, runs torch's layer where the kernels do not serve.",
+    ),
     Unreached(
         "a fault of the package, of which none is known",
         RuntimeError,

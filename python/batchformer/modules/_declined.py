@@ -16,7 +16,8 @@ from batchformer._extension import core
 from batchformer.ops.forward_mode import has_tangent
 
 OP_DEVICES = tuple(core.op_devices())
-"""Where the op has kernels that win. Elsewhere torch's own layer runs, and torch.compile sees into it."""
+"""Where the op has kernels that win, on CUDA for calls that they serve. Elsewhere torch's own layer runs, and
+torch.compile sees into it."""
 
 TORCH_IS_FASTER = {
     getattr(torch, dtype): (channels, divisor) for dtype, channels, divisor in core.torch_is_faster()
@@ -27,6 +28,8 @@ what their square is divided for the number of samples from which on it does not
 MOST_POSITIONS = 65_535
 """What torch's attention on an accelerator takes at once, as a grid of CUDA has no more blocks on that axis:
 flash attention fails above, memory-efficient attention refuses dropout (pytorch/pytorch, issue 146704)."""
+ANY_POSITIONS = ("cpu", "meta")
+"""Types of devices where there is no such bound."""
 
 _PLAIN = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
 _LINEARS = (nn.Linear, NonDynamicallyQuantizableLinear)
@@ -136,7 +139,7 @@ def activation_name(activation: Any) -> str | None:
 
 def positions_at_once(x: Tensor, positions: int) -> int:
     """How many of the positions torch's attention takes at once on the device of x, at least 1."""
-    return max(1, positions) if x.device.type in OP_DEVICES else MOST_POSITIONS
+    return max(1, positions) if x.device.type in ANY_POSITIONS else MOST_POSITIONS
 
 
 def block_changed(layer: nn.Module, name: str) -> str | None:

@@ -25,9 +25,10 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     """Drop-in for :class:`torch.nn.TransformerEncoderLayer`: same constructor, state_dict and results.
 
     What the op does not cover runs torch's own implementation: masks, an activation other than ReLU and the
-    exact GELU, nested or empty inputs, devices other than the CPU, transforms of torch.func, forward-mode AD,
-    tensor subclasses, and whatever was put inside the layer or around all modules: hooks, other modules,
-    replaced forwards, torch function modes. :meth:`declined` tells.
+    exact GELU, nested or empty inputs, transforms of torch.func, forward-mode AD, tensor subclasses, and
+    whatever was put inside the layer or around all modules: hooks, other modules, replaced forwards, torch
+    function modes. So do devices other than the CPU and those with CUDA on which the kernels have been
+    verified. :meth:`declined` tells.
 
     Args:
         d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps: as for torch's layer.
@@ -146,7 +147,18 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         if reason is not None:
             return reason
         parameters = self._parameters_of_op()
-        return _declined.for_tensors(src, parameters) or parameters
+        reason = _declined.for_tensors(src, parameters)
+        if reason is None and src.device.type == "cuda":
+            attention = inside["self_attn"]
+            reason = ops.on_cuda.reason(
+                src,
+                parameters,
+                nhead=attention.num_heads,
+                activation=_declined.activation_name(self.activation) or "",
+                norm_first=self.norm_first,
+                batch_first=attention.batch_first,
+            )
+        return reason or parameters
 
     def _forward_with_keys(self, src: Tensor, keys: Keys) -> Tensor:
         """Output of the layer for src `[S, B, C]` alone, after attending to all that `keys` names."""

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 _keys_of = torch._C._dispatch_keys
-_PLAIN = _keys_of(torch.empty(0, device="cpu")).raw_repr()
-"""The dispatch keys of numbers in the CPU's memory: no other device or layout, no negative view, no batch."""
+_plain = {_keys_of(torch.empty(0, device="cpu")).raw_repr()}
+"""The dispatch keys of numbers in the memory of a device: no other layout, no negative view, no batch.
+
+Those of CUDA from the first call with such a tensor on."""
 
 
 def nobody_watches(tensors: Iterable[Tensor | None]) -> bool:
@@ -33,10 +35,17 @@ def nobody_watches(tensors: Iterable[Tensor | None]) -> bool:
     for tensor in tensors:
         if tensor is not None and (
             (type(tensor) is not nn.Parameter and type(tensor) is not Tensor)
-            or _keys_of(tensor).raw_repr() != _PLAIN
+            or (_keys_of(tensor).raw_repr() not in _plain and not _is_plain_on_cuda(tensor))
         ):
             return False
     return True
+
+
+def _is_plain_on_cuda(tensor: Tensor) -> bool:
+    if not tensor.is_cuda:
+        return False
+    _plain.add(_keys_of(torch.empty(0, device=tensor.device)).raw_repr())
+    return _keys_of(tensor).raw_repr() in _plain
 
 
 def saved_as_they_are() -> bool:

@@ -82,7 +82,10 @@ def mix(seed: Tensor, rank: int) -> Tensor:
 
 
 def path_counts() -> dict[str, int]:
-    """How often each path has run a forward or a backward in this process: {"cpu": calls, "aten": calls}."""
+    """How often each path has run a forward or a backward in this process.
+
+    {"cpu": calls, "cuda": calls, "aten": calls}; calls that torch's own layer ran are none of the op's.
+    """
     return dict(core.path_counts())
 
 

@@ -1,0 +1,78 @@
+//! The layer on CUDA: kernels of ours between libtorch's matrix products, on torch's current stream and in its memory.
+//! Nothing of CUDA is needed to build.
+//!
+//! From the top down: `choose` says whether a call is served here, and why not; `steps` is the order of the steps;
+//! `norm`, `activation`, `attention` and `totals` are its pieces, and the only place that knows a kernel's grid, block,
+//! shared memory and defines; `call` is what all of them need at hand. `ledger` knows which sources a device has been
+//! seen to run rightly, and `self_check` runs a small layer beside libtorch's before the first call of a kind.
+//!
+//! Below them: `kernel` says what is launched, `launch` with which arguments; `loaded` finds the function of a kernel,
+//! which `compile` makes of the source in `kernels/` with the compiler that torch brings, `cache` keeps on disk and
+//! `driver` loads; `stream` asks torch; `emulated` stands in for the device on CPU tensors; `device` and
+//! `status` say what of all that is there.
+//!
+//! Unsafe code is in five files, each for one reason: `library`, which looks up C functions by name; `driver`, `compile`
+//! and `stream`, which call them; `launch`, which hands out the addresses of the arguments.
+
+mod activation;
+mod attention;
+mod cache;
+mod call;
+mod choose;
+mod compile;
+mod device;
+mod driver;
+mod emulated;
+mod error;
+mod fnv;
+mod kernel;
+mod launch;
+mod ledger;
+mod library;
+mod loaded;
+mod norm;
+mod self_check;
+mod status;
+mod steps;
+mod stream;
+mod totals;
+
+use tch::TchError;
+
+pub use choose::{check, decisions, reason, sources, Reason, Signature, Switch};
+pub use emulated::{is_emulated, set_emulator, Access, Emulator, RawArg};
+pub use error::CudaError;
+pub use kernel::{Define, Kernel, Source};
+pub use launch::{launch, Arg};
+pub use status::status;
+pub use steps::{backward, forward};
+
+/// What can fail on the way.
+#[derive(Debug)]
+pub enum Error {
+    Torch(TchError),
+    Cuda(CudaError),
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+impl From<TchError> for Error {
+    fn from(error: TchError) -> Self {
+        Self::Torch(error)
+    }
+}
+
+impl From<CudaError> for Error {
+    fn from(error: CudaError) -> Self {
+        Self::Cuda(error)
+    }
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Torch(error) => error.fmt(f),
+            Self::Cuda(error) => error.fmt(f),
+        }
+    }
+}
