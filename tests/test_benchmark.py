@@ -13,11 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from batchformer._extension import core
 from batchformer.benchmark import __main__ as benchmark
+from batchformer.benchmark import rows as table_rows
 from batchformer.benchmark.competitors import EAGER, OURS, PRODUCTS, Setting, make_competitors
 from batchformer.benchmark.flops import layer_flops
 from batchformer.benchmark.memory import peak_floats, saved_floats
 from batchformer.benchmark.peak import measure_fma_peak
 from batchformer.benchmark.report import Row, draw, table, write_json
+from batchformer.benchmark.rows import measure_rows
 from batchformer.benchmark.shapes import SETS, Shape
 from batchformer.benchmark.timing import WARM_UP, time_interleaved
 
@@ -33,13 +35,13 @@ PEAK = 1e9
 def _no_process_for_each_peak():
     """A second of work each; one test asks for two in earnest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "peak_floats", lambda *_: 20.0)
+        patch.setattr(table_rows, "peak_floats", lambda *_: 20.0)
         yield
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    return benchmark.measure(CASES, NAMES, 10, PEAK, Console(quiet=True))
+    return measure_rows(CASES, NAMES, 10, PEAK, Console(quiet=True), 1)
 
 
 def test_every_shape_has_times_ratios_and_memory(rows):
@@ -119,8 +121,8 @@ def test_the_peak_of_a_step_holds_at_least_what_it_saves():
 
 
 def test_a_layer_that_does_not_fit_is_left_out(rows, monkeypatch):
-    monkeypatch.setattr(benchmark, "free_memory", lambda _: 6 * 3 * 4 * 16 * 4 - 1)
-    (row,) = benchmark.measure(CASES[:1], NAMES, 10, PEAK, Console(quiet=True))
+    monkeypatch.setattr(table_rows, "free_memory", lambda _: 6 * 3 * 4 * 16 * 4 - 1)
+    (row,) = measure_rows(CASES[:1], NAMES, 10, PEAK, Console(quiet=True), 1)
     assert list(row.times) == [PRODUCTS]
     assert row.path == "-"
     assert row.fma_share == {}
@@ -185,7 +187,7 @@ def test_every_thread_of_torch_takes_part_in_the_peak():
 
 def test_the_table_says_which_path_half_precision_took():
     setting = replace(SETTING, dtype=torch.bfloat16)
-    (row,) = benchmark.measure([(TINY[0], setting)], NAMES, 10, PEAK, Console(quiet=True))
+    (row,) = measure_rows([(TINY[0], setting)], NAMES, 10, PEAK, Console(quiet=True), 1)
     assert list(row.times) == NAMES
     assert row.path in ("cpu", "aten", "torch's")
     console = Console(width=200, record=True)
@@ -212,7 +214,7 @@ def test_the_sets_have_the_shapes_of_the_systems():
         (["--threads", "0"], "--threads: expected at least 1, got 0"),
         (["--dropout", "2"], "--dropout: expected a probability from 0 to 1, got 2.0"),
         (["--device", "tpu"], "--device: expected cpu or cuda, got tpu"),
-        (["--shapes", "huge"], "invalid choice: 'huge'"),
+        (["--shapes", "huge"], "--shapes: expected of paper, v1, v2, gpu, scale, gather, or part"),
     ],
 )
 def test_bad_options_get_a_sentence(arguments, sentence, capsys):

@@ -1,39 +1,41 @@
 """`python -m batchformer.benchmark`: measures, prints the table, writes JSON and the picture."""
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import torch
 
 from batchformer import ops
-from batchformer.benchmark.competitors import (
-    COMPILED,
-    EAGER,
-    OURS,
-    OWN_KEYS,
-    PRODUCTS,
-    Setting,
-    make_competitors,
-)
-from batchformer.benchmark.flops import layer_flops
-from batchformer.benchmark.memory import peak_floats, saved_floats
+from batchformer.benchmark.competitors import COMPILED, EAGER, GRAPHED, OURS, PRODUCTS, Setting
 from batchformer.benchmark.peak import measure_fma_peak
-from batchformer.benchmark.shapes import SETS, Shape
-from batchformer.benchmark.timing import WARM_UP, time_interleaved
+from batchformer.benchmark.shapes import SETS, find_shapes
 
 try:
     from rich.console import Console
-    from rich.progress import Progress
 
     from batchformer.benchmark.report import Row, draw, machine, table, write_json
+    from batchformer.benchmark.rows import measure_rows
 except ImportError as error:
     sys.exit(f"the benchmark needs rich and matplotlib ({error}): pip install 'batchformer[benchmark]'")
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+JOBS = max(1, min(8, (os.cpu_count() or 1) // 2))
+"""Processes that compile beside each other for a device."""
+EXPLAINED = (
+    "Medians of a training step; saved and peak memory in floats for each element of the input (M C); "
+    "products: the linears' bare matrix products, for one position with those of attention; "
+    "share of FMA peak: the operations of the layer's products, beside those that a loop of fused "
+    "multiply-adds does in the time of a step of ours; frozen: only the input needs a gradient."
+)
+EXPLAINED_ON_DEVICE = (
+    "On a device: time between two events of its queue, with steps one behind the other for at least 5 ms "
+    "and inputs that take turns, so that its cache does not hold them (the host's clock is in the JSON); "
+    "kernels: how many run in a step; busy: the time that they take, added up; peak: beside what is there "
+    "before the step; first step: with what is compiled and planned in it, the compilers on "
+    f"{JOBS} shapes at once."
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -43,9 +45,19 @@ def make_parser() -> argparse.ArgumentParser:
         description="Time and memory of the encoder layer beside torch's own and its bare matrix products.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--shapes", choices=SETS, default="paper", help="which systems' shapes")
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        metavar="SET",
+        help=f"of {', '.join(SETS)}, or part of a shape's name; else paper, on a device gpu",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of input and parameters")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, nargs="+", default=["float32"], help="of input and parameters"
+    )
+    parser.add_argument(
+        "--tf32", action="store_true", help="products of float32 in TF32, which torch has off by default"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dropout", type=float, default=0.5, help="in all places")
     parser.add_argument(
@@ -56,7 +68,12 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="each shape again with frozen parameters: the gradient of x alone",
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile as well; slow to build")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="torch.compile as well, on a device also in its mode reduce-overhead; slow to build; "
+        "without a word there on a device alone",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
     return parser
@@ -76,32 +93,51 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--device: expected cpu or cuda, got {options.device}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: torch sees no CUDA device")
+    try:
+        shapes = find_shapes(options.shapes or ["gpu" if options.device == "cuda" else "paper"])
+    except ValueError as error:
+        parser.error(f"--shapes: {error}")
     torch.set_num_threads(options.threads)
-    setting = Setting(torch.device(options.device), getattr(torch, options.dtype), options.dropout)
-    names = [OURS, EAGER, *([COMPILED] if options.compile else []), PRODUCTS]
-
-    console = Console() if sys.stdout.isatty() else Console(width=150)
-    settings = [setting, replace(setting, frozen=True)] if options.frozen else [setting]
-    cases = [*product(SETS[options.shapes], settings)]
-    fma_peak = find_peak(setting)
-    rows = measure(cases, names, options.rounds, fma_peak, console)
-    facts = machine(setting.device, options.threads)
+    torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
+    device = torch.device(options.device)
+    settings = [
+        Setting(device, getattr(torch, dtype), options.dropout, frozen)
+        for dtype in options.dtype
+        for frozen in ((False, True) if options.frozen else (False,))
+    ]
+    names = competitors_of(device, compiled=options.compile)
+    facts = machine(device, options.threads)
+    fma_peak = find_peak(settings[0]) if len(options.dtype) == 1 else None
     if fma_peak is not None:
         facts["fma peak"] = f"{fma_peak / 1e9:.0f} GFLOP/s ({ops.instruction_set()})"
+    if options.tf32:
+        facts["float32 products"] = "tf32"
+
+    def keep(rows: list[Row]) -> None:
+        if options.json is not None:
+            write_json(options.json, rows, facts, {key: str(value) for key, value in vars(options).items()})
+
+    console = Console() if sys.stdout.isatty() else Console(width=200 if device.type == "cuda" else 150)
+    cases = [(shape, setting) for setting in settings for shape in shapes]
+    if options.frozen:
+        cases.sort(key=lambda case: shapes.index(case[0]))
+    rows = measure_rows(cases, names, options.rounds, fma_peak, console, JOBS, keep)
     console.print(table(rows))
-    console.print(
-        "Medians of a training step; saved and peak memory in floats for each element of the input (M C); "
-        "products: the linears' bare matrix products, for one position with those of attention; "
-        "share of FMA peak: the operations of the layer's products, beside those that a loop of fused "
-        "multiply-adds does in the time of a step of ours; frozen: only the input needs a gradient."
-    )
+    console.print(EXPLAINED, *([EXPLAINED_ON_DEVICE] if device.type == "cuda" else []))
     circumstances = ", ".join(f"{key} {value}" for key, value in facts.items())
     console.print(circumstances, highlight=False)
-    if options.json is not None:
-        write_json(options.json, rows, facts, {key: str(value) for key, value in vars(options).items()})
+    for reason in sorted({reason for row in rows for reason in row.declined}):
+        console.print(f"our kernels did not run: {reason}", highlight=False)
     if options.plot is not None:
         draw(options.plot, rows, circumstances)
     return 0
+
+
+def competitors_of(device: torch.device, *, compiled: bool | None) -> list[str]:
+    """Whom to time: on a device torch's compiled layers, too, if nothing else is said."""
+    modes = [COMPILED, GRAPHED] if device.type == "cuda" else [COMPILED]
+    asked = device.type == "cuda" if compiled is None else compiled
+    return [OURS, EAGER, *(modes if asked else []), PRODUCTS]
 
 
 def find_peak(setting: Setting) -> float | None:
@@ -109,72 +145,6 @@ def find_peak(setting: Setting) -> float | None:
     if setting.device.type != "cpu" or ops.instruction_set() == "baseline":
         return None
     return measure_fma_peak(setting.dtype)
-
-
-def measure(
-    cases: Sequence[tuple[Shape, Setting]],
-    names: list[str],
-    rounds: int,
-    fma_peak: float | None,
-    console: Console,
-) -> list[Row]:
-    """A row for each case; a layer that would not fit into memory is left out of its row."""
-    rows = []
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=len(cases) * (rounds + WARM_UP))
-        for shape, setting in cases:
-            progress.update(bar, description=str(shape))
-            asked = names
-            if shape.keys:  # torch's has no compiled layer that takes keys
-                own = [OWN_KEYS] if shape.keys == shape.samples else []
-                asked = [*(name for name in names if name != COMPILED), *own]
-            fitting = [name for name in asked if fits(name, shape, setting)]
-            competitors = make_competitors(fitting, shape, setting)
-            before = ops.path_counts()
-            times = time_interleaved(competitors, rounds, setting.device, lambda: progress.advance(bar))
-            ran = [path for path, calls in ops.path_counts().items() if calls > before[path]]
-            if not ran:
-                ran = ["torch's" if OURS in fitting else "-"]  # the layer declined, or is not there
-            layers = [name for name in fitting if name in (OURS, EAGER)]
-            peaks = {name: peak_floats(name, shape, setting, torch.get_num_threads()) for name in layers}
-            flops = layer_flops(shape, frozen=setting.frozen)
-            share = {}
-            if fma_peak is not None:
-                share = {
-                    name: flops.step / parts["step"].median / fma_peak
-                    for name, parts in times.items()
-                    if name != PRODUCTS
-                }
-            rows.append(
-                Row(
-                    shape=f"{shape} frozen" if setting.frozen else str(shape),
-                    path=" and ".join(ran),
-                    times=times,
-                    saved={name: saved_floats(name, shape, setting) for name in layers},
-                    peak={name: peak for name, peak in peaks.items() if peak is not None},
-                    flops=flops,
-                    fma_share=share,
-                )
-            )
-    return rows
-
-
-def fits(name: str, shape: Shape, setting: Setting) -> bool:
-    """Whether the N x N tensors of a step, of which torch's layer holds about six, leave memory free."""
-    copies = 1 if name == PRODUCTS else 6
-    pairs = shape.samples * (shape.keys or shape.samples)
-    needed = copies * shape.positions * shape.heads * pairs * setting.dtype.itemsize
-    return needed < free_memory(setting.device)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable"):
-            return 1024 * int(line.split()[1])
-    return sys.maxsize
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What is timed: our layer, torch's eager and compiled, and the bare matrix products of the same shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import cycle
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,10 @@ from batchformer.modules._keys import of_queries, split_in_proj
 from batchformer.modules.encoder_layer import TransformerEncoderLayer
 
 OURS, EAGER, COMPILED, PRODUCTS = "ours", "eager", "compile", "products"
+GRAPHED = "reduce-overhead"  # torch's layer compiled in that mode: replays of CUDA graphs
+MODES = {COMPILED: None, GRAPHED: "reduce-overhead"}  # of torch.compile
 OWN_KEYS = "own keys"  # our layer as it is, beside itself with the keys of the same samples brought to it
+MOST_BATCHES = 64
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,37 @@ class Setting:
         return torch.randn(*size, device=self.device, dtype=self.dtype)
 
 
+Case = tuple[Shape, Setting]
+
+
+def case_as_json(case: Case) -> dict[str, Any]:
+    """A case for another process."""
+    shape, setting = case
+    return {
+        "shape": list(shape),
+        "device": str(setting.device),
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "dropout": setting.dropout,
+        "frozen": setting.frozen,
+        "float32_products": torch.get_float32_matmul_precision(),
+    }
+
+
+def case_from_json(task: dict[str, Any]) -> Case:
+    """The case that :func:`case_as_json` was given, and its precision of products for this process."""
+    torch.set_float32_matmul_precision(task["float32_products"])
+    dtype = getattr(torch, task["dtype"])
+    setting = Setting(torch.device(task["device"]), dtype, task["dropout"], task["frozen"])
+    return Shape(*task["shape"]), setting
+
+
 @dataclass(frozen=True)
 class Competitor:
     """Two calls to time: forward with backward, and forward alone as it is in training."""
 
     name: str
     step: Callable[[], Any]
-    forward: Callable[[], Any]
+    forward: Callable[[], Any] | None  # None: of what is compiled, where a graph waits for its backward
 
 
 def make_layer(name: str, shape: Shape, setting: Setting) -> nn.Module:
@@ -53,17 +81,19 @@ def make_layer(name: str, shape: Shape, setting: Setting) -> nn.Module:
         dtype=setting.dtype,
     )
     layer.requires_grad_(not setting.frozen)
-    if name == COMPILED:
-        layer.compile()
+    if name in MODES:
+        # By torch.compile, as the compilers of some releases leave alone what a class of torch.nn compiles in
+        # place; whoever trains has one shape, or few.
+        return cast(nn.Module, torch.compile(layer, mode=MODES[name], dynamic=False))
     return layer
 
 
 class Call(NamedTuple):
-    """A forward of a layer, with what it is applied to."""
+    """A forward of a layer, with what it can be applied to."""
 
     layer: nn.Module
     x: Tensor
-    forward: Callable[[], Tensor]
+    forward: Callable[[Tensor], Tensor]
 
 
 def make_call(name: str, shape: Shape, setting: Setting) -> Call:
@@ -71,10 +101,10 @@ def make_call(name: str, shape: Shape, setting: Setting) -> Call:
     layer: Any = make_layer(name, shape, setting)
     x = setting.randn(shape.samples, shape.positions, shape.channels).requires_grad_()
     if shape.keys == 0 or name == OWN_KEYS:
-        return Call(layer, x, lambda: layer(x))
+        return Call(layer, x, layer)
     everyones = setting.randn(shape.keys, shape.positions, 2 * shape.channels)
 
-    def forward() -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         projection = split_in_proj(layer.self_attn, uniform=False)
         keys_values = _Gathered.apply(F.linear(x, projection.weight, projection.bias), everyones)
         if name == EAGER:
@@ -103,13 +133,35 @@ def layer_competitor(name: str, shape: Shape, setting: Setting) -> Competitor:
     """A layer through its public nn.Module, or as that runs it with keys, and autograd."""
     layer, x, forward = make_call(name, shape, setting)
     grad_y = setting.randn(shape.samples, shape.positions, shape.channels)
+    batches = _taking_turns(x, grad_y, setting.device)
 
     def step() -> None:
-        layer.zero_grad()
+        x, grad_y = next(batches)
+        if name == GRAPHED:
+            torch.compiler.cudagraph_mark_step_begin()  # nothing of the step before is read any more
+        forward(x).backward(grad_y)
         x.grad = None
-        forward().backward(grad_y)
+        layer.zero_grad()
 
-    return Competitor(name, step, forward)
+    def forward_alone() -> Tensor:
+        return forward(next(batches)[0])
+
+    return Competitor(name, step, None if name in MODES else forward_alone)
+
+
+def _taking_turns(x: Tensor, grad_y: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs for step after step: on a device so many that its cache has lost one when its turn comes again.
+
+    The parameters stay, and so does what the step before has left, as they do in training.
+    """
+    batches = [(x, grad_y)]
+    if device.type == "cuda":
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        more = min(MOST_BATCHES, 2 * cache // (2 * x.nbytes))
+        batches += [
+            (torch.randn_like(x).requires_grad_(), torch.randn_like(grad_y)) for _ in range(int(more))
+        ]
+    return cycle(batches)
 
 
 def product_competitor(shape: Shape, setting: Setting) -> Competitor:

@@ -1,16 +1,27 @@
-"""What a step keeps for its backward, and the most memory that it takes at once, in a process of its own."""
+"""What a step keeps for its backward, and the most memory that it takes at once.
 
+On the CPU a process of its own tells the latter, on a device torch's allocator.
+"""
+
+import gc
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from batchformer.benchmark.competitors import Setting, layer_competitor, make_call
+from batchformer.benchmark.competitors import (
+    Setting,
+    case_as_json,
+    case_from_json,
+    layer_competitor,
+    make_call,
+)
 from batchformer.benchmark.shapes import Shape
 
 
@@ -24,7 +35,7 @@ def saved_floats(name: str, shape: Shape, setting: Setting) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        forward()
+        forward(x)
     for parameter in layer.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
     return sum(kept.values()) / x.element_size() / (shape.tokens * shape.channels)
@@ -35,25 +46,29 @@ def peak_floats(name: str, shape: Shape, setting: Setting, threads: int) -> floa
 
     Input, parameters and their gradients count; what the libraries take does not.
     """
-    task = {
-        "name": name,
-        "shape": list(shape),
-        "device": str(setting.device),
-        "dtype": str(setting.dtype).removeprefix("torch."),
-        "dropout": setting.dropout,
-        "frozen": setting.frozen,
-        "threads": threads,
-    }
+    task = {"name": name, "threads": threads, **case_as_json((shape, setting))}
     command = [sys.executable, "-m", "batchformer.benchmark.memory", json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return float(done.stdout) if done.returncode == 0 else None
 
 
+def peak_on_device(step: Callable[[], object], shape: Shape, setting: Setting) -> float:
+    """Most memory that a step takes beside what is there before it, as a multiple of M C.
+
+    All gradients count; input and parameters do not. The step has to have run before: what is compiled or
+    planned for it stays.
+    """
+    gc.collect()
+    before = _resident(setting.device, reset_peak=True)
+    step()
+    torch.cuda.synchronize(setting.device)
+    peak = _resident(setting.device, peak=True)
+    return (peak - before) / setting.dtype.itemsize / (shape.tokens * shape.channels)
+
+
 def _measure_here(task: dict[str, Any]) -> float:
     """The number that :func:`peak_floats` asks a fresh process for."""
-    shape = Shape(*task["shape"])
-    device, dtype = torch.device(task["device"]), getattr(torch, task["dtype"])
-    setting = Setting(device, dtype, task["dropout"], task["frozen"])
+    shape, setting = case_from_json(task)
     torch.set_num_threads(task["threads"])
     small = Shape("warm-up", 2, 1, 8)
     layer_competitor(task["name"], small, setting).step()  # libraries are loaded, threads are there

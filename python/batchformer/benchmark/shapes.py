@@ -1,5 +1,6 @@
 """The shapes that are measured: those of the systems that BatchFormer trains in."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -53,4 +54,22 @@ GATHER = (
     Shape("DETR, 8 ranks", 2, 850, 256, keys=16),
 )
 
-SETS = {"paper": V2 + V1, "v1": V1, "v2": V2, "scale": SCALE, "gather": GATHER}
+GPU = (*V2, *V1, Shape("V1", 4096, 1, 2048))
+
+SETS = {"paper": V2 + V1, "v1": V1, "v2": V2, "gpu": GPU, "scale": SCALE, "gather": GATHER}
+
+
+def find_shapes(words: Sequence[str]) -> tuple[Shape, ...]:
+    """The shapes of these sets; another word picks those that have it in their text, as "N=2 L=850" does.
+
+    Raises:
+        ValueError: a word that no set and no shape has.
+    """
+    every = dict.fromkeys(shape for shapes in SETS.values() for shape in shapes)
+    found: dict[Shape, None] = {}
+    for word in words:
+        shapes = SETS.get(word) or [shape for shape in every if word in str(shape)]
+        if not shapes:
+            raise ValueError(f"expected of {', '.join(SETS)}, or part of the name of a shape, got {word}")
+        found.update(dict.fromkeys(shapes))
+    return tuple(found)
