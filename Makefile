@@ -19,7 +19,7 @@ PACKAGE := $(CURDIR)/python
 TARGET := $(CURDIR)/target
 endif
 UV_VERSION := $(shell sed -n 's/^uv==\([^ ;]*\).*/\1/p' requirements.lock)
-SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock build_backend.py compat/torch_compat.h
+SOURCES := $(shell find src -type f) Cargo.toml Cargo.lock build_backend.py compat/torch_compat.h
 ifdef TORCH
 SOURCES += $(shell find python -name '*.py*') # copied into $(PACKAGE)
 endif
@@ -29,9 +29,12 @@ CHECKED := $(addprefix --config profile.release.package.batchformer.,debug-asser
 # What takes the kernels through every shape, path and number of threads; the large inputs add time, no branch.
 CHECKED_TESTS := tests/test_encoder_layer.py tests/test_dropout.py tests/test_fused_path.py
 CHECKED_PICK := not half_precision and not large and not ten_thousand
+# The path of CUDA; not for the sanitizer, which knows nothing of the stacks that the emulator switches.
+CHECKED_ON_CUDA := tests/cuda/test_path.py
 CORE_TESTS := $(addprefix tests/test_,encoder_layer.py fused_path.py registration.py direct.py batchformer.py \
 	needs.py dropout.py declined.py memory.py training_tools.py import.py build_backend.py \
-	keys_values.py ranks.py memory_bank_recomputed.py remembering_modules.py larger_batches.py)
+	keys_values.py ranks.py memory_bank_recomputed.py remembering_modules.py larger_batches.py) \
+	$(addprefix tests/cuda/test_,compile.py driver.py path.py on_cuda.py)
 # The sanitizer is unstable, so a wrapper gives its flag to this package and leaves all that it depends on as it is.
 # A pool that keeps nothing shows what is used after it was given back; torch and Python never free all they have.
 SANITIZED = RUSTC_WORKSPACE_WRAPPER=$(TARGET)/sanitize/rustc
@@ -56,11 +59,11 @@ export PYO3_BUILD_EXTENSION_MODULE := 1
 export CARGO_TARGET_DIR := $(TARGET)
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
 
-.PHONY: help demo test test-torch test-trainers core checked sanitize bench fuzz soak build docs docs-links lint format wheel wheels sdist licences lock clean
+.PHONY: help demo test test-torch test-trainers test-cuda-compile core checked sanitize bench fuzz soak build docs docs-links lint format wheel wheels sdist licences lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-17s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.built ## Train long-tailed digits with and without BatchFormer; prints the table, draws the figures
 	python examples/long_tailed.py $(DEMO_ARGS)
@@ -73,6 +76,9 @@ test-torch: test ## The same beside another torch: TORCH=2.9.1, and PYTHON=pytho
 test-trainers: $(VENV)/.built $(VENV)/.trainers ## Train in the trainers that people use, beside the same loops by hand (4 minutes)
 	python -m pytest tests/trainers $(TEST_ARGS)
 
+test-cuda-compile: $(VENV)/.built ## Compile every CUDA kernel for every architecture, beside the table of its registers
+	BATCHFORMER_COMPILE_ALL=1 python -m pytest tests/cuda/test_compile.py $(TEST_ARGS)
+
 core: $(VENV)/.built ## Run the tests of the layer, the ops and the modules alone
 	python -m pytest $(CORE_TESTS)
 
@@ -80,7 +86,7 @@ checked: $(VENV)/.built ## Run the Rust tests and those of the kernels with debu
 	LD_LIBRARY_PATH="$(TORCH_LIB)" $(CARGO) test --release --quiet $(CHECKED)
 	$(CARGO) build --release --locked --quiet $(CHECKED)
 	$(call beside,checked)
-	PYTHONPATH=$(TARGET)/checked python -m pytest $(CHECKED_TESTS) -k "$(CHECKED_PICK)"
+	PYTHONPATH=$(TARGET)/checked python -m pytest $(CHECKED_TESTS) $(CHECKED_ON_CUDA) -k "$(CHECKED_PICK)"
 
 sanitize: $(VENV)/.built ## Run the Rust tests and those of the kernels under the address sanitizer (10 minutes; needs gcc)
 	mkdir -p $(TARGET)/sanitize

@@ -1,0 +1,1 @@
+"""The steps of device_call.py, each a process."""
