@@ -82,13 +82,22 @@ fn memory() -> &'static Decisions {
     DECISIONS.get_or_init(Decisions::default)
 }
 
+/// Who asks whether kernels serve a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// A module, which hands the call to torch's layer if not. A kind that has not come yet is not tried where torch's
+    /// ops are traced.
+    Module { may_try: bool },
+    /// The op, which runs through libtorch if not.
+    Op,
+}
+
 /// Why the kernels do not serve such calls; None if they do. The first call of its kind compiles them and compares a
-/// small layer with libtorch's.
+/// small layer with libtorch's, unless a graph is captured.
 ///
-/// A forward and its backward are of one kind, so both run on one path: what the forward leaves lies in another order
-/// here than on the others. A kind that has not come yet is not tried where torch's ops are traced (`may_try`), nor while
-/// a graph is captured.
-pub fn reason(of: &Signature, may_try: bool) -> Option<Reason> {
+/// A forward and its backward are of one kind, and what the op is told once holds for good: so both run on one path, as
+/// what the forward leaves lies in another order here than on the others.
+pub fn reason(of: &Signature, asker: Asker) -> Option<Reason> {
     if of.device == Device::Cpu {
         return uncovered(of); // emulated
     }
@@ -96,23 +105,38 @@ pub fn reason(of: &Signature, may_try: bool) -> Option<Reason> {
     if let Some(known) = decisions.get(of) {
         return known.clone();
     }
-    if !may_try {
-        let sentence = "no such call has run yet outside of what traces this one".to_owned();
-        return Some(Reason { sentence, is_fault: false });
-    }
-    match device::is_capturing(of.device) {
-        Ok(true) => {
-            return Some(Reason {
-                sentence: "a CUDA graph is being captured before any call outside of it".to_owned(),
-                is_fault: false,
-            })
-        }
-        Ok(false) => {}
-        Err(error) => return Some(Reason { sentence: error.to_string(), is_fault: true }),
-    }
-    let found = decide(of);
+    let found = match settled(of) {
+        Some(reason) => Some(reason),
+        None => match hindrance(of, asker) {
+            Some(reason) if asker != Asker::Op => return Some(reason),
+            Some(reason) => Some(reason),
+            None => decide(of),
+        },
+    };
     decisions.insert(*of, found.clone());
     found
+}
+
+/// What needs no device to be said.
+fn settled(of: &Signature) -> Option<Reason> {
+    if Switch::get() == Switch::Torch {
+        let sentence = "BATCHFORMER_CUDA is torch".to_owned();
+        return Some(Reason { sentence, is_fault: false });
+    }
+    uncovered(of)
+}
+
+/// Why nothing can be tried now, while it may be later.
+fn hindrance(of: &Signature, asker: Asker) -> Option<Reason> {
+    let not_yet = |sentence: &str| Some(Reason { sentence: sentence.to_owned(), is_fault: false });
+    if asker == (Asker::Module { may_try: false }) {
+        return not_yet("no such call has run yet outside of what traces this one");
+    }
+    match device::is_capturing(of.device) {
+        Ok(true) => not_yet("a CUDA graph was being captured before any such call outside of it"),
+        Ok(false) => None,
+        Err(error) => Some(Reason { sentence: error.to_string(), is_fault: true }),
+    }
 }
 
 /// All that was decided so far.
@@ -142,12 +166,6 @@ pub fn check(of: &Signature) -> Result<f64, String> {
 fn decide(of: &Signature) -> Option<Reason> {
     let no = |sentence: String| Some(Reason { sentence, is_fault: false });
     let fault = |sentence: String| Some(Reason { sentence, is_fault: true });
-    if Switch::get() == Switch::Torch {
-        return no("BATCHFORMER_CUDA is torch".to_owned());
-    }
-    if let Some(reason) = uncovered(of) {
-        return Some(reason);
-    }
     let toolchain = match device::toolchain(of.device) {
         Ok(toolchain) => toolchain,
         Err(error) => return fault(error.to_string()),
@@ -165,6 +183,9 @@ fn uncovered(of: &Signature) -> Option<Reason> {
     let no = |sentence: String| Some(Reason { sentence, is_fault: false });
     if of.x == Kind::Double {
         return no("float64 has no kernels".to_owned());
+    }
+    if of.x != of.linears && of.x != Kind::Float {
+        return no("x and the weights are of two half precisions".to_owned());
     }
     for (name, width) in [("channels", of.channels), ("hidden units", of.feedforward)] {
         let piece = per_piece(of.linears);

@@ -27,7 +27,9 @@ pub fn toolchain(device: Device) -> Result<Toolchain, CudaError> {
 
 /// Whether the device's current stream records a graph instead of running.
 pub fn is_capturing(device: Device) -> Result<bool, CudaError> {
-    driver()?.is_capturing(stream::current(index(device)?)?)
+    let (driver, index) = (driver()?, index(device)?);
+    let stream = stream::current(index)?;
+    driver.within(driver.primary_context(index)?, || driver.is_capturing(stream))
 }
 
 /// What of a device decides how work is cut.

@@ -39,7 +39,7 @@ mod totals;
 
 use tch::TchError;
 
-pub use choose::{check, decisions, reason, sources, Reason, Signature, Switch};
+pub use choose::{check, decisions, reason, sources, Asker, Reason, Signature, Switch};
 pub use emulated::{is_emulated, set_emulator, Access, Emulator, RawArg};
 pub use error::CudaError;
 pub use kernel::{Define, Kernel, Source};

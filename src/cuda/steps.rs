@@ -20,7 +20,12 @@ pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, SavedTensors)> {
     let x = call.to_rows(&input.x)?;
     let (y, made) =
         if input.config.norm_first { pre_norm(&call, &x)? } else { post_norm(&call, &x)? };
-    Ok((y.f_view(input.x.size().as_slice())?, made.keep(&call)?))
+    Ok((as_shape(&y, &input.x.size())?, made.keep(&call)?))
+}
+
+/// A new tensor's memory in another shape, and no view of it: what is a view autograd does not let be changed in place.
+fn as_shape(tensor: &Tensor, shape: &[i64]) -> Result<Tensor> {
+    Ok(tensor.f_internal_unsafe_view(shape)?)
 }
 
 /// What a forward has made that a backward may need; undefined where it made none.
@@ -56,7 +61,7 @@ impl Made {
         };
         made.zip(Saved::facts()).try_map(|(tensor, fact)| {
             let kept = fact.is_kept(&call.input.config, &call.input.needs, call.dims.positions);
-            Ok(kept.then(|| tensor.f_view(call.dims.shape(fact.shape).as_slice())).transpose()?)
+            kept.then(|| as_shape(&tensor, &call.dims.shape(fact.shape))).transpose()
         })
     }
 }
@@ -199,7 +204,7 @@ pub fn backward(grad_y: &Tensor, input: &Input, saved: SavedTensors, dims: &Dims
     let Backward { totals, mut grads, .. } = backward;
     totals.finish(&call, &mut grads)?;
     if let (Some(grad_x), true) = (grad_x, input.needs.x) {
-        grads.x = Some(grad_x.f_view(input.x.size().as_slice())?);
+        grads.x = Some(as_shape(&grad_x, &input.x.size())?);
     }
     Ok(grads)
 }

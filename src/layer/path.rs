@@ -6,7 +6,7 @@ use tch::Device;
 
 use super::LayerError;
 use crate::call::{Dims, DtypeOf, Input, SavedFact};
-use crate::cuda::{self, Signature, Switch};
+use crate::cuda::{self, Asker, Signature, Switch};
 
 /// An implementation of the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +85,7 @@ pub fn choose(input: &Input, dims: &Dims) -> Result<Path, LayerError> {
     if !matches!(device, Device::Cpu | Device::Cuda(_)) {
         return Ok(Path::Aten);
     }
-    match cuda::reason(&Signature::of(input, dims)?, true) {
+    match cuda::reason(&Signature::of(input, dims)?, Asker::Op) {
         None => Ok(Path::Cuda),
         Some(reason) if device != Device::Cpu && Switch::get() == Switch::Kernels => {
             Err(LayerError::NoKernels { reason: reason.sentence })

@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use tch::{Device, Kind};
 
 use super::ops::outside_gil;
-use crate::cuda::{self, CudaError, Reason, Signature, Switch};
+use crate::cuda::{self, Asker, CudaError, Reason, Signature, Switch};
 use crate::layer::LayerError;
 
 /// `(device, dtypes of x, of linears and of norms, C, H, F, gelu, norm_first)`
@@ -20,7 +20,7 @@ pub fn cuda_reason(
 ) -> PyResult<Option<(String, bool)>> {
     let signature = from_python(signature)?;
     outside_gil(py, move || {
-        let reason = cuda::reason(&signature, may_try);
+        let reason = cuda::reason(&signature, Asker::Module { may_try });
         Ok(reason.map(|Reason { sentence, is_fault }| (sentence, is_fault)))
     })
 }
@@ -36,8 +36,8 @@ pub fn cuda_self_check(py: Python<'_>, signature: PySignature) -> PyResult<f64> 
 
 /// The kinds of calls that came so far, each with why it was not served or None.
 #[pyfunction]
-pub fn cuda_decisions() -> Vec<(PySignature, Option<String>)> {
-    let decisions = cuda::decisions().into_iter();
+pub fn cuda_decisions(py: Python<'_>) -> Vec<(PySignature, Option<String>)> {
+    let decisions = py.allow_threads(cuda::decisions).into_iter();
     decisions.map(|(of, reason)| (to_python(&of), reason.map(|reason| reason.sentence))).collect()
 }
 

@@ -143,7 +143,8 @@ def emulator_missing() -> str | None:
 
 
 @functools.cache
-def _objects() -> Path:
+def objects() -> Path:
+    """The folder of what was built."""
     if OBJECTS:
         Path(OBJECTS).mkdir(parents=True, exist_ok=True)
         return Path(OBJECTS)
@@ -189,7 +190,7 @@ def _emulator() -> ctypes.CDLL:
 @functools.cache
 def _emulator_path() -> Path:
     text = "".join((EMULATOR / name).read_text() for name in ("emulator.cpp", "emulator.h", "checker.h"))
-    path = _objects() / f"emulator-{short_hash(text)}.so"
+    path = objects() / f"emulator-{short_hash(text)}.so"
     if not path.exists():
         _compile(["-std=c++17", "-O2", "-shared", "-Wl,-Bsymbolic", str(EMULATOR / "emulator.cpp")], path)
     return path
@@ -214,9 +215,9 @@ def emulated(text: str, defines: tuple[tuple[str, object], ...], mode: str) -> E
     entries = "\n".join(f"KERNEL({name}, {bounds})" for name, (bounds, _) in kernels.items())
     whole = f'{done.stdout}\n#line 1 "entry.h"\n{(EMULATOR / "entry.h").read_text()}\n{entries}\n'
     key = short_hash(whole + _emulator_path().name + mode)
-    path = _objects() / f"{key}.so"
+    path = objects() / f"{key}.so"
     if not path.exists():
-        unit, compiled = _objects() / f"{key}.{os.getpid()}.cpp", _objects() / f"{key}.{os.getpid()}.o"
+        unit, compiled = objects() / f"{key}.{os.getpid()}.cpp", objects() / f"{key}.{os.getpid()}.o"
         unit.write_text(whole)
         gone = ["-D__global__=", "-D__launch_bounds__(...)="]
         _compile([*flags, *gone, *(_CHECKED if mode == "check" else []), "-c", str(unit)], compiled)

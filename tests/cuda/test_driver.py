@@ -196,13 +196,17 @@ def test_a_status_names_what_is_there_and_the_first_thing_that_is_not(ask):
     ("names", "fact", "start"),
     [
         ("libcuda.so.1", "driver", "libcuda.so.1: expected a library that can be loaded, got:"),
-        ("libnvrtc.so.13 libnvrtc.so.12", "nvrtc", "libnvrtc.so.13 or libnvrtc.so.12: expected a library"),
+        (
+            "libnvrtc.so.13 libnvrtc.so.12",
+            "nvrtc",
+            r"libnvrtc.so.1[23] or libnvrtc.so.1[23]: expected a library",
+        ),
         ("libtorch_cuda.so", "torch", "libtorch_cuda.so: expected a library that can be loaded, got:"),
     ],
 )
 def test_without_a_driver_a_compiler_or_a_torch_with_cuda_the_library_is_named(ask, names, fact, start):
     first, second, status = ask("absent", names=names)
-    assert first.startswith(f"RuntimeError: {start}")
+    assert re.match(f"RuntimeError: {start}", first)
     assert second == first
     assert status[fact] is None
     assert status["error"] == first.removeprefix("RuntimeError: ")

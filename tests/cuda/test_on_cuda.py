@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch._subclasses import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 import batchformer as bf
 from batchformer._extension import core
@@ -38,6 +38,7 @@ class PlayedCore:
 def played(monkeypatch: pytest.MonkeyPatch) -> PlayedCore:
     played = PlayedCore()
     monkeypatch.setattr(on_cuda, "core", played)
+    monkeypatch.setattr(on_cuda, "_is_there", lambda: True)
     monkeypatch.setattr(on_cuda, "_served", set())
     monkeypatch.setattr(on_cuda, "_warned", False)
     return played
@@ -199,9 +200,16 @@ def test_a_compiled_graph_stays_as_other_kinds_come(played):
 
 def test_a_kind_that_comes_first_where_ops_are_traced_is_not_tried(played):
     played.answer = "no such call has run yet outside of what traces this one", False
-    with FakeTensorMode():
-        module = layer(device="cuda")
-        x = torch.randn(5, 3, 16, device="cuda")
+    mode, module = FakeTensorMode(), layer(dropout=0.0)
+
+    def on_cuda_in_name(tensor: Tensor) -> FakeTensor:
+        return FakeTensor(mode, tensor.detach().to("meta"), torch.device("cuda:0"))
+
+    for each in module.modules():
+        for name, parameter in each.named_parameters(recurse=False):
+            setattr(each, name, nn.Parameter(on_cuda_in_name(parameter)))
+    x = on_cuda_in_name(torch.empty(5, 3, 16))
+    with mode, torch.no_grad():  # autograd asks the driver for a stream
         assert module.declined(x) == played.answer[0]
         played.answer = None
         assert module.declined(x) is None
@@ -220,3 +228,28 @@ def test_the_list_of_what_was_declined_has_the_kinds_and_the_reasons(monkeypatch
         "cuda:0 float32 C=16 H=4 F=16 relu pre-norm: no",
         f"cuda:1 float32/bfloat16 C=512 H=4 F=256 gelu pre-norm: {NOT_VERIFIED}",
     ]
+
+
+def test_without_a_device_nothing_is_asked_and_nobody_is_warned(played, monkeypatch):
+    monkeypatch.setattr(on_cuda, "_is_there", lambda: False)
+    played.answer = "libcuda.so.1: no such file", True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert reason(layer(), torch.randn(5, 3, 16)) == "this torch sees no CUDA device"
+    assert played.asked == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "served"),
+    [((65, 3, 16), B, False), ((64, 3, 16), B, True), ((65, 1, 16), B, True), ((65, 3, 16), F, True)],
+)
+def test_odd_heads_among_many_samples_keep_no_scores_of_all_positions(played, shape, dtype, served):
+    found = reason(layer(dtype), torch.randn(shape, dtype=dtype))  # heads of 4 channels
+    assert (found is None) is served
+    if not served:
+        assert "no multiple of 16 bytes" in found
+
+
+def test_two_half_precisions_in_one_call_are_declined():
+    kind = Signature(0, "bfloat16", "float16", "float32", 32, 4, 32, False, True)
+    assert core.cuda_reason(kind, True) == ("x and the weights are of two half precisions", False)

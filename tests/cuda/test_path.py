@@ -299,3 +299,36 @@ def test_float64_goes_op_by_op(emulated: None) -> None:
     after = ops.path_counts()
     assert after["aten"] == before["aten"] + 2
     assert after["cuda"] == before["cuda"]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_backward_within_autocast_has_the_dtypes_of_its_forward(
+    emulated: None, norm_first: bool, recompute: bool
+) -> None:
+    module, x = layer(norm_first=norm_first, recompute=recompute), torch.randn(4, 3, 32)
+    expected = step(module, x)
+    module.zero_grad()
+    torch.manual_seed(1)
+    x = x.requires_grad_()
+    y = module(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y.square().sum().backward()
+    for ours, each in zip([y, x.grad, *(each.grad for each in module.parameters())], expected, strict=True):
+        torch.testing.assert_close(ours, each, rtol=1e-5, atol=1e-5)
+
+
+def test_an_output_may_be_changed_in_place(emulated: None) -> None:
+    module, x = layer(), torch.randn(4, 3, 32)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            y = module(x)
+        y += 1
+        assert not y._is_view()
+
+
+def test_one_output_has_two_backwards(emulated: None) -> None:
+    module, x = layer(activation="gelu"), torch.randn(4, 3, 32, requires_grad=True)
+    y = module(x)
+    grads = [torch.autograd.grad(y.sum(), (x, *module.parameters()), retain_graph=True) for _ in range(2)]
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))

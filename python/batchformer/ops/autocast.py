@@ -47,5 +47,19 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype, norms_in_float32: bool)
     return tensor.to(torch.float32) if norms_in_float32 else tensor
 
 
+def _backward_kernel(dispatch_key: torch._C.DispatchKey) -> Callable[..., list[Tensor]]:
+    """Of the backward, whose dtypes are those of its forward, whatever autocast is where it runs."""
+    autocast_keys = torch._C.DispatchKeySet(dispatch_key)
+
+    def outside_autocast(*arguments: Any) -> list[Tensor]:
+        with torch._C._ExcludeDispatchKeyGuard(autocast_keys):
+            grads: list[Tensor] = torch.ops.batchformer.encoder_layer_backward.default(*arguments)
+        return grads
+
+    return outside_autocast
+
+
+for _key in (torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.AutocastCUDA):
+    library.impl("encoder_layer_backward", _backward_kernel(_key), _key.name)
 library.impl("encoder_layer", _kernel("cpu", torch._C.DispatchKey.AutocastCPU), "AutocastCPU")
 library.impl("encoder_layer", _kernel("cuda", torch._C.DispatchKey.AutocastCUDA), "AutocastCUDA")

@@ -19,6 +19,10 @@ heads of 512, N=4096: 2167 and 18537, 22534 and 26763.
 """
 
 
+MOST_SAMPLES_OF_A_TILE = 64
+"""That attention keeps in registers, whatever the width of the heads is."""
+
+
 class Signature(NamedTuple):
     """A kind of call: what decides whether the kernels serve it. Numbers of samples and positions do not."""
 
@@ -73,7 +77,24 @@ def reason(
     many = type(samples) is int and samples > MOST_SAMPLES
     if many and channels // nhead <= WIDEST_HEAD_OF_FLASH and _switch() != "kernels":
         return f"torch's attention is the faster one among {samples} samples"
+    positions = src.shape[0 if batch_first else 1] if src.dim() == 3 else 1
+    odd = channels // nhead * linears.itemsize % 16 != 0
+    if odd and _keeps_all_scores(samples, positions) and _switch() != "kernels":
+        return (
+            f"heads of {channels // nhead} channels are no multiple of 16 bytes, and all scores would be kept"
+        )
     return None
+
+
+def _is_there() -> bool:
+    """Whether this is no fake tensor, and no torch that calls another maker's devices cuda."""
+    return torch.version.cuda is not None and torch.cuda.is_available()
+
+
+def _keeps_all_scores(samples: int, positions: int) -> bool:
+    """Whether odd heads go by torch's products, with N x N numbers for each head of a position."""
+    several = type(positions) is not int or positions > 1
+    return several and type(samples) is int and samples > MOST_SAMPLES_OF_A_TILE
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -95,6 +116,8 @@ def _decided(
 ) -> str | None:
     if _switch() == "kernels":
         return None
+    if not _is_there():
+        return "this torch sees no CUDA device"
     names = tuple(str(dtype).removeprefix("torch.") for dtype in (x, linears, norms))
     for name in names:
         if name not in ("float32", "float64", "bfloat16", "float16"):

@@ -26,6 +26,7 @@ _LARGEST_SEED = 2**63 - 1
 # Of SplitMix64, whose finaliser makes unrelated states of what differs in any bit.
 _ODD = 0x9E37_79B9_7F4A_7C15
 _NOTHING = (False,) * NEEDS_COUNT
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(torch._C.DispatchKey.AutocastCUDA)
 
 Outputs = tuple[Tensor, list[Tensor]]
 """y, and the tensors that the backward takes."""
@@ -200,7 +201,8 @@ class _EncoderLayer(torch.autograd.Function):
         forward, backward = _CORE if direct else _OPS
         if any(want and not need for want, need in zip(wanted, call.needs, strict=True)):
             call = call._replace(needs=wanted)
-            _, saved = forward(inputs, call)
+            with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):  # the inputs have the dtypes of the first time
+                _, saved = forward(inputs, call)
         grads = iter(backward(grad_y, inputs, call, saved))
         return *(None,) * 3, *(next(grads) if need else None for need in call.needs)
 
