@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -144,6 +145,18 @@ def test_the_wheel_brings_the_licences_of_all_that_is_linked(wheel):
     linked = {name for name in linked if not name.startswith("batchformer ")}
     assert len(linked) > 30
     assert [name for name in sorted(linked) if f"\n{name}" not in text] == []
+
+
+def test_the_packed_sources_have_all_that_is_compiled_into_the_extension(tmp_path):
+    command = ("build", "--quiet", "--sdist", "--no-build-isolation", "--out-dir", tmp_path)
+    run(UV, *command, cwd=ROOT, VIRTUAL_ENV=sys.prefix)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    assert archive.stat().st_size < 2_000_000
+    with tarfile.open(archive) as files:
+        names = {name.split("/", 1)[-1] for name in files.getnames()}
+    sources = {str(file.relative_to(ROOT)) for file in (ROOT / "src").rglob("*") if file.is_file()}
+    assert {Path(name).suffix for name in sources} == {".rs", ".cu", ".txt"}
+    assert sources <= names
 
 
 def clone_of_the_checkout(folder: Path) -> Path:

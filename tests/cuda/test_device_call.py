@@ -54,8 +54,9 @@ def test_a_step_that_fails_or_hangs_is_told_and_does_not_stop_the_next(monkeypat
 
 
 def test_no_step_begins_when_the_time_is_over(monkeypatch, tmp_path, capsys):
-    steps = {1: Step("first", 20, [sys.executable, "-c", PRINTS]), 2: Step("second", 20, ["false"])}
-    _, report, lines = run(monkeypatch, tmp_path, capsys, steps, "--seconds", "5.05")
+    takes_long = f"{PRINTS}; import time; time.sleep(0.3)"
+    steps = {1: Step("first", 20, [sys.executable, "-c", takes_long]), 2: Step("second", 20, ["false"])}
+    _, report, lines = run(monkeypatch, tmp_path, capsys, steps, "--seconds", "5.25")
     assert "second" not in report
     assert lines[1] == "second     no time left"
 
