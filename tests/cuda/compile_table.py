@@ -130,7 +130,8 @@ def measure(paths: list[str | None]) -> None:
             for (unit, arch), kernels in zip(work, all_figures, strict=True):
                 for kernel, figures in kernels.items():
                     cells = table.setdefault((unit.name, kernel, major), {})
-                    cells[arch] = max(cells.get(arch, Cell(0, 0)), cell(figures))
+                    pairs = zip(cells.get(arch, Cell(0, 0)), cell(figures), strict=True)
+                    cells[arch] = Cell(*map(max, pairs))  # a minor may spill, and another take registers
         write(table)
 
 
