@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::call::{element, steps_of, wide, CudaCall, Dropping};
+use super::call::{element, steps_of, wide, CudaCall};
 use super::kernel::{Define, Kernel, Source};
 use super::launch::{launch, Arg};
 use super::totals::Totals;
@@ -35,16 +35,9 @@ pub fn forward(call: &CudaCall, z: &Tensor) -> Result<Tensor> {
         Activation::Relu => z.shallow_clone(),
         Activation::Gelu => call.empty(&z.size(), kinds.linears)?,
     };
-    let dropping = Dropping::new(call.input.config.dropout.hidden);
+    let [seed, threshold, scale] = call.dropout(call.input.config.dropout.hidden);
     let shape = call.rows(dims.feedforward);
-    let arguments = [
-        Arg::In(z),
-        call.seed(dropping),
-        Arg::U32(dropping.threshold),
-        Arg::F32(dropping.scale),
-        Arg::Struct(&shape),
-        Arg::Out(&activated),
-    ];
+    let arguments = [Arg::In(z), seed, threshold, scale, Arg::Struct(&shape), Arg::Out(&activated)];
     let row_blocks = steps_of(8, dims.tokens()); // two rows a warp
     launch(call.device, &kernel(call, "activation_forward", row_blocks, 4, 0), &arguments)?;
     Ok(activated)
@@ -67,14 +60,14 @@ pub fn backward(
         (true, true) => Some(kept.shallow_clone()),
         (true, false) => Some(call.empty(&kept.size(), kinds.linears)?),
     };
-    let dropping = Dropping::new(call.input.config.dropout.hidden);
+    let [seed, threshold, scale] = call.dropout(call.input.config.dropout.hidden);
     let shape = call.rows(dims.feedforward);
     let arguments = [
         Arg::In(&grad_activated),
         Arg::In(kept),
-        if relu { Arg::Null } else { call.seed(dropping) },
-        Arg::U32(dropping.threshold),
-        Arg::F32(dropping.scale),
+        if relu { Arg::Null } else { seed },
+        threshold,
+        scale,
         Arg::Struct(&shape),
         Arg::Out(&grad_activated),
         if relu { Arg::Null } else { activated.as_ref().map_or(Arg::Null, Arg::Out) },

@@ -22,13 +22,6 @@ pub struct CudaCall<'a> {
     pub facts: Facts,
 }
 
-/// Where and how much a site drops, as kernels take it.
-#[derive(Clone, Copy)]
-pub struct Dropping {
-    pub threshold: u32,
-    pub scale: f32,
-}
-
 impl<'a> CudaCall<'a> {
     pub fn new(input: &'a Input, dims: &'a Dims) -> Result<Self> {
         Ok(Self {
@@ -75,12 +68,14 @@ impl<'a> CudaCall<'a> {
         ]
     }
 
-    /// The address of the seed, for a kernel that draws; null where nothing is dropped.
-    pub fn seed(&self, dropping: Dropping) -> Arg<'a> {
-        match &self.input.seed {
-            Some(seed) if dropping.threshold > 0 => Arg::In(seed),
+    /// Seed, threshold and scale of a dropout, as kernels take them; without a seed where nothing is dropped.
+    pub fn dropout(&self, p: f64) -> [Arg<'a>; 3] {
+        let threshold = threshold(p);
+        let seed = match &self.input.seed {
+            Some(seed) if threshold > 0 => Arg::In(seed),
             _ => Arg::Null,
-        }
+        };
+        [seed, Arg::U32(threshold), Arg::F32(scale(threshold) as f32)]
     }
 
     /// Not filled yet.
@@ -103,13 +98,6 @@ pub fn aligned(tensor: &Tensor) -> Result<Tensor> {
     let mut copy = tensor.f_empty_like()?;
     copy.f_copy_(&tensor)?;
     Ok(copy)
-}
-
-impl Dropping {
-    pub fn new(p: f64) -> Self {
-        let threshold = threshold(p);
-        Self { threshold, scale: scale(threshold) as f32 }
-    }
 }
 
 /// What the kernels call a dtype.

@@ -6,10 +6,10 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use tch::{Device, Kind};
 
 use super::call::per_piece;
-use super::device::{self, Toolchain};
+use super::device;
 use super::error::CudaError;
-use super::kernel::Source;
-use super::{ledger, norm, self_check};
+use super::ledger::{self, Line};
+use super::{norm, self_check};
 use crate::call::{Activation, Config, Dims, Input};
 
 /// What of a call decides; numbers of samples, positions and keys do not.
@@ -50,6 +50,16 @@ pub struct Reason {
     pub sentence: String,
     /// Something that should work does not, as opposed to what was never promised.
     pub is_fault: bool,
+}
+
+impl Reason {
+    fn plain(sentence: impl Into<String>) -> Self {
+        Self { sentence: sentence.into(), is_fault: false }
+    }
+
+    fn fault(sentence: impl Into<String>) -> Self {
+        Self { sentence: sentence.into(), is_fault: true }
+    }
 }
 
 /// What the environment variable `BATCHFORMER_CUDA` says.
@@ -105,14 +115,14 @@ pub fn reason(of: &Signature, asker: Asker) -> Option<Reason> {
     if let Some(known) = decisions.get(of) {
         return known.clone();
     }
-    let found = match settled(of) {
-        Some(reason) => Some(reason),
-        None => match hindrance(of, asker) {
-            Some(reason) if asker != Asker::Op => return Some(reason),
-            Some(reason) => Some(reason),
-            None => decide(of),
-        },
-    };
+    let mut found = settled(of);
+    if found.is_none() {
+        found = hindrance(of, asker);
+        if found.is_some() && asker != Asker::Op {
+            return found;
+        }
+    }
+    let found = found.or_else(|| decide(of));
     decisions.insert(*of, found.clone());
     found
 }
@@ -120,22 +130,22 @@ pub fn reason(of: &Signature, asker: Asker) -> Option<Reason> {
 /// What needs no device to be said.
 fn settled(of: &Signature) -> Option<Reason> {
     if Switch::get() == Switch::Torch {
-        let sentence = "BATCHFORMER_CUDA is torch".to_owned();
-        return Some(Reason { sentence, is_fault: false });
+        return Some(Reason::plain("BATCHFORMER_CUDA is torch"));
     }
     uncovered(of)
 }
 
 /// Why nothing can be tried now, while it may be later.
 fn hindrance(of: &Signature, asker: Asker) -> Option<Reason> {
-    let not_yet = |sentence: &str| Some(Reason { sentence: sentence.to_owned(), is_fault: false });
     if asker == (Asker::Module { may_try: false }) {
-        return not_yet("no such call has run yet outside of what traces this one");
+        return Some(Reason::plain("no such call has run yet outside of what traces this one"));
     }
     match device::is_capturing(of.device) {
-        Ok(true) => not_yet("a CUDA graph was being captured before any such call outside of it"),
+        Ok(true) => Some(Reason::plain(
+            "a CUDA graph was being captured before any such call outside of it",
+        )),
         Ok(false) => None,
-        Err(error) => Some(Reason { sentence: error.to_string(), is_fault: true }),
+        Err(error) => Some(Reason::fault(error.to_string())),
     }
 }
 
@@ -145,14 +155,9 @@ pub fn decisions() -> Vec<(Signature, Option<Reason>)> {
     decisions.iter().map(|(signature, reason)| (*signature, reason.clone())).collect()
 }
 
-/// What a ledger says of a device on which all is right: a line's words but for the report.
-pub fn sources(device: Device) -> Result<Vec<(String, String, String, String)>, CudaError> {
-    let Toolchain { sm, nvrtc: [major, minor] } = device::toolchain(device)?;
-    let line = |source: Source| {
-        let (sm, nvrtc) = (format!("sm_{sm}"), format!("{major}.{minor}"));
-        (sm, nvrtc, source.name().to_owned(), source.hash())
-    };
-    Ok(ledger::SOURCES.into_iter().map(line).collect())
+/// What the ledger says of a device on which all is right.
+pub fn sources(device: Device) -> Result<Vec<Line>, CudaError> {
+    Ok(ledger::lines(&device::toolchain(device)?))
 }
 
 /// What [`self_check::run`] finds, whether the device is listed or not.
@@ -164,37 +169,38 @@ pub fn check(of: &Signature) -> Result<f64, String> {
 }
 
 fn decide(of: &Signature) -> Option<Reason> {
-    let no = |sentence: String| Some(Reason { sentence, is_fault: false });
-    let fault = |sentence: String| Some(Reason { sentence, is_fault: true });
     let toolchain = match device::toolchain(of.device) {
         Ok(toolchain) => toolchain,
-        Err(error) => return fault(error.to_string()),
+        Err(error) => return Some(Reason::fault(error.to_string())),
     };
     if Switch::get() == Switch::Auto {
         if let Some(sentence) = ledger::missing(&toolchain) {
-            return no(sentence);
+            return Some(Reason::plain(sentence));
         }
     }
-    self_check::run(of).err().and_then(fault)
+    self_check::run(of).err().map(Reason::fault)
 }
 
 /// What no kernel covers.
 fn uncovered(of: &Signature) -> Option<Reason> {
-    let no = |sentence: String| Some(Reason { sentence, is_fault: false });
     if of.x == Kind::Double {
-        return no("float64 has no kernels".to_owned());
+        return Some(Reason::plain("float64 has no kernels"));
     }
     if of.x != of.linears && of.x != Kind::Float {
-        return no("x and the weights are of two half precisions".to_owned());
+        return Some(Reason::plain("x and the weights are of two half precisions"));
     }
     for (name, width) in [("channels", of.channels), ("hidden units", of.feedforward)] {
         let piece = per_piece(of.linears);
         if width % piece != 0 {
-            return no(format!("{width} {name} are no multiple of {piece}, which are 16 bytes"));
+            let sentence = format!("{width} {name} are no multiple of {piece}, which are 16 bytes");
+            return Some(Reason::plain(sentence));
         }
     }
     if !norm::covers(of.channels, of.x) {
-        return no(format!("{} channels are more than a norm's kernel takes", of.channels));
+        let channels = of.channels;
+        return Some(Reason::plain(format!(
+            "{channels} channels are more than a norm's kernel takes"
+        )));
     }
     None
 }

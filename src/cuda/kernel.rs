@@ -39,7 +39,7 @@ impl fmt::Display for Define {
 impl Kernel {
     /// Of all that decides what the compiler makes: the text of the source, and the defines.
     pub fn hash(&self) -> String {
-        let hash = Fnv::new().text(&self.source.text());
+        let hash = self.source.fnv();
         let add =
             |hash: Fnv, (name, value): &(&str, Define)| hash.text(name).text(&value.to_string());
         self.defines.iter().fold(hash, add).hex()
@@ -116,7 +116,11 @@ impl Source {
 impl Source {
     /// Of its text: what the ledger knows it by.
     pub fn hash(self) -> String {
-        Fnv::new().text(&self.text()).hex()
+        self.fnv().hex()
+    }
+
+    fn fnv(self) -> Fnv {
+        Fnv::new().text(&self.text())
     }
 }
 

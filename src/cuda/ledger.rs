@@ -17,25 +17,30 @@ pub const SOURCES: [Source; 6] = [
     Source::Softmax,
 ];
 
-/// The first source that is not listed for this device and compiler, as a sentence.
-pub fn missing(toolchain: &Toolchain) -> Option<String> {
-    let missing = SOURCES.into_iter().find(|&source| !is_listed(VERIFIED, toolchain, source))?;
+/// What a line says of a source but for the report.
+pub type Line = [String; 4];
+
+fn line(toolchain: &Toolchain, source: Source) -> Line {
     let Toolchain { sm, nvrtc: [major, minor] } = *toolchain;
-    Some(format!(
-        "the kernels of {} have not been verified on sm_{sm} with NVRTC {major}.{minor}",
-        missing.name()
-    ))
+    [format!("sm_{sm}"), format!("{major}.{minor}"), source.name().to_owned(), source.hash()]
 }
 
-fn is_listed(ledger: &str, toolchain: &Toolchain, source: Source) -> bool {
-    let Toolchain { sm, nvrtc: [major, minor] } = *toolchain;
-    let (sm, nvrtc) = (format!("sm_{sm}"), format!("{major}.{minor}"));
-    let hash = source.hash();
-    ledger.lines().filter(|line| !line.starts_with('#')).any(|line| {
-        let mut words = line.split_whitespace();
-        [sm.as_str(), nvrtc.as_str(), source.name(), hash.as_str()]
-            .into_iter()
-            .all(|expected| words.next() == Some(expected))
+/// The lines of a device on which all is right.
+pub fn lines(toolchain: &Toolchain) -> Vec<Line> {
+    SOURCES.into_iter().map(|source| line(toolchain, source)).collect()
+}
+
+/// The first source that is not listed for this device and compiler, as a sentence.
+pub fn missing(toolchain: &Toolchain) -> Option<String> {
+    let [sm, nvrtc, source, _] =
+        lines(toolchain).into_iter().find(|line| !is_listed(VERIFIED, line))?;
+    Some(format!("the kernels of {source} have not been verified on {sm} with NVRTC {nvrtc}"))
+}
+
+fn is_listed(ledger: &str, line: &Line) -> bool {
+    ledger.lines().filter(|each| !each.starts_with('#')).any(|each| {
+        let mut words = each.split_whitespace();
+        line.iter().all(|expected| words.next() == Some(expected.as_str()))
     })
 }
 
@@ -47,7 +52,7 @@ mod tests {
     fn a_source_is_listed_for_its_device_compiler_and_text_alone() {
         let toolchain = Toolchain { sm: 90, nvrtc: [13, 0] };
         let hash = Source::Norm.hash();
-        let listed = |line: &str| is_listed(line, &toolchain, Source::Norm);
+        let listed = |ledger: &str| is_listed(ledger, &line(&toolchain, Source::Norm));
         assert!(listed(&format!("# a note\nsm_90 13.0 norm {hash} report.md\n")));
         assert!(!listed(&format!("sm_80 13.0 norm {hash} report.md")));
         assert!(!listed(&format!("sm_90 12.8 norm {hash} report.md")));

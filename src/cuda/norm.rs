@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::call::{element, per_piece, steps_of, CudaCall, Dropping};
+use super::call::{element, per_piece, steps_of, CudaCall};
 use super::kernel::{Define, Kernel, Source};
 use super::launch::{launch, Arg};
 use super::totals::Totals;
@@ -109,7 +109,7 @@ pub fn forward(
         mean: made(wanted.statistics, Kind::Float, &[rows])?,
         rstd: made(wanted.statistics, Kind::Float, &[rows])?,
     };
-    let dropping = Dropping::new(branch.map_or(0.0, |branch| branch.p));
+    let [masks, threshold, scale] = call.dropout(branch.map_or(0.0, |branch| branch.p));
     let shape = call.rows(channels);
     let arguments = [
         Arg::In(x),
@@ -117,10 +117,10 @@ pub fn forward(
         Arg::optional(branch.and_then(|branch| branch.bias)),
         norm.map_or(Arg::Null, |(norm, _)| Arg::In(&norm.weight)),
         Arg::optional(norm.and_then(|(norm, _)| norm.bias.as_ref())),
-        call.seed(dropping),
+        masks,
         Arg::U32(branch.map_or(0, |branch| branch.site as u32)),
-        Arg::U32(dropping.threshold),
-        Arg::F32(dropping.scale),
+        threshold,
+        scale,
         Arg::F32(norm.map_or(0.0, |(_, eps)| eps as f32)),
         Arg::Struct(&shape),
         Arg::out(&normed.residual),
@@ -192,7 +192,7 @@ pub fn backward(
         branch: made(branch.is_some(), kinds.linears)?,
         normed: made(want_normed, kinds.linears)?,
     };
-    let dropping = Dropping::new(branch.map_or(0.0, |branch| branch.p));
+    let [masks, threshold, scale] = call.dropout(branch.map_or(0.0, |branch| branch.p));
     let rows = call.rows(dims.channels);
     let arguments = [
         Arg::In(grad),
@@ -202,10 +202,10 @@ pub fn backward(
         seen.map_or(Arg::Null, |seen| Arg::In(seen.rstd)),
         seen.map_or(Arg::Null, |seen| Arg::In(&seen.norm.weight)),
         Arg::optional(seen.and_then(|seen| seen.norm.bias.as_ref())),
-        call.seed(dropping),
+        masks,
         Arg::U32(branch.map_or(0, |branch| branch.site as u32)),
-        Arg::U32(dropping.threshold),
-        Arg::F32(dropping.scale),
+        threshold,
+        scale,
         Arg::Struct(&rows),
         Arg::out(&grads.residual),
         Arg::out(&grads.branch),

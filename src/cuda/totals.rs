@@ -19,7 +19,8 @@ pub const NORM1: usize = 8;
 pub const NORM2: usize = 10;
 
 /// What is summed here, in the order of the columns: biases of linears, then norms.
-const SUMMED: [usize; 8] = [1, 3, 5, 7, 8, 9, 10, 11];
+const SUMMED: [usize; 8] =
+    [IN_PROJ_BIAS, OUT_PROJ_BIAS, LINEAR1_BIAS, LINEAR2_BIAS, NORM1, NORM1 + 1, NORM2, NORM2 + 1];
 /// How many of them have the dtype of the linears.
 const OF_LINEARS: usize = 4;
 

@@ -57,7 +57,8 @@ pub fn cuda_sources(
     py: Python<'_>,
     device: usize,
 ) -> PyResult<Vec<(String, String, String, String)>> {
-    outside_gil(py, move || Ok(cuda::sources(Device::Cuda(device))?))
+    let lines = outside_gil(py, move || Ok(cuda::sources(Device::Cuda(device))?))?;
+    Ok(lines.into_iter().map(<[String; 4]>::into).collect())
 }
 
 fn from_python(signature: PySignature) -> Result<Signature, LayerError> {

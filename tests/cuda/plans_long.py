@@ -1,30 +1,12 @@
 """How attention among many samples is launched: source, defines, grid, block and shared bytes for a call."""
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from harness import ELEMENTS
+from plan import HOPPER, Device, Plan
 
-ELEMENTS = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "float"}
-
-
-class Plan(NamedTuple):
-    source: str
-    kernel: str
-    defines: dict[str, Any]
-    grid: tuple[int, ...]
-    block: int
-    shared: int
-
-
-class Device(NamedTuple):
-    """What a plan asks of a device: bytes of shared memory a block may have, and how many SMs there are."""
-
-    shared: int = 227 * 1024
-    sms: int = 132
-
-
-HOPPER = Device()
 # Registers of a thread that may hold a gradient: more do not leave enough for the scores.
 ACCUMULATORS = 144
 

@@ -3,17 +3,8 @@
 from typing import Any, NamedTuple
 
 import torch
-
-ELEMENTS = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "float"}
-
-
-class Plan(NamedTuple):
-    source: str
-    kernel: str
-    defines: dict[str, Any]
-    grid: tuple[int, ...]
-    block: int
-    shared: int
+from harness import ELEMENTS
+from plan import Plan
 
 
 class Types(NamedTuple):

@@ -1,31 +1,11 @@
 """How attention among few samples is launched: source, defines, grid, block and shared bytes for a call."""
 
-from typing import Any, NamedTuple
-
 import torch
 from harness import ELEMENTS, Heads
+from plan import HOPPER, Device, Plan
 
 MOST_SAMPLES = 64
 MOST_WIDTH = 256  # of a head
-
-
-class Plan(NamedTuple):
-    source: str
-    kernel: str
-    defines: dict[str, Any]
-    grid: tuple[int, ...]
-    block: int
-    shared: int
-
-
-class Device(NamedTuple):
-    """What a plan asks of a device: bytes of shared memory a block may have, and how many SMs there are."""
-
-    shared: int = 227 * 1024
-    sms: int = 132
-
-
-HOPPER = Device()
 
 
 def forward(

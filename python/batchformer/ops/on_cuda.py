@@ -73,28 +73,26 @@ def reason(
         if not compiling:
             _served.add(kind)
     samples = src.shape[-2 if batch_first else 0]
-    # A symbolic number of samples would become a guard: then the kernels run.
-    many = type(samples) is int and samples > MOST_SAMPLES
-    if many and channels // nhead <= WIDEST_HEAD_OF_FLASH and _switch() != "kernels":
-        return f"torch's attention is the faster one among {samples} samples"
     positions = src.shape[0 if batch_first else 1] if src.dim() == 3 else 1
-    odd = channels // nhead * linears.itemsize % 16 != 0
-    if odd and _keeps_all_scores(samples, positions) and _switch() != "kernels":
-        return (
-            f"heads of {channels // nhead} channels are no multiple of 16 bytes, and all scores would be kept"
-        )
+    better = _better_by_torch(samples, positions, channels // nhead, linears.itemsize)
+    return None if better is None or _switch() == "kernels" else better
+
+
+def _better_by_torch(samples: int, positions: int, width: int, itemsize: int) -> str | None:
+    """Why torch's layer is to run calls of these sizes, with heads of that width, though kernels would."""
+    if type(samples) is not int:  # it would become a guard: then the kernels run
+        return None
+    if samples > MOST_SAMPLES and width <= WIDEST_HEAD_OF_FLASH:
+        return f"torch's attention is the faster one among {samples} samples"
+    several = type(positions) is not int or positions > 1
+    if several and samples > MOST_SAMPLES_OF_A_TILE and width * itemsize % 16 != 0:
+        return f"heads of {width} channels are no multiple of 16 bytes, and all scores would be kept"
     return None
 
 
 def _is_there() -> bool:
     """Whether this is no fake tensor, and no torch that calls another maker's devices cuda."""
     return torch.version.cuda is not None and torch.cuda.is_available()
-
-
-def _keeps_all_scores(samples: int, positions: int) -> bool:
-    """Whether odd heads go by torch's products, with N x N numbers for each head of a position."""
-    several = type(positions) is not int or positions > 1
-    return several and type(samples) is int and samples > MOST_SAMPLES_OF_A_TILE
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::cut::{cut, Cut, Pass};
 use super::{Attended, AttentionGrads, Projections};
-use crate::cuda::call::{element, steps_of, CudaCall, Dropping};
+use crate::cuda::call::{element, steps_of, CudaCall};
 use crate::cuda::error::CudaError;
 use crate::cuda::kernel::{Define, Kernel, Source};
 use crate::cuda::launch::{launch, Arg};
@@ -79,7 +79,7 @@ pub fn forward(call: &CudaCall, of: Projections) -> Result<Attended> {
     let dims = call.dims;
     let attended = call.empty(&[dims.tokens(), dims.channels], call.kinds.linears)?;
     let logsumexp = call.empty(&[dims.positions, dims.samples, dims.heads], Kind::Float)?;
-    let dropping = Dropping::new(call.input.config.dropout.attention);
+    let [seed, threshold, scale] = call.dropout(call.input.config.dropout.attention);
     let (heads, rows) = (call.heads(), rows(call, of));
     let arguments = [
         rows.query,
@@ -89,9 +89,9 @@ pub fn forward(call: &CudaCall, of: Projections) -> Result<Attended> {
         Arg::I32(rows.key_stride),
         Arg::Struct(&heads),
         super::scale(dims),
-        call.seed(dropping),
-        Arg::U32(dropping.threshold),
-        Arg::F32(dropping.scale),
+        seed,
+        threshold,
+        scale,
         Arg::Out(&attended),
         Arg::Out(&logsumexp),
     ];
@@ -118,7 +118,7 @@ pub fn backward(
     let grad_qkv = call.empty(&of.qkv.size(), kind)?;
     let grad_keys_values =
         of.keys_values.map(|brought| call.empty(&brought.size(), kind)).transpose()?;
-    let dropping = Dropping::new(call.input.config.dropout.attention);
+    let [seed, threshold, scale] = call.dropout(call.input.config.dropout.attention);
     let (heads, rows) = (call.heads(), rows(call, of));
     let first = [
         rows.query,
@@ -128,14 +128,8 @@ pub fn backward(
         Arg::I32(rows.key_stride),
         Arg::In(logsumexp),
     ];
-    let last = [
-        Arg::In(grad_attended),
-        Arg::Struct(&heads),
-        super::scale(dims),
-        call.seed(dropping),
-        Arg::U32(dropping.threshold),
-        Arg::F32(dropping.scale),
-    ];
+    let last =
+        [Arg::In(grad_attended), Arg::Struct(&heads), super::scale(dims), seed, threshold, scale];
     let by_query = [
         &first[..],
         &[Arg::In(&attended)],

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::{Attended, AttentionGrads};
 use crate::call::Dims;
-use crate::cuda::call::{element, steps_of, CudaCall, Dropping};
+use crate::cuda::call::{element, steps_of, CudaCall};
 use crate::cuda::kernel::{Define, Kernel, Source};
 use crate::cuda::launch::{launch, Arg};
 use crate::cuda::Result;
@@ -73,15 +73,15 @@ pub fn forward(call: &CudaCall, qkv: &Tensor) -> Result<Attended> {
     let dims = call.dims;
     let rows = call.empty(&[dims.tokens(), dims.channels], call.kinds.linears)?;
     let logsumexp = call.empty(&[dims.positions, dims.samples, dims.heads], Kind::Float)?;
-    let dropping = Dropping::new(call.input.config.dropout.attention);
+    let [seed, threshold, scale] = call.dropout(call.input.config.dropout.attention);
     let heads = call.heads();
     let arguments = [
         Arg::In(qkv),
         Arg::Struct(&heads),
         super::scale(dims),
-        call.seed(dropping),
-        Arg::U32(dropping.threshold),
-        Arg::F32(dropping.scale),
+        seed,
+        threshold,
+        scale,
         Arg::Out(&rows),
         Arg::Out(&logsumexp),
     ];
@@ -99,16 +99,16 @@ pub fn backward(
     let grad_qkv = call.empty(&qkv.size(), call.kinds.linears)?;
     let attended =
         want_attended.then(|| call.empty(&grad_attended.size(), call.kinds.linears)).transpose()?;
-    let dropping = Dropping::new(call.input.config.dropout.attention);
+    let [seed, threshold, scale] = call.dropout(call.input.config.dropout.attention);
     let heads = call.heads();
     let arguments = [
         Arg::In(qkv),
         Arg::In(grad_attended),
         Arg::Struct(&heads),
         super::scale(dims),
-        call.seed(dropping),
-        Arg::U32(dropping.threshold),
-        Arg::F32(dropping.scale),
+        seed,
+        threshold,
+        scale,
         Arg::Out(&grad_qkv),
         attended.as_ref().map_or(Arg::Null, Arg::Out),
     ];

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::{Attended, AttentionGrads, Projections};
 use crate::call::Dims;
-use crate::cuda::call::{element, per_piece, steps_of, CudaCall, Dropping};
+use crate::cuda::call::{element, per_piece, steps_of, CudaCall};
 use crate::cuda::kernel::{Define, Kernel, Source};
 use crate::cuda::launch::{launch, Arg};
 use crate::cuda::Result;
@@ -80,7 +80,7 @@ pub fn forward(call: &CudaCall, of: Projections) -> Result<Attended> {
     let HeadTensors { query, key, value } = heads(of, dims)?;
     let scores = product(&query, &key)?; // [L H, N, K]
     let dropped = call.empty(&scores.size(), kind)?;
-    let dropping = Dropping::new(call.input.config.dropout.attention);
+    let [seed, threshold, scale] = call.dropout(call.input.config.dropout.attention);
     let heads = call.heads();
     let arguments = [
         Arg::In(&scores),
@@ -88,9 +88,9 @@ pub fn forward(call: &CudaCall, of: Projections) -> Result<Attended> {
         Arg::I32(0),
         Arg::I32(dims.samples as i32),
         super::scale(dims),
-        call.seed(dropping),
-        Arg::U32(dropping.threshold),
-        Arg::F32(dropping.scale),
+        seed,
+        threshold,
+        scale,
         Arg::Out(&dropped),
         Arg::Out(&logsumexp),
     ];
@@ -116,7 +116,7 @@ pub fn backward(
     let (scores, grad_dropped) = (product(&query, &key)?, product(&grad_heads, &value)?);
     let dropped = call.empty(&scores.size(), kind)?;
     let grad_scores = call.empty(&scores.size(), kind)?;
-    let dropping = Dropping::new(call.input.config.dropout.attention);
+    let [seed, threshold, scale] = call.dropout(call.input.config.dropout.attention);
     let heads = call.heads();
     let arguments = [
         Arg::In(&scores),
@@ -125,9 +125,9 @@ pub fn backward(
         Arg::I32(0),
         Arg::I32(dims.samples as i32),
         super::scale(dims),
-        call.seed(dropping),
-        Arg::U32(dropping.threshold),
-        Arg::F32(dropping.scale),
+        seed,
+        threshold,
+        scale,
         Arg::Out(&dropped),
         Arg::Out(&grad_scores),
     ];
