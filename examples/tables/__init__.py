@@ -1,0 +1,5 @@
+"""The tables of the papers in miniature: each system trained without BatchFormer, with it, and with controls."""
+
+from examples.tables import long_tailed
+
+TABLES = (long_tailed.TABLE,)

@@ -1,0 +1,25 @@
+"""Metrics once the logits are calibrated: what a shift of some classes' logits explains is no better recognition."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+Score = Callable[[Tensor, Tensor], float]
+
+
+def best_multiple(
+    logits: Tensor, labels: Tensor, direction: Tensor, multiples: Sequence[float], score: Score
+) -> float:
+    """The multiple of `direction` `[K]` that, added to the logits, gives the best score; of equals the smallest.
+
+    To be chosen on validation images, never on those of the test.
+
+    Args:
+        logits (Tensor[N, K]): of the validation images.
+        labels (Tensor[N]): theirs.
+        direction (Tensor[K]): say the log prior of each class.
+        multiples: those that are tried.
+        score: of logits and labels; higher is better.
+    """
+    tried = sorted(multiples, key=abs)
+    return max(tried, key=lambda multiple: score(logits + multiple * direction, labels))

@@ -1,0 +1,116 @@
+"""The Latin letters as images to learn from, and the training of a network on them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import batchformer as bf
+from examples.glyphs.alphabet import FACES, LATIN
+from examples.glyphs.instances import augment, instances
+from examples.glyphs.rendering import glyphs
+from examples.tables.arms import SOFTENED, softened, wrap
+from examples.tables.draws import generator, shuffled
+from examples.tables.optimization import Optimization
+
+CLASSES = len(LATIN)  # 106
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images x `[N, 1, 24, 24]` of the letters y `[N]`."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: by SGD, with a warm-up and a cosine."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Recipe":
+        """That of the settings of a run, which may have more than a recipe."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+
+
+def draw(letters: Tensor, faces: Tensor, draws: torch.Generator) -> Tensor:
+    """Images `[N, 1, 24, 24]` of letters `[N]` (of 106) in faces `[N]` (of 16)."""
+    return instances(glyphs(tuple(letter.text for letter in LATIN))[letters, faces], draws)
+
+
+def random_faces(count: int, draws: torch.Generator) -> Tensor:
+    """Faces `[count]`, each drawn from all 16."""
+    return torch.randint(len(FACES), (count,), generator=draws)
+
+
+def in_every_face(
+    letters: Tensor, each: int, draws: torch.Generator, faces: Tensor | None = None
+) -> Images:
+    """`each` images of each of the letters `[K]` in each of the faces `[F]`, all if None; y counts from 0 to K - 1."""
+    faces = torch.arange(len(FACES)) if faces is None else faces
+    y = torch.arange(len(letters)).repeat_interleave(len(faces) * each)
+    return Images(draw(letters[y], faces.repeat_interleave(each).repeat(len(letters)), draws), y)
+
+
+def batches(images: Images, steps: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented images `[N, 1, 24, 24]` and labels `[N]`, one pair a step; the same at every call."""
+    order = shuffled(len(images), batch_size, generator(seed, "order"))
+    draws = generator(seed, "augmentation")
+    for _ in range(steps):
+        batch = next(order)
+        yield augment(images.x[batch], draws), images.y[batch]
+
+
+def fit(
+    model: nn.Module,
+    arm: str,
+    attachment: bf.Attachment | None,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    images: Images,
+    recipe: Recipe,
+    seed: int,
+) -> None:
+    """Train the model, and leave it in evaluation.
+
+    Args:
+        model: gives logits `[N, K]`; for the arm "softened" by its `features` and its `classifier`.
+        arm: one of the arms.
+        attachment: of the arm, or None.
+        criterion: of logits `[N, K]` and labels `[N]`, or probabilities of labels `[N, K]`.
+        images: the training set.
+        recipe: how to train.
+        seed: of the order of the images and of their augmentation; dropout goes by torch's global generator.
+    """
+    model.train()
+    criterion = wrap(attachment, criterion)
+    optimization = Optimization(
+        model, steps=recipe.steps, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    for x, y in batches(images, recipe.steps, recipe.batch_size, seed):
+        x = x.contiguous(memory_format=torch.channels_last)
+        if arm == SOFTENED:
+            features, targets = softened(model.features(x), y, model.classifier.out_features)
+            loss = criterion(model.classifier(features), targets)
+        else:
+            loss = criterion(model(x), y)
+        optimization.step(loss)
+    model.eval()
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits `[N, K]` of images `[N, 1, 24, 24]`, in evaluation."""
+    model.eval()
+    parts = x.contiguous(memory_format=torch.channels_last).split(512)
+    return torch.cat([model(part) for part in parts])

@@ -1,0 +1,70 @@
+"""Runs of a table, several at a time in processes of one thread each, with a bar."""
+
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from examples.tables.results import Result, Results
+from examples.tables.table import Job, Outcome, Table
+
+
+def run_all(
+    table: Table, jobs: Sequence[Job], results: Results, workers: int, console: Console
+) -> list[Result]:
+    """The results of all jobs, in their order: those on disk, and the rest computed.
+
+    A run has one thread, as on batches this small a second one gains little, and as the sums of one thread are
+    the same however many runs there are beside it.
+    """
+    found = {job: results.load(job) for job in jobs}
+    missing = [job for job, result in found.items() if result is None]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(table.name, total=len(jobs), completed=len(jobs) - len(missing))
+        for job, outcome, seconds in _computed(table, missing, workers):
+            found[job] = results.save(job, outcome, seconds)
+            progress.advance(bar)
+    return [result for result in found.values() if result is not None]
+
+
+def _computed(table, jobs, workers):
+    if workers == 1 or len(jobs) < 2:
+        threads = torch.get_num_threads()
+        try:
+            _one_thread()
+            for job in jobs:
+                yield job, *_train(table, job)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    # Not forked: a process that has run torch's threads cannot be.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _one_thread) as pool:
+        waiting = {pool.submit(_train, table, job): job for job in jobs}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], *done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _train(table: Table, job: Job) -> tuple[Outcome, float]:
+    started = time.perf_counter()
+    outcome = table.train(job)
+    return outcome, time.perf_counter() - started

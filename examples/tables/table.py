@@ -1,0 +1,52 @@
+"""What a table is, and one run of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from examples.tables.arms import ARMS
+
+FULL, QUICK = "full", "quick"
+TUNING_SEEDS = 100  # the first seed of those that baselines were tuned on; tables count from 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a system of a table, in one arm, on one seed."""
+
+    system: str
+    arm: str
+    seed: int
+    size: str = FULL  # QUICK shows that everything runs; its numbers mean nothing
+    lengthened: bool = False  # twice the steps, to see whether the baseline has converged
+    changes: tuple[tuple[str, Any], ...] = ()  # settings other than the table's, for tuning
+
+    @property
+    def quick(self) -> bool:
+        return self.size == QUICK
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave."""
+
+    metrics: Mapping[str, float]  # by the names of the table's columns, in %
+    entropy: float | None = None  # of the attention at the end of training, over that of uniform attention
+    relations: list[list[float]] | None = None  # [K, K], the attention between classes, of the arm BatchFormer
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the method in miniature."""
+
+    name: str
+    title: str
+    systems: tuple[str, ...]
+    columns: tuple[str, ...]
+    primary: tuple[str, ...]  # the columns that the sentences speak of, for which Holm corrects
+    settings: Callable[[Job], Mapping[str, Any]]  # all that decides the numbers, in types that JSON has
+    train: Callable[[Job], Outcome]
+    paper: str  # the papers' own figures, and what differs here; Markdown
+    arms: tuple[str, ...] = ARMS
+    seeds: int = 6
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # settings tried in tuning the baseline
