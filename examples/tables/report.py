@@ -15,4 +15,6 @@ def report(table: Table, results: Sequence[Result], folder: Path, console: Conso
     for result in results:
         figures = "  ".join(f"{name} {value:.1f}" for name, value in result.outcome.metrics.items())
         entropy = "" if result.outcome.entropy is None else f"entropy {result.outcome.entropy:.4f}"
-        console.print(f"{result.job.system}, {result.job.arm}, {result.job.seed}: {figures} {entropy} {result.seconds:.1f} s")
+        console.print(
+            f"{result.job.system}, {result.job.arm}, {result.job.seed}: {figures} {entropy} {result.seconds:.1f} s"
+        )

@@ -40,7 +40,9 @@ class Results:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["settings"] != self._settings(job):
             return None
-        return Result(job, Outcome(**stored["outcome"]), stored["seconds"], stored["settings"], stored["versions"])
+        return Result(
+            job, Outcome(**stored["outcome"]), stored["seconds"], stored["settings"], stored["versions"]
+        )
 
     def save(self, job: Job, outcome: Outcome, seconds: float) -> Result:
         """Write the result of a job, whole or not at all."""

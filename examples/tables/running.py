@@ -7,7 +7,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from examples.tables.results import Result, Results
 from examples.tables.table import Job, Outcome, Table

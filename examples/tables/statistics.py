@@ -52,9 +52,13 @@ def difference(
     count, mean = len(differences), float(differences.mean())
     named = {"system": system, "first": first, "second": second, "column": column}
     if count < 2:
-        return Difference(**named, mean=mean, count=count, standard_error=math.nan, low=math.nan, high=math.nan, p=math.nan)
+        return Difference(
+            **named, mean=mean, count=count, standard_error=math.nan, low=math.nan, high=math.nan, p=math.nan
+        )
     if np.ptp(differences) == 0:  # without spread there is no t
-        return Difference(**named, mean=mean, count=count, standard_error=0.0, low=mean, high=mean, p=float(mean == 0))
+        return Difference(
+            **named, mean=mean, count=count, standard_error=0.0, low=mean, high=mean, p=float(mean == 0)
+        )
     test = stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(1 - LEVEL)
     return Difference(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from examples.tables.arms import ARMS
+from examples.tables.arms import ARMS, BATCHFORMER, UNIFORM
 
 FULL, QUICK = "full", "quick"
 TUNING_SEEDS = 100  # the first seed of those that baselines were tuned on; tables count from 0
@@ -32,7 +32,9 @@ class Outcome:
 
     metrics: Mapping[str, float]  # by the names of the table's columns, in %
     entropy: float | None = None  # of the attention at the end of training, over that of uniform attention
-    relations: list[list[float]] | None = None  # [K, K], the attention between classes, of the arm BatchFormer
+    relations: list[list[float]] | None = (
+        None  # [K, K], the attention between classes, of the arm BatchFormer
+    )
 
 
 @dataclass(frozen=True)
@@ -48,5 +50,11 @@ class Table:
     train: Callable[[Job], Outcome]
     paper: str  # the papers' own figures, and what differs here; Markdown
     arms: tuple[str, ...] = ARMS
+    without: tuple[tuple[str, str], ...] = ()  # systems with the arms that they do not have
+    contrasts: tuple[tuple[str, str], ...] = ((BATCHFORMER, UNIFORM),)  # beside each arm with the baseline
     seeds: int = 6
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # settings tried in tuning the baseline
+
+    def arms_of(self, system: str) -> tuple[str, ...]:
+        """The arms that a system has."""
+        return tuple(arm for arm in self.arms if (system, arm) not in self.without)
