@@ -14,6 +14,8 @@ from examples.tables.calibration import best_multiple
 from examples.tables.draws import generator
 from examples.tables.letters import CLASSES, Images, Recipe, fit, in_every_face, minimise, predict
 from examples.tables.long_tailed.data import long_tailed_letters
+from examples.tables.long_tailed.groups import COLUMNS, by_thirds, group_columns
+from examples.tables.long_tailed.papers import FIGURES
 from examples.tables.long_tailed.systems import (
     Experts,
     PaCo,
@@ -64,18 +66,10 @@ def train(job: Job) -> Outcome:
     )
     logits = predict(model, test.x)
     multiple = best_multiple(predict(model, validation.x), validation.y, log_prior, MULTIPLES, mean_accuracy)
-    metrics = columns(accuracy_of_classes(logits, test.y), counts)
+    metrics = group_columns(accuracy_of_classes(logits, test.y), by_thirds(counts))
     metrics["All, calibrated"] = mean_accuracy(logits + multiple * log_prior, test.y)
     heads = attention(attachment, test.x[:: len(test) // CLASSES])
     return Outcome(metrics, None if heads is None else relative_entropy(heads))
-
-
-def columns(accuracies: Tensor, counts: Tensor) -> dict[str, float]:
-    """All, Many, Medium and Few: thirds of the classes, by their number of training images."""
-    ranked = accuracies[counts.argsort(descending=True, stable=True)]
-    third = len(ranked) // 3
-    parts = {"All": ranked, "Many": ranked[:third], "Medium": ranked[third:-third], "Few": ranked[-third:]}
-    return {name: part.mean().item() for name, part in parts.items()}
 
 
 def _convnet(job, images, log_prior, recipe):
@@ -129,12 +123,12 @@ TABLE = Table(
     name="long_tailed",
     title="Long-tailed recognition",
     systems=SYSTEMS,
-    columns=("All", "Many", "Medium", "Few", "All, calibrated"),
+    columns=(*COLUMNS, "All, calibrated"),
     primary=("All", "All, calibrated"),
     arms=(*ARMS, SOFTENED),
     without=tuple((system, SOFTENED) for system in (RESNET, RIDE, PACO)),
     settings=settings,
     train=train,
-    paper="",
+    paper=FIGURES,
     grid={"learning_rate": (0.1, 0.2, 0.3, 0.5), "weight_decay": (1e-4, 5e-4, 2e-3)},
 )
