@@ -30,9 +30,10 @@ class Job:
 class Outcome:
     """What a run gave."""
 
-    metrics: Mapping[str, float]  # by the names of the table's columns, in %
+    metrics: Mapping[str, float | None]  # by the names of the table's columns, in %; None where there is none
     entropy: float | None = None  # of the attention at the end of training, over that of uniform attention
-    relations: list[list[float]] | None = None  # [K, K], the attention between classes, of the arm BatchFormer
+    relations: list[list[float]] | None = None  # [N, N], mean over the heads; of one run of BatchFormer, if any
+    labels: list[int] | list[str] | None = None  # [N], the class of each row of the relations
 
 
 @dataclass(frozen=True)
@@ -49,4 +50,6 @@ class Table:
     paper: str  # the papers' own figures, and what differs here; Markdown
     arms: tuple[str, ...] = ARMS
     seeds: int = 6
+    short: tuple[str, ...] = ()  # the systems of --short; all if there are none
+    short_seeds: int = 3
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # settings tried in tuning the baseline
