@@ -23,6 +23,7 @@ class Job:
 
     @property
     def quick(self) -> bool:
+        """Whether it is but a try."""
         return self.size == QUICK
 
 
@@ -32,7 +33,9 @@ class Outcome:
 
     metrics: Mapping[str, float | None]  # by the names of the table's columns, in %; None where there is none
     entropy: float | None = None  # of the attention at the end of training, over that of uniform attention
-    relations: list[list[float]] | None = None  # [N, N], mean over the heads; of one run of BatchFormer, if any
+    relations: list[list[float]] | None = (
+        None  # [N, N], mean over the heads; of one run of BatchFormer, if any
+    )
     labels: list[int] | list[str] | None = None  # [N], the class of each row of the relations
 
 
