@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of the source; all other options are those of the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.long_tailed",
-        description=f"{__doc__.splitlines()[0]} All options of `python -m examples.tables` can be given, too.",
+        description=f"{__doc__.splitlines()[0]} With all options of `python -m examples.tables`.",
     )
     parser.add_argument("--steps", type=_at_least(1, int), help="training steps of a run (default: 600)")
     parser.add_argument("--loss", choices=LOSSES, help=f"(default: {LOSSES[0]})")

@@ -1,4 +1,4 @@
-"""The tables of the papers in miniature: each system trained without BatchFormer, with it, and with controls."""
+"""The tables of the papers in miniature: each system without BatchFormer, with it, and with controls."""
 
 from examples.tables import larger_batches, long_tailed
 

@@ -1,4 +1,4 @@
-"""Batches larger than a step's: a long tail, learned eight images at a time, with remembered and gathered samples."""
+"""Batches larger than a step's: a long tail, learned eight images at a time, with samples from elsewhere."""
 
 import json
 import subprocess
@@ -103,11 +103,10 @@ TABLE = Table(
     settings=settings,
     train=train,
     paper="""\
-None: the papers relate the samples of one process and one step. (An author's answer in the official repository says
-that there is no version across GPUs.)
+None: the papers relate the samples of one process and one step.
 
-The network, the images and the loss are those of Balanced Softmax in the long-tailed table, imbalance 100. Two processes
-take half as many steps, so that all arms see as many images; compare arms within one system alone.
+The network, the images and the loss are those of Balanced Softmax in the long-tailed table, imbalance 100. Two
+processes take half as many steps, so that all arms see as many images; compare arms within one system alone.
 """,
     grid={"learning_rate": (0.01, 0.03, 0.1)},
 )

@@ -55,7 +55,10 @@ def random_faces(count: int, draws: torch.Generator) -> Tensor:
 
 
 def in_every_face(letters: Tensor, each: int, draws: torch.Generator, faces: Tensor | None = None) -> Images:
-    """`each` images of each of the letters `[K]` in each of the faces `[F]`, all if None; y counts from 0 to K - 1."""
+    """`each` images of each of the letters `[K]` in each of the faces `[F]`; y counts from 0 to K - 1.
+
+    If faces is None, in all.
+    """
     faces = torch.arange(len(FACES)) if faces is None else faces
     y = torch.arange(len(letters)).repeat_interleave(len(faces) * each)
     return Images(draw(letters[y], faces.repeat_interleave(each).repeat(len(letters)), draws), y)

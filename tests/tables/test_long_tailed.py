@@ -79,7 +79,9 @@ def test_the_contrast_of_paco_is_that_of_a_plain_loop():
     for i, label in enumerate(labels.tolist()):
         scores = [logits[i, k] + LOG_PRIOR[k] for k in range(3)]
         scores += [F.cosine_similarity(queries[i], key, dim=0) / TEMPERATURE for key in every]
-        weights = [float(k == label) for k in range(3)] + [SAMPLES * (other == label) for other in every_label]
+        weights = [float(k == label) for k in range(3)] + [
+            SAMPLES * (other == label) for other in every_label
+        ]
         total = torch.stack(scores).logsumexp(0)
         positive = sum(weight * (score - total) for weight, score in zip(weights, scores, strict=True))
         losses.append(-positive / sum(weights))

@@ -12,7 +12,7 @@ from examples.tables.accuracy import accuracy_of_classes, mean_accuracy
 from examples.tables.arms import ARMS, SOFTENED, insert, wrap
 from examples.tables.calibration import best_multiple
 from examples.tables.draws import generator
-from examples.tables.letters import CLASSES, Images, Recipe, fit, in_every_face, minimise, predict
+from examples.tables.letters import CLASSES, Recipe, fit, in_every_face, minimise, predict
 from examples.tables.long_tailed.data import long_tailed_letters
 from examples.tables.long_tailed.groups import COLUMNS, by_thirds, group_columns
 from examples.tables.long_tailed.papers import FIGURES

@@ -40,7 +40,7 @@ def by_count(counts: Tensor) -> Groups:
 
 
 def group_columns(accuracies: Tensor, groups: Groups) -> dict[str, float | None]:
-    """The mean accuracy of all classes and of each group; None for one without classes, or without test images.
+    """The mean accuracy of all classes and of each group; None for a group without test images.
 
     Over classes and not over images, which is the same on a balanced test set.
 

@@ -1,4 +1,4 @@
-"""The long-tailed table on other images: scikit-learn's digits, or your own, named by lists as those of ImageNet-LT."""
+"""The long-tailed table on other images: scikit-learn's digits, or your own, named by lists."""
 
 import functools
 import itertools

@@ -1,7 +1,7 @@
 """The papers' own figures of long-tailed recognition."""
 
 FIGURES = """\
-ImageNet-LT, test accuracy in %, by the README of the official code; in the last row with ResNeXt-50 and in one stage:
+ImageNet-LT, test accuracy in %, by the README of the official code:
 
 | | All | Many | Medium | Few |
 |---|---|---|---|---|
@@ -11,13 +11,13 @@ ImageNet-LT, test accuracy in %, by the README of the official code; in the last
 | + BatchFormer | 54.1 | 64.3 | 51.4 | 35.1 |
 | PaCo, ResNet-50 | 57.0 | 64.8 | 55.9 | 39.1 |
 | + BatchFormer | 57.4 | 62.7 | 56.7 | 42.1 |
-| RIDE, 3 experts, ResNeXt-50 | 55.9 | 67.3 | 52.8 | 34.6 |
+| RIDE, 3 experts, ResNeXt-50, one stage | 55.9 | 67.3 | 52.8 | 34.6 |
 | + BatchFormer | 56.5 | 66.6 | 54.2 | 36.0 |
 
 iNaturalist 2018: RIDE 72.5, 68.1, 72.7, 73.2; + BatchFormer 74.1, 65.5, 74.5, 75.8.
 
-Here it is letters instead of photographs, thirds of the classes instead of groups by 100 and 20 images, and networks
-of some hundred thousand weights. RIDE is without its router, and with the loss of Balanced Softmax for each expert;
-PaCo without its weights of rare centres' gradients and without RandAugment. The module gets the weight decay of the
-official runs, 5e-4, and is in two streams in all systems (the official RIDE on ImageNet-LT is in one).
+Here it is letters instead of photographs, thirds of the classes instead of groups by 100 and 20 images, and
+networks of some hundred thousand weights. RIDE is without its router, and each expert has the loss of Balanced
+Softmax; PaCo is without RandAugment. The module has the weight decay of the official runs, 5e-4, and there are
+two streams in all systems (in the official RIDE on ImageNet-LT there is one).
 """
