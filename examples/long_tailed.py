@@ -17,7 +17,7 @@ from examples.tables.long_tailed.image_lists import ListError
 from examples.tables.long_tailed.own_images import ARCHITECTURES, LOSSES, Digits, Listed, Training, table_of
 
 LISTS = ("data", "train_list", "test_list")
-OF_LISTS = {"model": ARCHITECTURES[0], "image_size": 224, "workers": 0}  # options of the lists, and defaults
+OF_LISTS = {"model": ARCHITECTURES[0], "image_size": 224, "loading": 0}  # options of the lists, and defaults
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of the source; all other options are those of the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.long_tailed",
+        allow_abbrev=False,  # or a misspelt option of the tables may be taken for another
         description=f"{__doc__.splitlines()[0]} With all options of `python -m examples.tables`.",
     )
     parser.add_argument("--steps", type=_at_least(1, int), help="training steps of a run (default: 600)")
@@ -59,10 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     lists.add_argument("--model", choices=ARCHITECTURES, help=f"(default: {ARCHITECTURES[0]})")
     lists.add_argument("--image-size", type=_at_least(32, int), help="pixels (default: 224)")
     lists.add_argument(
-        "--workers-of-lists",
-        dest="workers",
-        type=_at_least(0, int),
-        help="processes that load images, of each run (default: 0)",
+        "--loading", type=_at_least(0, int), help="processes that load the images of a run (default: 0)"
     )
     return parser
 
@@ -78,11 +76,11 @@ def _source(parser: argparse.ArgumentParser, values: argparse.Namespace) -> Digi
         return Digits(*([] if values.imbalance is None else [values.imbalance]))
     if values.imbalance is not None:
         parser.error("--imbalance: only for the digits; the lists say how many images a class has")
-    model, image_size, workers = (
+    model, image_size, loading = (
         default if getattr(values, name) is None else getattr(values, name)
         for name, default in OF_LISTS.items()
     )
-    return Listed(values.data, values.train_list, values.test_list, model, image_size, workers)
+    return Listed(values.data, values.train_list, values.test_list, model, image_size, loading)
 
 
 def _at_least(smallest: int, number: type[int] | type[float]) -> Callable[[str], float]:
@@ -113,7 +111,7 @@ def _device(text: str) -> torch.device:
 
 
 def _flag(name: str) -> str:
-    return "--workers-of-lists" if name == "workers" else "--" + name.replace("_", "-")
+    return "--" + name.replace("_", "-")
 
 
 if __name__ == "__main__":

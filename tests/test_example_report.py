@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-import long_tailed
 from longtail import groups, summary, training
 from longtail.digits import LongTailedDigits
 from longtail.models import ARMS, BASELINE, CONTROL, WITH_BATCHFORMER
 from longtail.summary import Cell
+from PIL import Image
+
+import long_tailed
 
 CPU = torch.device("cpu")
 FIGURES = ("accuracy.png", "curves.png", "relations.png")

@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-
 from longtail import groups, losses, training
 from longtail.digits import LongTailedDigits, exponential_counts
 from longtail.models import ARMS, BASELINE, CONTROL, WITH_BATCHFORMER, make_model, small_convnet

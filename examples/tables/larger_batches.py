@@ -105,8 +105,8 @@ TABLE = Table(
     paper="""\
 None: the papers relate the samples of one process and one step.
 
-The network, the images and the loss are those of Balanced Softmax in the long-tailed table, imbalance 100. Two
-processes take half as many steps, so that all arms see as many images; compare arms within one system alone.
+Network, images and loss are those of Balanced Softmax in the long-tailed table, imbalance 100. Two processes
+take half as many steps, so that all arms see as many images; compare arms within one system alone.
 """,
     grid={"learning_rate": (0.01, 0.03, 0.1)},
 )

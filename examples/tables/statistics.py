@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from examples.tables.arms import BASELINE, BATCHFORMER, UNIFORM
-
 LEVEL = 0.05
 ROUNDING = 1e-9  # points; metrics are counts of images, so differences can be equal but for this
 

@@ -16,8 +16,8 @@ ImageNet-LT, test accuracy in %, by the README of the official code:
 
 iNaturalist 2018: RIDE 72.5, 68.1, 72.7, 73.2; + BatchFormer 74.1, 65.5, 74.5, 75.8.
 
-Here it is letters instead of photographs, thirds of the classes instead of groups by 100 and 20 images, and
-networks of some hundred thousand weights. RIDE is without its router, and each expert has the loss of Balanced
-Softmax; PaCo is without RandAugment. The module has the weight decay of the official runs, 5e-4, and there are
-two streams in all systems (in the official RIDE on ImageNet-LT there is one).
+Here it is letters instead of photographs, thirds of the classes instead of groups by 100 and 20 images,
+and networks of some hundred thousand weights. RIDE is without its router, and each expert has the loss
+of Balanced Softmax; PaCo is without RandAugment. The module has the weight decay of the official runs,
+5e-4, and there are two streams in all systems (in the official RIDE on ImageNet-LT there is one).
 """

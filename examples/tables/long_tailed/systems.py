@@ -69,7 +69,7 @@ def of_experts(log_prior: Tensor) -> Loss:
 
 
 class PaCo(nn.Module):
-    """Centre logits `[N, K]` and an embedding `[N, 64]` of a view, and the embedding of another by a second encoder.
+    """Centre logits `[N, K]` and an embedding `[N, 64]` of a view, and one of another by a second encoder.
 
     The second encoder is a moving average of the first. BatchFormer goes in after both, one module.
 
