@@ -24,7 +24,7 @@ from examples.tables.long_tailed.systems import (
     parametric_contrast,
 )
 from examples.tables.network import ConvNet
-from examples.tables.relating import attention, relative_entropy
+from examples.tables.relating import seen
 from examples.tables.table import Job, Outcome, Table
 
 BALANCED, BALANCED_50, RESNET, RIDE, PACO = SYSTEMS = (
@@ -68,8 +68,9 @@ def train(job: Job) -> Outcome:
     multiple = best_multiple(predict(model, validation.x), validation.y, log_prior, MULTIPLES, mean_accuracy)
     metrics = group_columns(accuracy_of_classes(logits, test.y), by_thirds(counts))
     metrics["All, calibrated"] = mean_accuracy(logits + multiple * log_prior, test.y)
-    heads = attention(attachment, test.x[:: len(test) // CLASSES])
-    return Outcome(metrics, None if heads is None else relative_entropy(heads))
+    groups = {label: name for name, of_group in by_thirds(counts).items() for label in of_group}
+    one_each = [groups[label] for label in range(CLASSES)]
+    return Outcome(metrics, **seen(attachment, test.x[:: len(test) // CLASSES], one_each, job))
 
 
 def _convnet(job, images, log_prior, recipe):
