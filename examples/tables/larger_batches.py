@@ -27,7 +27,8 @@ REMEMBERED = {f"{BATCHFORMER}, {size} remembered": size for size in (8, 56, 248)
 REMEMBERED[f"{UNIFORM}, 248 remembered"] = 248
 GATHERED = (f"{BATCHFORMER}, gathered", f"{UNIFORM}, gathered")
 PROCESSES = 2
-RECIPE = Recipe(steps=4800, batch_size=8, learning_rate=0.03, weight_decay=5e-4)  # of each process
+# Of each process. On seed 100 the baseline had 76.1, 79.9 and 80.9 with learning rates of 0.01, 0.03 and 0.1.
+RECIPE = Recipe(steps=4800, batch_size=8, learning_rate=0.1, weight_decay=5e-4)
 
 
 def settings(job: Job) -> Mapping[str, Any]:
@@ -108,5 +109,5 @@ None: the papers relate the samples of one process and one step.
 Network, images and loss are those of Balanced Softmax in the long-tailed table, imbalance 100. Two processes
 take half as many steps, so that all arms see as many images; compare arms within one system alone.
 """,
-    grid={"learning_rate": (0.01, 0.03, 0.1)},
+    grid={"learning_rate": (0.03, 0.1, 0.2)},
 )
