@@ -25,11 +25,11 @@ UNSEEN_SHARE = 1 / 3  # of the letters of each diacritic
 
 
 class Pairs(nn.Module):
-    """Scores `[N, 106]` of the pairs that there are, of features `[N, 128]`: that of the base plus that of the diacritic.
+    """Scores `[N, 106]` of pairs, of features `[N, 128]`: the score of the base plus that of the diacritic.
 
-    The closed world of CGE, Naeem et al., "Learning graph embeddings for compositional zero-shot learning"
-    (CVPR 2021), whose image features also go through an embedding first; its scores of a pair are those of a
-    graph's embedding of it.
+    The pairs are those that there are: the closed world of CGE, Naeem et al., "Learning graph embeddings for
+    compositional zero-shot learning" (CVPR 2021). Its image features go through an embedding first, too, but
+    meet a graph's embedding of the pair.
     """
 
     base: Tensor
@@ -85,7 +85,7 @@ def train(job: Job) -> Outcome:
 
 
 def unseen_letters(draws: torch.Generator) -> Tensor:
-    """Which letters `[K]` have no training image: of each diacritic a third, drawn; letters without one have all."""
+    """Which letters `[K]` have no training image: of each diacritic a third, drawn; never a plain letter."""
     unseen = torch.zeros(CLASSES, dtype=torch.bool)
     for mark in DIACRITICS:
         letters = torch.tensor([i for i, letter in enumerate(LATIN) if letter.diacritic == mark])

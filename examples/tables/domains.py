@@ -1,7 +1,7 @@
 """Domain generalization: letters in a family of fonts that training has not seen."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -22,16 +22,25 @@ from examples.tables.table import Job, Outcome, Table
 
 ERM, AVERAGED = "ERM", "ERM, weights averaged"
 RECIPE = Recipe(steps=300, batch_size=96, learning_rate=0.2, weight_decay=5e-4)
-BATCHES_OF_STATISTICS = 40
+
+
+@dataclass(frozen=True)
+class Average:
+    """An average of the weights after each step from the share `start` of all on.
+
+    Cha et al., "SWAD: domain generalization by seeking flat minima" (NeurIPS 2021): theirs is as dense,
+    but where it begins and ends they find on validation images; here it is the last part.
+    """
+
+    start: float
+    statistics: int  # batches, for those of the batch norms
 
 
 def settings(job: Job) -> Mapping[str, Any]:
     """All that decides the numbers of a run."""
-    chosen = asdict(RECIPE) | {
-        "each": 3,
-        "tested": 4,
-        "averaged_from": 0.5 if job.system == AVERAGED else None,
-    }
+    chosen = asdict(RECIPE) | {"each": 3, "tested": 4}
+    if job.system == AVERAGED:
+        chosen |= {"start": 0.5, "statistics": 40}
     if job.quick:
         chosen |= {"steps": 6, "each": 1, "tested": 1}
     if job.lengthened:
@@ -63,7 +72,8 @@ def _without(family: str, job: Job, chosen: Mapping[str, Any]) -> tuple[float, f
     torch.manual_seed(job.seed)
     model = ConvNet(CLASSES).to(memory_format=torch.channels_last)
     attachment = insert(model, job.arm, before="classifier")  # samples of all families attend to one another
-    model = trained(model, attachment, images, Recipe.of(chosen), job.seed, chosen["averaged_from"])
+    average = Average(chosen["start"], chosen["statistics"]) if job.system == AVERAGED else None
+    model = trained(model, attachment, images, Recipe.of(chosen), job.seed, average)
 
     heads = attention(getattr(model, "batchformer", None), test.x[:: len(test) // CLASSES])
     return mean_accuracy(predict(model, test.x), test.y), None if heads is None else relative_entropy(heads)
@@ -75,27 +85,23 @@ def trained(
     images: Images,
     recipe: Recipe,
     seed: int,
-    averaged_from: float | None = None,
+    average: Average | None = None,
 ) -> nn.Module:
-    """The model once it is trained, or the average of its weights over the steps from `averaged_from` of them on.
-
-    Cha et al., "SWAD: domain generalization by seeking flat minima" (NeurIPS 2021), section 3.2: the average is
-    dense, of every step; where it begins and ends they find on validation images, here it is the last part.
-    """
+    """The model once it is trained, or one with the average of its weights; in evaluation."""
     model.train()
     criterion = wrap(attachment, F.cross_entropy)
     optimization = Optimization(
         model, steps=recipe.steps, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    averaged = None if averaged_from is None else AveragedModel(model)
+    averaged = AveragedModel(model)
     for step, (x, y) in enumerate(batches(images, recipe.steps, recipe.batch_size, seed)):
         optimization.step(criterion(model(_channels_last(x)), y))
-        if averaged is not None and step >= averaged_from * recipe.steps:
+        if average is not None and step >= average.start * recipe.steps:
             averaged.update_parameters(model)
-    if averaged is None:
+    if average is None:
         return model.eval()
-    # Running statistics are of other weights. BatchFormer stands behind all that has some.
-    again = batches(images, BATCHES_OF_STATISTICS, recipe.batch_size, seed)
+    # The running statistics are of other weights. No batch norm stands behind BatchFormer.
+    again = batches(images, average.statistics, recipe.batch_size, seed)
     update_bn((_channels_last(x) for x, _ in again), averaged.module.features)
     return averaged.module.eval()
 

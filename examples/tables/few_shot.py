@@ -26,7 +26,7 @@ TEMPERATURE = 0.1
 
 
 class Branches(nn.Module):
-    """Embeddings `[N, 32]` of length 1 and logits `[N, K]` of features `[N, 128]`; in evaluation the logits alone."""
+    """Embeddings `[N, 32]` and logits `[N, K]` of features `[N, 128]`; in evaluation the logits alone."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -95,10 +95,10 @@ def few_shot_letters(seed: int, frequent: int, novel: int) -> tuple[Images, Tens
 
 
 def supervised_contrastive(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """Khosla et al., "Supervised contrastive learning" (NeurIPS 2020), equation 2; embeddings `[N, C]`, labels `[N]`.
+    """Khosla et al., "Supervised contrastive learning" (NeurIPS 2020), equation 2, of embeddings `[N, C]`.
 
-    Images that are alone of their letter in the batch are no anchors. With a second stream there are none: the
-    two rows of an image are positives of each other.
+    Images that are alone of their letter in the batch are no anchors. With a second stream there are no such
+    images, as the two rows of each are positives of each other.
     """
     apart = ~torch.eye(len(labels), dtype=torch.bool)
     similarities = embeddings @ embeddings.T / TEMPERATURE  # [N, N]

@@ -32,11 +32,13 @@ class Curve:
 
 
 def curve(scores: Tensor, labels: Tensor, unseen: Tensor) -> Curve:
-    """The curve over a bias added to the scores of unseen classes: Chao et al., "An empirical study and analysis
-    of generalized zero-shot learning for object recognition in the wild" (ECCV 2016), section 4.
+    """The curve over a bias that is added to the scores of unseen classes.
 
-    An image has one bias at which it goes over from its best seen class to its best unseen one, the lead of the
-    former: so one sort gives all of the curve, where CGE's code tries 20 biases.
+    An image goes over from its best seen class to its best unseen one at one bias, the lead of the former: so
+    one sort gives the whole curve, with no choice of the biases to try.
+
+    Source: Chao et al., "An empirical study and analysis of generalized zero-shot learning for object
+    recognition in the wild" (ECCV 2016).
 
     Args:
         scores (Tensor[N, K]): finite.
