@@ -20,6 +20,13 @@ from examples.tables.optimization import Optimization
 from examples.tables.relating import attention, relative_entropy
 from examples.tables.table import Job, Outcome, Table
 
+PAPER = """\
+The README of the official code has SWAD with a ResNet-18, without and with BatchFormer: on PACS 82.9, 83.7;
+on VLCS 76.3, 76.9; on OfficeHome 62.1, 64.3; on TerraIncognita 42.1, 44.8. As here, each is the mean
+over its domains, held out in turn. Here the network is trained from scratch, and where the average of weights
+begins is fixed.
+"""
+
 ERM, AVERAGED = "ERM", "ERM, weights averaged"
 RECIPE = Recipe(steps=300, batch_size=96, learning_rate=0.2, weight_decay=5e-4)
 
@@ -118,6 +125,6 @@ TABLE = Table(
     primary=("Mean",),
     settings=settings,
     train=train,
-    paper="",
+    paper=PAPER,
     grid={"learning_rate": (0.05, 0.1, 0.2, 0.5), "weight_decay": (1e-4, 5e-4, 2e-3)},
 )

@@ -24,6 +24,13 @@ NOVEL = 26  # letters
 CONSTANTS = [step / 4 for step in range(-20, 61)]  # that are tried on the logits of novel letters
 TEMPERATURE = 0.1
 
+PAPER = """\
+The README of the official code has, on CUB, Unseen 67.5, Seen 65.1 and Harmonic mean 66.3; with BatchFormer
+68.2, 65.8 and 67.0. Code for it is not published: the two branches here are those of the work that it cites.
+Here nothing is pretrained, and all letters are in training from the start: 26 with one image and 80 with 20.
+That gives the 26 low logits, so the README's columns stand beside calibrated ones.
+"""
+
 
 class Branches(nn.Module):
     """Embeddings `[N, 32]` and logits `[N, K]` of features `[N, 128]`; in evaluation the logits alone."""
@@ -41,7 +48,7 @@ class Branches(nn.Module):
 
 def settings(job: Job) -> Mapping[str, Any]:
     """All that decides the numbers of a run."""
-    chosen = asdict(RECIPE) | {"frequent": 50, "novel": 1, "tested": 2, "contrastive": 1.0}
+    chosen = asdict(RECIPE) | {"frequent": 20, "novel": 1, "tested": 2, "contrastive": 1.0}
     if job.quick:
         chosen |= {"steps": 10, "frequent": 5, "tested": 1}
     if job.lengthened:
@@ -132,6 +139,6 @@ TABLE = Table(
     arms=(*ARMS, SOFTENED),
     settings=settings,
     train=train,
-    paper="",
+    paper=PAPER,
     grid={"learning_rate": (0.1, 0.2, 0.5, 1.0), "weight_decay": (1e-4, 5e-4, 2e-3)},
 )
