@@ -19,7 +19,7 @@ from examples.tables.seen_unseen import harmonic_mean
 from examples.tables.table import Job, Outcome, Table
 
 SYSTEM = "Classifier and contrastive branch"
-RECIPE = Recipe(steps=600, batch_size=128, learning_rate=0.5, weight_decay=5e-4)
+RECIPE = Recipe(steps=1200, batch_size=128, learning_rate=0.5, weight_decay=5e-4)
 NOVEL = 26  # letters
 CONSTANTS = [step / 4 for step in range(-20, 61)]  # that are tried on the logits of novel letters
 TEMPERATURE = 0.1
