@@ -18,7 +18,7 @@ from examples.tables.seen_unseen import curve
 from examples.tables.table import Job, Outcome, Table
 
 SYSTEM = "Base and diacritic"
-RECIPE = Recipe(steps=500, batch_size=128, learning_rate=0.2, weight_decay=5e-4)
+RECIPE = Recipe(steps=1000, batch_size=128, learning_rate=0.2, weight_decay=5e-4)
 BASES = sorted({letter.base for letter in LATIN})  # 26
 MARKS = [PLAIN, *DIACRITICS]  # 14
 UNSEEN_SHARE = 1 / 3  # of the letters of each diacritic
