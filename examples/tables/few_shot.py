@@ -14,12 +14,13 @@ from examples.tables.calibration import best_multiple
 from examples.tables.draws import generator
 from examples.tables.letters import CLASSES, Images, Recipe, draw, fit, in_every_face, predict, random_faces
 from examples.tables.network import WIDTH, ConvNet
-from examples.tables.relating import attention, relative_entropy
+from examples.tables.relating import seen
 from examples.tables.seen_unseen import harmonic_mean
 from examples.tables.table import Job, Outcome, Table
 
 SYSTEM = "Classifier and contrastive branch"
-RECIPE = Recipe(steps=1200, batch_size=128, learning_rate=0.5, weight_decay=5e-4)
+# On seed 100 the baseline's calibrated harmonic mean was 63.3, 74.7 and 77.3 after 600, 1200 and 2400 steps.
+RECIPE = Recipe(steps=2400, batch_size=128, learning_rate=0.5, weight_decay=5e-4)
 NOVEL = 26  # letters
 CONSTANTS = [step / 4 for step in range(-20, 61)]  # that are tried on the logits of novel letters
 TEMPERATURE = 0.1
@@ -88,8 +89,8 @@ def train(job: Job) -> Outcome:
     metrics = columns(logits, test.y, novel) | {
         f"{name}, calibrated": value for name, value in calibrated.items()
     }
-    heads = attention(attachment, test.x[:: len(test) // CLASSES])
-    return Outcome(metrics, None if heads is None else relative_entropy(heads))
+    one_each = ["Unseen" if of_letter else "Seen" for of_letter in novel.tolist()]
+    return Outcome(metrics, **seen(attachment, test.x[:: len(test) // CLASSES], one_each, job))
 
 
 def few_shot_letters(seed: int, frequent: int, novel: int) -> tuple[Images, Tensor]:
