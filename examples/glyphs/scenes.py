@@ -20,7 +20,7 @@ LETTERS = "aeghkmrstw"  # of other shapes each, also when turned a little
 STUFF = ("plain", "stripes", "checks")
 CANVAS = 64  # pixels, each way
 MOST = 3  # letters of a scene
-SMALLEST, LARGEST = 0.4, 1.3  # of the size of a drawing
+SMALLEST, LARGEST = 0.5, 1.3  # of the size of a drawing
 RIM = 2  # pixels
 DISTORTION = Affine(turn=12.0, scale=0.1, shear=0.2, shift=0.0)
 TRIES = 10  # places for a letter; where none is free it is left out
@@ -34,7 +34,7 @@ class Scene:
     labels: Tensor  # [K], of LETTERS
     boxes: Tensor  # [K, 4], left, top, right and bottom in pixels, the right and the bottom one excluded
     masks: Tensor  # [K, 64, 64] of bool, apart from each other
-    ground: Tensor  # [64, 64], of STUFF, as it would be without letters
+    ground: Tensor  # [64, 64] of uint8, of STUFF, as it would be without letters
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _grounds(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     textures = torch.stack([torch.zeros_like(stripes), stripes, one * other])  # [3, N, 64, 64]
     texture = textures.gather(0, which[None])[0]
     image = torch.where(across, level[0], level[1]) + strength * texture
-    return image[:, None], which
+    return image[:, None], which.to(torch.uint8)
 
 
 def _waves(count: int, draws: torch.Generator, shortest: float, longest: float) -> Tensor:

@@ -8,8 +8,8 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchmetrics.detection.helpers import CocoBackend
 
 # Boxes of an area below and above, in pixels; a third of the letters of the scenes each. COCO's own, 32^2 and
-# 96^2, are for images ten times as wide.
-SMALL, LARGE = 16**2, 21**2
+# 96^2, are for photographs: nearly all letters would be small.
+SMALL, LARGE = 18**2, 23**2
 NAMES = {
     "AP": "map",
     "AP50": "map_50",

@@ -23,17 +23,21 @@ TRANSFORMER = {
     "num_channels": 1,
     "dropout": 0.0,
     "auxiliary_loss": True,
+    # DETR has 5 and 2; with these boxes are found long before letters are told apart.
+    "bbox_loss_coefficient": 1,
+    "giou_loss_coefficient": 1,
 }
+WIDTHS = (16, 32, 96)  # of the stages of the backbone
 Targets = Sequence[Mapping[str, Tensor]]
 
 
-def residual_network(widths: Sequence[int], levels: Sequence[str]) -> transformers.ResNetConfig:
+def residual_network(levels: Sequence[str]) -> transformers.ResNetConfig:
     """A ResNet with one basic block a stage, of which the transformer sees `levels`."""
     return transformers.ResNetConfig(
         num_channels=1,
-        embedding_size=widths[0],
-        hidden_sizes=list(widths),
-        depths=[1] * len(widths),
+        embedding_size=WIDTHS[0],
+        hidden_sizes=list(WIDTHS),
+        depths=[1] * len(WIDTHS),
         layer_type="basic",
         out_features=list(levels),
     )

@@ -72,7 +72,7 @@ def train(job: Job) -> Outcome:
 def segmenter() -> nn.Module:
     """DETR with its head for masks, which sees the stem and all three stages: masks `[N, Q, 32, 32]`."""
     config = transformers.DetrConfig(
-        backbone_config=residual_network((16, 32, 64), ["stem", "stage1", "stage2", "stage3"]),
+        backbone_config=residual_network(["stem", "stage1", "stage2", "stage3"]),
         encoder_layers=1,
         decoder_layers=2,
         num_queries=10,
@@ -96,7 +96,8 @@ def targets(scene: Scene) -> dict[str, Tensor]:
 
 def segmentation(scene: Scene) -> Tensor:
     """Class and number `[64, 64, 2]` of the segment that each pixel is of."""
-    drawn = torch.stack([scene.ground + GROUNDS[0], torch.zeros_like(scene.ground)], -1)  # [64, 64, 2]
+    ground = scene.ground.long()
+    drawn = torch.stack([ground + GROUNDS[0], torch.zeros_like(ground)], -1)  # [64, 64, 2]
     for number, (mask, label) in enumerate(zip(scene.masks, scene.labels, strict=True)):
         drawn[mask] = torch.stack([label + THINGS[0], torch.tensor(number)])
     return drawn
@@ -122,6 +123,19 @@ def predictions(model: nn.Module, scenes: Scenes) -> Tensor:
     return torch.stack(drawn)
 
 
+PAPER = """\
+COCO val2017, DETR with ResNet-50, by the README of the official code:
+
+| | PQ | SQ | RQ | PQ things | SQ things | RQ things | PQ stuff | SQ stuff | RQ stuff |
+|---|---|---|---|---|---|---|---|---|---|
+| DETR | 43.4 | 79.3 | 53.8 | 48.2 | 79.8 | 59.5 | 36.3 | 78.5 | 45.3 |
+| + BatchFormerV2 | 45.1 | 80.3 | 55.3 | 50.5 | 81.1 | 61.5 | 37.1 | 79.1 | 46.0 |
+
+Here it is three letters at most and two textures on 64 x 64 pixels, and a network of some hundred thousand
+weights. The module is behind encoder layer 0; the official panoptic runs have it behind all six. It is taken
+out before the head for masks is trained, as it is in evaluation; in the official code it stays, with dropout.
+"""
+
 TABLE = Table(
     name="panoptic",
     title="Panoptic segmentation",
@@ -130,7 +144,7 @@ TABLE = Table(
     primary=("PQ",),
     settings=settings,
     train=train,
-    paper="",
+    paper=PAPER,
     seeds=4,
     grid={"learning_rate": (5e-4, 1e-3, 2e-3), "weight_decay": (1e-4, 1e-2)},
 )
