@@ -15,6 +15,7 @@ from examples.tables.detectors import (
     TRANSFORMER,
     Targets,
     adapt_backbone,
+    draw_queries,
     fit,
     outputs,
     relative_boxes,
@@ -70,6 +71,7 @@ def detector(kind: str) -> nn.Module:
     )
     model: nn.Module = getattr(transformers, f"{kind}ForObjectDetection")(config)
     adapt_backbone(model.model.backbone)
+    draw_queries(model.model)
     return model
 
 

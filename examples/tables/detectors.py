@@ -23,6 +23,7 @@ TRANSFORMER = {
     "num_channels": 1,
     "dropout": 0.0,
     "auxiliary_loss": True,
+    "init_std": WIDTH**-0.5,  # transformers' 0.02 is for wide layers that are loaded anyway
     # DETR has 5 and 2; with these boxes are found long before letters are told apart.
     "bbox_loss_coefficient": 1,
     "giou_loss_coefficient": 1,
@@ -55,6 +56,14 @@ def adapt_backbone(backbone: nn.Module) -> None:
             if type(child).__name__.endswith("FrozenBatchNorm2d"):
                 setattr(parent, name, nn.BatchNorm2d(len(child.weight)))
     backbone.requires_grad_(True)
+
+
+def draw_queries(transformer: nn.Module) -> None:
+    """Draw the queries of a DETR from the standard normal distribution, as its authors' code does.
+
+    Those of transformers have the spread of all weights, and so are more alike at the start.
+    """
+    nn.init.normal_(transformer.query_position_embeddings.weight)
 
 
 def fit(

@@ -18,6 +18,7 @@ from examples.tables.arms import insert
 from examples.tables.detectors import (
     TRANSFORMER,
     adapt_backbone,
+    draw_queries,
     fit,
     outputs,
     relative_boxes,
@@ -29,7 +30,7 @@ from examples.tables.panoptic_quality import panoptic_quality
 from examples.tables.relating import attention, relative_entropy
 from examples.tables.table import Job, Outcome, Table
 
-RECIPE = Recipe(steps=2000, batch_size=16, learning_rate=1e-3, weight_decay=1e-4)
+RECIPE = Recipe(steps=2400, batch_size=16, learning_rate=1e-3, weight_decay=1e-4)
 STEPS_OF_HEAD = 300
 HEADS = 8  # the head for masks wants as many
 RELATED = 16  # images of the batch whose attention is measured
@@ -39,7 +40,7 @@ GROUNDS = range(1 + len(LETTERS), 1 + len(LETTERS) + len(STUFF))
 
 def settings(job: Job) -> Mapping[str, Any]:
     """All that decides the numbers of a run."""
-    chosen = asdict(RECIPE) | {"steps_of_head": STEPS_OF_HEAD, "trained": 3000, "tested": 500}
+    chosen = asdict(RECIPE) | {"steps_of_head": STEPS_OF_HEAD, "trained": 5000, "tested": 500}
     if job.quick:
         chosen |= {"steps": 4, "steps_of_head": 2, "batch_size": 4, "trained": 8, "tested": 8}
     if job.lengthened:
@@ -81,6 +82,7 @@ def segmenter() -> nn.Module:
     )
     model = transformers.DetrForSegmentation(config)
     adapt_backbone(model.detr.model.backbone)
+    draw_queries(model.detr.model)
     return model
 
 
