@@ -1,0 +1,66 @@
+"""COCO's average precisions, with limits of sizes that fit the scenes."""
+
+from collections.abc import Sequence
+
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+from torchmetrics.detection import MeanAveragePrecision
+from torchmetrics.detection.helpers import CocoBackend
+
+# Boxes of an area below and above, in pixels; a third of the letters of the scenes each. COCO's own, 32^2 and
+# 96^2, are for photographs: nearly all letters would be small.
+SMALL, LARGE = 18**2, 23**2
+NAMES = {
+    "AP": "map",
+    "AP50": "map_50",
+    "AP75": "map_75",
+    "APS": "map_small",
+    "APM": "map_medium",
+    "APL": "map_large",
+}
+Boxes = Sequence[dict[str, Tensor]]
+
+
+def average_precision(
+    predictions: Boxes, targets: Boxes, small: float = SMALL, large: float = LARGE
+) -> dict[str, float | None]:
+    """AP, AP50, AP75, APS, APM and APL, in %; None where there is nothing of that size to be found.
+
+    Args:
+        predictions: an image each, boxes `[K, 4]` by their edges in pixels, scores `[K]` and labels `[K]`.
+        targets: an image each, boxes and labels.
+        small: boxes of an area up to it are APS's.
+        large: boxes of an area from it on are APL's.
+    """
+    metric = MeanAveragePrecision(iou_type="bbox", backend="pycocotools")
+    metric._coco_backend = _Backend(small, large)  # torchmetrics has no argument for the limits
+    metric.update(predictions, targets)
+    values = {
+        name: metric_value.item() for name, metric_value in metric.compute().items() if name in NAMES.values()
+    }
+    return {name: None if values[key] < 0 else 100 * values[key] for name, key in NAMES.items()}
+
+
+class _Backend(CocoBackend):
+    """pycocotools with other limits."""
+
+    def __init__(self, small: float, large: float) -> None:
+        super().__init__("pycocotools")
+        self._limits = small, large
+
+    @property
+    def cocoeval(self) -> object:
+        small, large = self._limits
+
+        def evaluation(*arguments: object, **options: object) -> COCOeval:
+            made = COCOeval(*arguments, **options)
+            most = made.params.areaRng[0][1]
+            made.params.areaRng = [
+                [0, most],
+                [0, small],
+                [small, large],
+                [large, most],
+            ]  # as areaRngLbl has them
+            return made
+
+        return evaluation

@@ -1,0 +1,117 @@
+"""Detectors of transformers at the size of the scenes: made from a configuration, with random weights."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from examples.glyphs.scenes import Scenes
+from examples.tables.draws import generator, shuffled
+from examples.tables.letters import Recipe
+from examples.tables.optimization import Optimization
+
+CLIP = 0.1  # the norm of the gradients, as in DETR
+WIDTH = 64
+TRANSFORMER = {
+    "d_model": WIDTH,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 2 * WIDTH,
+    "decoder_ffn_dim": 2 * WIDTH,
+    "num_channels": 1,
+    "dropout": 0.0,
+    "auxiliary_loss": True,
+    "init_std": WIDTH**-0.5,  # transformers' 0.02 is for wide layers that are loaded anyway
+    # DETR has 5 and 2; with these boxes are found long before letters are told apart.
+    "bbox_loss_coefficient": 1,
+    "giou_loss_coefficient": 1,
+}
+WIDTHS = (16, 32, 96)  # of the stages of the backbone
+Targets = Sequence[Mapping[str, Tensor]]
+
+
+def residual_network(levels: Sequence[str]) -> transformers.ResNetConfig:
+    """A ResNet with one basic block a stage, of which the transformer sees `levels`."""
+    return transformers.ResNetConfig(
+        num_channels=1,
+        embedding_size=WIDTHS[0],
+        hidden_sizes=list(WIDTHS),
+        depths=[1] * len(WIDTHS),
+        layer_type="basic",
+        out_features=list(levels),
+    )
+
+
+def adapt_backbone(backbone: nn.Module) -> None:
+    """Make the backbone of a DETR one for small images and no pretraining.
+
+    Its stem keeps every second pixel, not every fourth: the stages have 32, 16 and 8 positions each way. All
+    of it is trained, where transformers freezes the first stage and all batch norms.
+    """
+    backbone.model.embedder.pooler = nn.Identity()
+    for parent in [*backbone.modules()]:
+        for name, child in parent.named_children():
+            if type(child).__name__.endswith("FrozenBatchNorm2d"):
+                setattr(parent, name, nn.BatchNorm2d(len(child.weight)))
+    backbone.requires_grad_(True)
+
+
+def draw_queries(transformer: nn.Module) -> None:
+    """Draw the queries of a DETR from the standard normal distribution, as its authors' code does.
+
+    Those of transformers have the spread of all weights, and so are more alike at the start.
+    """
+    nn.init.normal_(transformer.query_position_embeddings.weight)
+
+
+def fit(
+    model: nn.Module,
+    scenes: Scenes,
+    targets: Targets,
+    recipe: Recipe,
+    seed: int,
+    frozen: nn.Module | None = None,
+) -> None:
+    """Train a model that gives its loss, and leave it in evaluation.
+
+    The labels go in with the images, and so what is attached doubles both by itself.
+
+    Args:
+        model: of transformers.
+        scenes: the training set.
+        targets: what the model is given as labels, a scene each.
+        recipe: how to train.
+        seed: of the order of the scenes; dropout goes by torch's global generator.
+        frozen: a part of the model that is left as it is.
+    """
+    model.train()
+    if frozen is not None:
+        frozen.eval().requires_grad_(False)
+    optimization = Optimization(
+        model,
+        steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        adam=True,
+    )
+    order = shuffled(len(scenes), recipe.batch_size, generator(seed, "order"))
+    for _ in range(recipe.steps):
+        batch = next(order)
+        loss = model(pixel_values=scenes.images[batch], labels=[targets[scene] for scene in batch]).loss
+        optimization.step(loss, CLIP)
+    model.eval()
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, images: Tensor) -> Iterator[Any]:
+    """What a model in evaluation gives, part of the images by part."""
+    for part in images.split(100):
+        yield model(pixel_values=part)
+
+
+def relative_boxes(boxes: Tensor, size: int) -> Tensor:
+    """Centres and sides `[K, 4]` in shares of the image, of edges `[K, 4]` in pixels: what DETR learns."""
+    corner, opposite = boxes.split(2, dim=1)
+    return torch.cat([(corner + opposite) / 2, opposite - corner], 1) / size
