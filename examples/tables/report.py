@@ -120,12 +120,12 @@ def mean_text(cell: Cell | None) -> str:
     return f"{cell.mean:.1f} ± {_number(cell.standard_error, '.1f')}"
 
 
-def difference_text(each: Difference | None, between: str) -> str:
+def difference_text(each: Difference | None, between: str, form: str = ".1f") -> str:
     """A difference, with a mark if it holds, and its interval."""
     if each is None:
         return NONE
-    interval = f"{each.low:+.1f} to {each.high:+.1f}" if each.has_interval else NONE
-    return f"{each.mean:+.1f}{HOLDS * each.holds}{between}{interval}"
+    interval = f"{each.low:+{form}} to {each.high:+{form}}" if each.has_interval else NONE
+    return f"{each.mean:+{form}}{HOLDS * each.holds}{between}{interval}"
 
 
 def _print(rows: list[list[str]], console: Console) -> None:

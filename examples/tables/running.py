@@ -1,7 +1,9 @@
 """Runs of a table, several at a time in processes of one thread each, with a bar."""
 
+import contextlib
 import multiprocessing
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -46,7 +48,9 @@ def run_all(
             if not console.is_terminal:  # a log has no bar
                 done = sum(result is not None for result in found.values())
                 console.print(
-                    f"{done} of {len(jobs)}: {describe(table, job)}, {seconds:.0f} s", soft_wrap=True
+                    f"{done} of {len(jobs)}: {describe(table, job)}, {seconds:.0f} s",
+                    soft_wrap=True,
+                    markup=False,
                 )
     return [result for result in found.values() if result is not None]
 
@@ -71,8 +75,9 @@ def _computed(table: Table, jobs: Sequence[Job], workers: int) -> Iterator[tuple
         return
     # Not forked: a process that has run torch's threads cannot be.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _prepare_worker) as pool:
-        waiting = {pool.submit(_train, table, job): job for job in jobs}
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _one_thread) as pool:
+        with _without_interruption():
+            waiting = {pool.submit(_train, table, job): job for job in jobs}
         try:
             for done in as_completed(waiting):
                 yield waiting[done], *done.result()
@@ -83,9 +88,20 @@ def _computed(table: Table, jobs: Sequence[Job], workers: int) -> Iterator[tuple
             raise
 
 
-def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process above, which ends this one
-    _one_thread()
+@contextlib.contextmanager
+def _without_interruption() -> Iterator[None]:
+    """Within, Ctrl-C does nothing, and for processes that begin within it never does.
+
+    It is for the process above, which ends them; they would only complain, each for itself.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone may say so
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _one_thread() -> None:

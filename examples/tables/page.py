@@ -1,0 +1,183 @@
+"""Writes docs/tables.md and its pictures from the results in docs/tables: `python -m examples.tables.page`.
+
+Nothing is computed. `--from results/tables` first takes over what `python -m examples.tables` has left there.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from examples.tables import TABLES
+from examples.tables.figures import draw_differences, draw_relations
+from examples.tables.record import as_document, read_record, write_record
+from examples.tables.report import NONE, difference_text, mean_text
+from examples.tables.results import Result
+from examples.tables.sentences import p_value, sentences
+from examples.tables.summary import Summary, summarise
+from examples.tables.table import Table
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+INTRODUCTION = """\
+# The tables in miniature
+
+Each system that the papers train, made small enough for two cores, is trained without BatchFormer, with
+it, and with controls, all on the same seeds. The figures are of these miniatures, on letters drawn from
+fonts; they say nothing of the papers' data sets. What the papers report stands with each table, marked as
+theirs.
+
+- baseline: the system as it is
+- BatchFormer: with the module, as `bf.attach` puts it in
+- uniform: each sample attends to all alike, so BatchFormer - uniform is what comes from choosing whom to
+  attend to
+- alone: each sample attends to itself. It relates nothing, but is no control of equal noise: dropout on
+  its one key drops a head's value whole or doubles it, where that on N keys averages out
+- softened, where it is there: no module; a second stream of features under dropout, with labels softened
+  towards the batch's
+
+A difference is taken seed by seed. Intervals are of 95 %, by Student's t with n - 1 degrees of freedom,
+each for itself; p is corrected by Holm over all primary columns, systems and comparisons of one table,
+and `*` marks what holds at 5 %. Bounds that intervals exclude are no proof that two arms are equal.
+
+`make tables` computes all of it anew, and `python -m examples.tables.page` makes this page of the results
+in `docs/tables`.
+"""
+
+
+def main(arguments: list[str] | None = None, tables: Sequence[Table] = TABLES) -> int:
+    """Exit status, 0."""
+    parser = argparse.ArgumentParser(prog="python -m examples.tables.page", description=__doc__.split(":")[0])
+    parser.add_argument("--docs", type=Path, default=DOCS, help="(default: docs of the checkout)")
+    parser.add_argument("--from", dest="source", type=Path, help="take over results, as results/tables")
+    options = parser.parse_args(arguments)
+    folder = options.docs / "tables"
+    if options.source is not None:
+        taken = take_over(options.source, folder, tables)
+        if not taken:
+            names = ", ".join(table.name for table in tables)
+            parser.error(f"--from: expected full results of a table ({names}) in {options.source}, got none")
+    found = [table for table in tables if record_path(folder, table).exists()]
+    if not found:
+        parser.error(f"--docs: no results in {folder}; --from takes over those of python -m examples.tables")
+    texts = [section(table, read_record(record_path(folder, table)), folder) for table in found]
+    page = options.docs / "tables.md"
+    page.write_text("\n".join([INTRODUCTION, *texts]), encoding="utf-8")
+    print(f"{page}: {', '.join(table.name for table in found)}")
+    return 0
+
+
+def take_over(source: Path, folder: Path, tables: Iterable[Table]) -> list[Table]:
+    """Copy the results of tables that have any, without those of --quick, into the folder of the docs."""
+    taken = []
+    for table in tables:
+        path = source / table.name / "results.json"
+        if not path.exists():
+            continue
+        results = [result for result in read_record(path) if not result.job.quick]
+        if results:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_record(record_path(folder, table), as_document(table, results))
+            taken.append(table)
+    return taken
+
+
+def record_path(folder: Path, table: Table) -> Path:
+    """Where the results of a table are kept."""
+    return folder / f"{table.name}.json"
+
+
+def section(table: Table, results: Sequence[Result], folder: Path) -> str:
+    """The part of the page on one table; its pictures are drawn into the folder."""
+    summary = summarise(table, results)
+    blocks = [f"## {table.title}"]
+    blocks.append("\n".join(f"- {sentence}" for sentence in sentences(summary)))
+    picture = draw_differences(folder / f"{table.name}.png", summary)
+    if picture:
+        about = f"Paired differences of the arms in {' and in '.join(table.primary)}, with 95 % intervals"
+        blocks.append(f"![{about}](tables/{picture.name})")
+    for system in summary.systems:
+        blocks += [f"### {table.title}: {system}", means(summary, system), differences(summary, system)]
+    if summary.entropies:
+        blocks += ["### Attention", entropies(summary)]
+    related = draw_relations(folder / f"{table.name}-relations.png", table, results)
+    if related:
+        blocks.append(f"![Who attends to whom in the batch of one trained module](tables/{related.name})")
+    if table.paper:
+        blocks += ["### The papers' own figures, on other data and models", table.paper.strip()]
+    blocks += ["### How it was computed", made(results)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def means(summary: Summary, system: str) -> str:
+    """Means and standard errors, an arm a row, in %."""
+    columns = summary.table.columns
+    rows = []
+    for arm in summary.table.arms:
+        cells = [summary.cell(system, arm, column) for column in columns]
+        if any(cells):
+            rows.append([arm, numbers(cell.count for cell in cells if cell), *map(mean_text, cells)])
+    return _markdown(["mean ± standard error, %", "n", *columns], rows)
+
+
+def differences(summary: Summary, system: str) -> str:
+    """Differences of the primary columns, a comparison a row, in points."""
+    columns = summary.table.primary
+    found = [each for each in summary.primary if each.system == system]
+    rows = []
+    for contrast in dict.fromkeys(each.contrast for each in found):
+        by_column = {each.column: each for each in found if each.contrast == contrast}
+        entries = []
+        for column in columns:
+            each = by_column.get(column)
+            corrected = "" if each is None or each.count < 2 else f"; p {p_value(each.corrected)}"
+            entries.append(NONE if each is None else difference_text(each, " (", ".2f") + f"){corrected}")
+        rows.append([contrast, numbers(each.count for each in by_column.values()), *entries])
+    return _markdown(["difference (95 % interval); p after Holm", "n", *columns], rows) if rows else ""
+
+
+def entropies(summary: Summary) -> str:
+    """Entropies of the attention, a system a row."""
+    arms = list(dict.fromkeys(each.arm for each in summary.entropies))
+    rows = []
+    for system in dict.fromkeys(each.system for each in summary.entropies):
+        of_system = {each.arm: each for each in summary.entropies if each.system == system}
+        rows.append([system, *(f"{of_system[arm].mean:.4f}" if arm in of_system else NONE for arm in arms)])
+    return _markdown(["entropy over that of even attention", *arms], rows)
+
+
+def made(results: Sequence[Result]) -> str:
+    """When, on what, by what and in how long."""
+    hours = sum(result.seconds for result in results) / 3600
+    return _markdown(
+        ["", ""],
+        [
+            ["runs", str(len(results))],
+            ["hours of computation, a core a run", f"{hours:.2f}"],
+            ["date", _all(result.origin["date"] for result in results)],
+            ["processor", _all(result.origin["processor"] for result in results)],
+            ["cores", _all(result.origin["cores"] for result in results)],
+            ["torch", _all(result.versions["torch"] for result in results)],
+            ["batchformer", _all(result.versions["batchformer"] for result in results)],
+            ["commit", _all(result.origin["commit"] for result in results)],
+        ],
+    )
+
+
+def numbers(counts: Iterable[int]) -> str:
+    """A number, or the smallest and the largest."""
+    found = sorted(set(counts))
+    return str(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}"
+
+
+def _all(values: Iterable[str]) -> str:
+    return ", ".join(sorted(set(values)))
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

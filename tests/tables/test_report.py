@@ -1,0 +1,224 @@
+"""What is printed, written and drawn of a table, and the page that is made of it."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from examples.tables import figures, page
+from examples.tables.record import as_document, read_record, write_record
+from examples.tables.report import report
+from examples.tables.statistics import contrasts
+from examples.tables.summary import summarise
+from examples.tables.table import QUICK, Outcome
+from table_cases import TABLE, made, result, results
+
+
+def printed(runs, folder):
+    console = Console(file=io.StringIO(), width=80, highlight=False)
+    report(TABLE, runs, folder, console)
+    return console.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """What the results print, and the folder with what they write."""
+    folder = tmp_path_factory.mktemp("report")
+    return printed(results(), folder), folder
+
+
+def test_everything_is_readable_in_80_columns(full):
+    lines = full[0].splitlines()
+    assert max(map(len, lines[:-1])) <= 80  # the last line names files
+    assert "…" not in full[0]
+    for text in (*TABLE.systems, *TABLE.arms, "±", "Entropy", "BatchFormer", "- uniform"):
+        assert text in full[0]
+
+
+def test_every_mean_and_difference_is_printed_whole(full):
+    summary = summarise(TABLE, results())
+    for cell in summary.cells:
+        assert f"{cell.mean:.1f} ± {cell.standard_error:.1f}" in full[0]
+    for each in summary.differences:
+        assert f"{each.low:+.1f} to {each.high:+.1f}" in full[0]
+    assert full[0].count("*") - len(TABLE.systems) == sum(each.holds for each in summary.differences) > 0
+
+
+def test_one_seed_prints_dashes_and_no_nan(tmp_path):
+    text = printed(results(range(1), lengthened=False), tmp_path)
+    assert "± -" in text
+    assert "nan" not in text
+    assert "nothing can be said of any difference" in " ".join(text.split())
+    assert "nan" not in (tmp_path / "means.csv").read_text().lower()
+    document = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert {each["low"] for each in document["summary"]["differences"]} == {None}
+    assert {each["standard_error"] for each in document["summary"]["cells"]} == {None}
+
+
+def test_no_result_prints_that_and_writes_nothing(tmp_path):
+    assert "There is no result." in printed([], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_files_have_what_the_summary_has(full):
+    summary = summarise(TABLE, results())
+    with (full[1] / "means.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["system"], row["arm"], row["column"]) for row in rows] == [
+        (cell.system, cell.arm, cell.column) for cell in summary.cells
+    ]
+    assert [float(row["mean"]) for row in rows] == pytest.approx(
+        [cell.mean for cell in summary.cells], rel=1e-5
+    )
+    with (full[1] / "differences.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    both = [*summary.differences, *summary.convergence]
+    assert [float(row["low"]) for row in rows] == pytest.approx(
+        [each.low for each in both], rel=1e-4, abs=1e-5
+    )
+    document = json.loads((full[1] / "results.json").read_text(encoding="utf-8"))
+    assert [each["high"] for each in document["summary"]["differences"]] == [
+        e.high for e in summary.differences
+    ]
+    assert document["sentences"][0].startswith("4 seeds, paired.")
+
+
+def test_a_record_gives_back_the_results_it_was_made_of(tmp_path):
+    runs = results()
+    write_record(tmp_path / "record.json", as_document(TABLE, runs))
+    again = read_record(tmp_path / "record.json")
+    related = [place for place, run in enumerate(runs) if run.outcome.relations]
+    assert len(related) == 2
+    first = again[related[0]].outcome
+    np.testing.assert_allclose(first.relations, runs[related[0]].outcome.relations, atol=5e-6)
+    assert first.labels == [0, 0, 1, 1, 2, 2]
+
+    def without(run):
+        return replace(run, outcome=replace(run.outcome, relations=None, labels=None))
+
+    assert list(map(without, again)) == list(map(without, runs))
+    assert summarise(TABLE, again).differences == summarise(TABLE, runs).differences  # to the last bit
+    assert (tmp_path / "record.json").stat().st_size < 30_000
+
+
+@pytest.mark.parametrize("name", ["differences.png", "relations.png"])
+def test_the_pictures_are_not_blank(full, name):
+    with Image.open(full[1] / name) as picture:
+        assert min(picture.size) > 400
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 20
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """The figure of some results."""
+    figure = []
+    monkeypatch.setattr(figures, "save", lambda made, _path: figure.append(made))
+
+    def draw(runs):
+        figures.draw_differences(tmp_path, summarise(TABLE, runs))
+        return figure[-1]
+
+    return draw
+
+
+def test_the_figure_has_each_difference_where_it_belongs(drawn):
+    summary = summarise(TABLE, results())
+    panels = drawn(results()).axes
+    assert len(panels) == 2 * 2
+    names = [label.get_text() for label in panels[0].get_yticklabels()]
+    assert names == [f"{first} - {second}" for first, second in contrasts(TABLE.arms)]
+    for place, panel in enumerate(panels):
+        system, column = TABLE.systems[place // 2], TABLE.primary[place % 2]
+        assert " ".join(panel.get_title().split()) == f"{system}: {column}"
+        found = [each for each in summary.primary if (each.system, each.column) == (system, column)]
+        assert len(panel.containers) == len(found) == 5
+        for container, each in zip(panel.containers, found, strict=True):
+            point, _, (bar,) = container.lines
+            assert point.get_xdata()[0] == each.mean
+            assert names[round(point.get_ydata()[0])] == each.contrast
+            np.testing.assert_allclose(bar.get_segments()[0][:, 0], [each.low, each.high])
+
+
+def test_arms_differ_by_colour_and_by_marker(drawn):
+    points = [container.lines[0] for container in drawn(results()).axes[0].containers]
+    against_baseline = points[:4]
+    assert len({point.get_color() for point in against_baseline}) == 4
+    assert len({point.get_marker() for point in against_baseline}) == 4
+    assert points[4].get_markerfacecolor() == "white"  # BatchFormer against uniform
+
+
+def test_nothing_of_the_figure_is_outside_of_it(drawn):
+    figure = drawn(results())
+    figure.draw_without_rendering()
+    reach = figure.get_tightbbox()  # inches, of everything that is drawn
+    width, height = figure.get_size_inches()
+    assert 0 <= reach.x0 <= reach.x1 <= width
+    assert 0 <= reach.y0 <= reach.y1 <= height
+
+
+def test_one_seed_is_drawn_without_intervals_and_says_so(drawn):
+    figure = drawn(results(range(1), lengthened=False))
+    assert "one seed, no interval" in figure.get_suptitle()
+    assert all(not container.has_xerr for container in figure.axes[0].containers)
+
+
+def test_relations_are_those_of_the_mean_over_the_heads(monkeypatch, tmp_path):
+    saved = []
+    monkeypatch.setattr(figures, "save", lambda made, _path: saved.append(made))
+    assert figures.draw_relations(tmp_path, TABLE, results()) == tmp_path
+    assert saved[0].axes[0].get_title().startswith("mean over the heads: ")
+    assert figures.draw_relations(tmp_path, TABLE, made([[1, 2]])) is None
+
+
+def write_page(folder, runs):
+    source = folder / "results" / TABLE.name
+    source.mkdir(parents=True)
+    write_record(source / "results.json", as_document(TABLE, runs))
+    page.main(["--docs", str(folder), "--from", str(source.parent)], [TABLE])
+    return (folder / "tables.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_numbers_the_sentences_the_origin_and_the_papers_figures(tmp_path):
+    text = write_page(tmp_path, results())
+    summary = summarise(TABLE, results())
+    for cell in summary.cells:
+        assert f"{cell.mean:.1f} ± {cell.standard_error:.1f}" in text
+    for each in summary.primary:
+        assert f"{each.low:+.2f} to {each.high:+.2f}" in text
+    for part in (
+        "twice the steps move",
+        "The papers' own figures, on other data and models",
+        TABLE.paper,
+        "abacus",
+    ):
+        assert part in text
+    for part in ("| date | 2026-01-02 |", "| torch | 2.0 |", "| commit | 0123456789 |", "| runs | 48 |"):
+        assert part in text
+    assert "| hours of computation, a core a run | 0.02 |" in text
+    for picture in (f"{TABLE.name}.png", f"{TABLE.name}-relations.png"):
+        assert f"(tables/{picture})" in text
+        assert (tmp_path / "tables" / picture).exists()
+
+
+def test_the_page_is_made_again_of_what_is_in_the_docs_alone(tmp_path):
+    text = write_page(tmp_path, results())
+    (tmp_path / "results" / TABLE.name / "results.json").unlink()
+    (tmp_path / "tables.md").unlink()
+    page.main(["--docs", str(tmp_path)], [TABLE])
+    assert (tmp_path / "tables.md").read_text(encoding="utf-8") == text
+
+
+def test_a_page_is_not_made_of_quick_runs_or_of_nothing(tmp_path, capsys):
+    runs = [result(replace(run.job, size=QUICK), Outcome(run.outcome.metrics)) for run in results(range(2))]
+    with pytest.raises(SystemExit):
+        write_page(tmp_path, runs)
+    assert "--from: expected full results of a table (made_up)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        page.main(["--docs", str(tmp_path)], [TABLE])
+    assert "--docs: no results in" in capsys.readouterr().err
+    assert not (tmp_path / "tables.md").exists()
