@@ -6,6 +6,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from timm.utils import accuracy
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ COMMON = {
     "faces": len(FACES),
 }
 CLASS_TOKEN = 0  # its position
+POSITION_SPREAD = 0.5  # standard deviation of the positions at the start, 0.02 in DeiT
 
 
 def settings(job: Job) -> Mapping[str, Any]:
@@ -72,8 +74,12 @@ def train(job: Job) -> Outcome:
 
 
 def deit(width: int, depth: int, drop_path: float = 0.0) -> nn.Module:
-    """DeiT of timm for images `[N, 1, 24, 24]`: a class token and 36 patches of 4 x 4 pixels."""
-    return timm.create_model(
+    """DeiT of timm for images `[N, 1, 24, 24]`: a class token and 36 tokens of patches of 4 x 4 pixels.
+
+    Two things differ, as a training of minutes stays at the loss of chance for most of its steps otherwise:
+    the patches go through convolutions, and the positions are drawn as large as what they are added to.
+    """
+    model = timm.create_model(
         "deit_tiny_patch16_224",
         img_size=24,
         patch_size=4,
@@ -83,7 +89,29 @@ def deit(width: int, depth: int, drop_path: float = 0.0) -> nn.Module:
         depth=depth,
         num_heads=width // HEAD_WIDTH,
         drop_path_rate=drop_path,
+        embed_layer=ConvolutionalStem,
     )
+    nn.init.trunc_normal_(model.pos_embed, std=POSITION_SPREAD)
+    return model
+
+
+class ConvolutionalStem(PatchEmbed):
+    """Tokens `[N, 36, C]` by two convolutions of stride 2 and one of 1 x 1, in place of one of 4 x 4.
+
+    Source: Xiao et al., "Early convolutions help transformers see better" (NeurIPS 2021).
+    """
+
+    def __init__(self, *args: Any, in_chans: int, embed_dim: int, **options: Any) -> None:
+        super().__init__(*args, in_chans=in_chans, embed_dim=embed_dim, **options)
+        self.proj = nn.Sequential(
+            *_halving(in_chans, embed_dim // 2),  # 24 -> 12 pixels
+            *_halving(embed_dim // 2, embed_dim),  # 6
+            nn.Conv2d(embed_dim, embed_dim, 1),
+        )
+
+
+def _halving(narrow: int, wide: int) -> list[nn.Module]:
+    return [nn.Conv2d(narrow, wide, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
 
 
 def fit(
@@ -116,6 +144,16 @@ TABLE = Table(
     primary=("top 1",),
     settings=settings,
     train=train,
-    paper="",
+    paper="""\
+| on ImageNet | top 1 | top 5 |
+|---|---|---|
+| DeiT-T | 72.2 | 91.1 |
+| DeiT-S | 79.9 | 95.0 |
+| DeiT-B | 81.8 | 95.6 |
+
+These are of DeiT alone, by its README; the README of the official code of BatchFormerV2 has none of DeiT
+with it, and that code keeps one stream. Here there are two, as the paper has it, behind the sixth of eight
+blocks as behind the ninth of twelve there. The three sizes have a convolutional stem and positions that start
+larger, and neither mixup, random erasing nor RandAugment: small affine maps and smoothed labels are all.""",
     grid={"learning_rate": (5e-4, 1e-3, 2e-3, 4e-3), "drop_path": (0.0, 0.1)},
 )

@@ -20,16 +20,15 @@ from examples.tables.relating import attention, relative_entropy
 from examples.tables.table import Job, Outcome, Table
 
 SYSTEMS = {"MoCo v2": MoCoV2, "MoCo v3": MoCoV3}
-OWN = {
-    "MoCo v2": {"learning_rate": 0.1, "weight_decay": 1e-4, "adam": False, "momentum": 0.99, "queue": 1024},
-    "MoCo v3": {"learning_rate": 3e-3, "weight_decay": 0.05, "adam": True, "momentum": 0.99},
-}
+OWN = {"MoCo v2": {"momentum": 0.99, "queue": 1024}, "MoCo v3": {"momentum": 0.99}}
 COMMON = {
-    "steps": 1000,
+    "steps": 3000,
     "batch_size": 128,
-    "images": 8000,
+    "learning_rate": 0.1,
+    "weight_decay": 1e-4,
     "temperature": 0.2,
-    "each": 2,
+    "images": 8000,  # to learn from, without labels
+    "each": 2,  # images of a letter in a face for the probes, and as many to test them
     "faces": len(FACES),
 }
 VIEW = Affine(turn=15.0, scale=0.2, shear=0.2, shift=0.15)
@@ -91,7 +90,6 @@ def fit(
         steps=chosen["steps"],
         learning_rate=chosen["learning_rate"],
         weight_decay=chosen["weight_decay"],
-        adam=chosen["adam"],
     )
     for step, (first, second) in enumerate(pairs(images, chosen["steps"], chosen["batch_size"], seed)):
         model.move_keys(step / chosen["steps"])

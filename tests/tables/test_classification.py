@@ -59,9 +59,16 @@ def test_the_model_is_timms_with_blocks_behind_the_place(system):
     assert (chosen["after"] + 1) / chosen["depth"] == 9 / 12  # where the paper has it
     (module,) = attachment.inserted
     assert isinstance(module, bf.BatchFormerV2)
-    tokens = torch.rand(4, 1, 24, 24)
-    assert model(tokens).shape == (8, CLASSES)
-    assert model.eval()(tokens).shape == (4, CLASSES)
+    images = torch.rand(4, 1, 24, 24)
+    assert model.patch_embed(images).shape == (4, 36, chosen["width"])
+    assert model(images).shape == (8, CLASSES)
+    assert model.eval()(images).shape == (4, CLASSES)
+
+
+def test_positions_are_as_large_as_the_tokens_at_the_start():
+    model, _ = made()
+    tokens = model.patch_embed(torch.rand(16, 1, 24, 24))
+    assert 1 / 3 < model.pos_embed.std() / tokens.std() < 3
 
 
 def test_three_sizes_grow():
