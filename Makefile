@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 DEMO_ARGS ?=
+TABLE ?= all
+TABLES_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
 SOAK_ARGS ?=
@@ -59,14 +61,20 @@ export PYO3_BUILD_EXTENSION_MODULE := 1
 export CARGO_TARGET_DIR := $(TARGET)
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
 
-.PHONY: help demo test test-torch test-trainers test-cuda-compile core checked sanitize bench fuzz soak build docs docs-links lint format wheel wheels sdist licences lock clean
+.PHONY: help demo tables tables-short test test-torch test-trainers test-cuda-compile core checked sanitize bench fuzz soak build docs docs-links lint format wheel wheels sdist licences lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-17s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.built ## Train long-tailed digits with and without BatchFormer; prints the table, draws the figures
-	python examples/long_tailed.py $(DEMO_ARGS)
+demo: $(VENV)/.built ## Train on long-tailed letters with and without BatchFormer; prints the table, draws the figures
+	python -m examples.tables long_tailed --system "Balanced Softmax" --no-converged --out results/demo $(DEMO_ARGS)
+
+tables: $(VENV)/.built ## Train every table of the papers in miniature (hours; TABLE=few_shot for one); goes on where it was left
+	python -m examples.tables $(TABLE) $(TABLES_ARGS)
+
+tables-short: $(VENV)/.built ## A fixed part of them (under 90 minutes on two cores)
+	python -m examples.tables $(TABLE) --short $(TABLES_ARGS)
 
 test: checked ## Run every test, Rust and Python
 	python -m pytest $(TEST_ARGS)

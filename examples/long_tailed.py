@@ -1,113 +1,117 @@
-"""Long-tailed recognition with and without BatchFormer: one table, three figures; run by `make demo`."""
+"""Long-tailed recognition with and without BatchFormer, on digits or on your own images.
 
+    python -m examples.long_tailed --data DIR --train-list train.txt --test-list test.txt
+
+The same on letters is the first of the tables: `python -m examples.tables long_tailed`.
+"""
+
+import argparse
 import sys
-import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from longtail.data import Data
-from longtail.digits import LongTailedDigits
-from longtail.figures import draw_accuracy, draw_curves
-from longtail.groups import describe
-from longtail.image_lists import ListError, read_lists
-from longtail.images import ListedImages, Loading
-from longtail.models import ARMS, WITH_BATCHFORMER, resnet, small_convnet
-from longtail.options import Options, make_parser, parse
-from longtail.relation_figure import draw_relations
-from longtail.report import table, versions, write_csv, write_json
-from longtail.summary import by_chance, summarise, verdict
-from longtail.training import Recipe, Run, train
+from examples.tables.__main__ import main as run_tables
+from examples.tables.long_tailed.image_lists import ListError
+from examples.tables.long_tailed.own_images import ARCHITECTURES, LOSSES, Digits, Listed, Training, table_of
 
-QUICK_NOTE = "--quick: these numbers mean nothing; they show that everything runs."
+LISTS = ("data", "train_list", "test_list")
+OF_LISTS = {"model": ARCHITECTURES[0], "image_size": 224, "loading": 0}  # options of the lists, and defaults
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status of the demo, 0; a bad option or list ends the program with a sentence and status 2."""
+    """Exit status; a bad option or list ends the program with a sentence and status 2."""
     parser = make_parser()
-    options = parse(parser, arguments)
-    torch.set_num_threads(options.threads)
+    values, rest = parser.parse_known_args(arguments)
+    source = _source(parser, values)
+    given = {name: value for name in ("steps", "batch_size", "loss") if (value := getattr(values, name))}
+    decay = {} if isinstance(source, Digits) else {"weight_decay": 5e-4}
+    table = table_of(source, Training(**given, **decay, device=str(values.device)))
     try:
-        make_data, recipe = prepare(options)
-        run_and_report(options, make_data, recipe)
+        if isinstance(source, Listed):
+            source.data(0)  # reads and checks the lists
+        return run_tables([table.name, *rest], tables=(table,))
     except ListError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-    return 0
 
 
-def prepare(options: Options) -> tuple[Callable[[int], Data], Recipe]:
-    """A function from a seed to its data, and how to train on it. Reads and checks the lists, if any.
-
-    Raises:
-        ListError: see `read_lists`.
-    """
-    common = {"steps": options.steps, "batch_size": options.batch_size, "loss": options.loss}
-    if options.data is None:
-        # Chosen for the baseline, on seeds 100 to 103; the other arms take it as it is.
-        recipe = Recipe(small_convnet, weight_decay=5e-3, device=options.device, **common)
-        return lambda seed: LongTailedDigits(options.imbalance, seed, options.device), recipe
-    train_list, test_list, classes = read_lists(options.data, options.train_list, options.test_list)
-    loading = Loading(options.image_size, options.batch_size, options.workers, options.device)
-    recipe = Recipe(lambda: resnet(options.model), weight_decay=5e-4, device=options.device, **common)
-    return lambda seed: ListedImages(train_list, test_list, classes, loading, seed), recipe
-
-
-def run_and_report(options: Options, make_data: Callable[[int], Data], recipe: Recipe) -> None:
-    """Train all arms on all seeds; print the table and the sentences, write CSV, JSON and figures."""
-    console = Console(highlight=False)
-    data = make_data(0)
-    console.print(introduction(options, data), markup=False, soft_wrap=True)
-    started = time.perf_counter()
-    runs = train_all(options.seeds, make_data, recipe, console)
-    seconds = time.perf_counter() - started
-    cells = summarise(runs)
-    sentences = [sentence for sentence in (verdict(cells), by_chance(cells, options.seeds)) if sentence]
-    sentences += [QUICK_NOTE] * options.quick
-
-    write_csv(options.out / "table.csv", cells)
-    write_json(options.out / "results.json", options.as_json() | {"seconds": seconds}, cells, sentences, runs)
-    draw_accuracy(options.out / "accuracy.png", runs)
-    draw_curves(options.out / "curves.png", runs)
-    draw_relations(options.out / "relations.png", next(run for run in runs if run.arm == WITH_BATCHFORMER))
-
-    console.print(table(cells))
-    for sentence in sentences:
-        console.print(sentence, markup=False)
-    console.print(
-        f"\n{len(runs)} runs in {seconds:.0f} s. Table, all numbers and figures: {options.out}/"
-        "{table.csv, results.json, accuracy.png, curves.png, relations.png}",
-        markup=False,
-        soft_wrap=True,
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the source; all other options are those of the tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.long_tailed",
+        allow_abbrev=False,  # or a misspelt option of the tables may be taken for another
+        description=f"{__doc__.splitlines()[0]} With all options of `python -m examples.tables`.",
     )
+    parser.add_argument("--steps", type=_at_least(1, int), help="training steps of a run (default: 600)")
+    parser.add_argument("--loss", choices=LOSSES, help=f"(default: {LOSSES[0]})")
+    parser.add_argument("--batch-size", type=_at_least(2, int), help="(default: 128)")
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda, cuda:1, … (default: cpu)")
+    digits = parser.add_argument_group("digits", "scikit-learn's digits, made long-tailed")
+    digits.add_argument(
+        "--imbalance",
+        type=_at_least(1, float),
+        help="training images of the most frequent class over those of the rarest (default: 50)",
+    )
+    lists = parser.add_argument_group("lists", "your own images, in the list format of ImageNet-LT")
+    lists.add_argument("--data", type=Path, metavar="DIR", help="where the paths in the lists start")
+    lists.add_argument("--train-list", type=Path, metavar="FILE", help="a path and a label a line")
+    lists.add_argument("--test-list", type=Path, metavar="FILE")
+    lists.add_argument("--model", choices=ARCHITECTURES, help=f"(default: {ARCHITECTURES[0]})")
+    lists.add_argument("--image-size", type=_at_least(32, int), help="pixels (default: 224)")
+    lists.add_argument(
+        "--loading", type=_at_least(0, int), help="processes that load the images of a run (default: 0)"
+    )
+    return parser
 
 
-def introduction(options: Options, data: Data) -> str:
-    """What is about to be measured, with the versions that the numbers depend on."""
-    source = f"digits, imbalance {options.imbalance:g}" if options.data is None else f"{options.train_list}"
-    lines = [
-        f"{source}: {int(data.counts.sum())} training images, {len(data.counts)} classes",
-        describe(data.groups, data.counts),
-        f"{options.seeds} seed{'s' * (options.seeds > 1)}, {len(ARMS)} arms, {options.steps} steps each, "
-        f"{options.loss}; {options.device}, {options.threads} thread{'s' * (options.threads > 1)}",
-        ", ".join(f"{name} {version}" for name, version in versions().items()),
-    ]
-    return "\n".join([*lines, *[QUICK_NOTE] * options.quick])
+def _source(parser: argparse.ArgumentParser, values: argparse.Namespace) -> Digits | Listed:
+    missing = [_flag(name) for name in LISTS if getattr(values, name) is None]
+    if 0 < len(missing) < len(LISTS):
+        parser.error(f"--data, --train-list and --test-list go together, got no {' and no '.join(missing)}")
+    if missing:
+        for name in OF_LISTS:
+            if getattr(values, name) is not None:
+                parser.error(f"{_flag(name)}: only with --data, --train-list and --test-list")
+        return Digits(*([] if values.imbalance is None else [values.imbalance]))
+    if values.imbalance is not None:
+        parser.error("--imbalance: only for the digits; the lists say how many images a class has")
+    model, image_size, loading = (
+        default if getattr(values, name) is None else getattr(values, name)
+        for name, default in OF_LISTS.items()
+    )
+    return Listed(values.data, values.train_list, values.test_list, model, image_size, loading)
 
 
-def train_all(seeds: int, make_data: Callable[[int], Data], recipe: Recipe, console: Console) -> list[Run]:
-    """Runs of all arms on seeds 0, 1, …, with one bar over all steps; without a terminal there is no bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    runs = []
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=seeds * len(ARMS) * recipe.steps)
-        for seed in range(seeds):
-            data = make_data(seed)
-            for arm in ARMS:
-                progress.update(bar, description=f"seed {seed}, {arm:<19}")
-                runs.append(train(arm, data, recipe, lambda: progress.advance(bar)))
-    return runs
+def _at_least(smallest: int, number: type[int] | type[float]) -> Callable[[str], float]:
+    def checked(text: str) -> float:
+        what = "an integer" if number is int else "a number"
+        try:
+            value = number(text)
+        except ValueError:
+            value = None
+        if value is None or not smallest <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"expected {what} of at least {smallest}, got {text!r}")
+        return value
+
+    return checked
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+        known = device.type in ("cpu", "cuda")
+        torch.empty(0, device=device if known else "cpu")
+    except (RuntimeError, AssertionError):
+        known = False
+    if not known:
+        found = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+        raise argparse.ArgumentTypeError(f"expected a device of this machine ({found}), got {text!r}")
+    return device
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 if __name__ == "__main__":

@@ -166,7 +166,9 @@ def clone_of_the_checkout(folder: Path) -> Path:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / file, folder / file)
     # What is compiled already need not be compiled again; the clone's own crate is.
-    run("cp", "-a", TARGET, folder / "target", cwd=ROOT)
+    # Not the environments of other torches, which are in `target` as well.
+    (folder / "target").mkdir()
+    run("cp", "-a", TARGET / "release", folder / "target", cwd=ROOT)
     return folder
 
 

@@ -18,7 +18,9 @@ class Affine:
     shift: float = 0.1  # of half the image, each way
 
 
-AUGMENTATION = Affine(turn=8.0, scale=0.1, shear=0.1, shift=0.08)  # of a training image, once more at each step
+AUGMENTATION = Affine(
+    turn=8.0, scale=0.1, shear=0.1, shift=0.08
+)  # of a training image, once more at each step
 
 
 def instances(drawings: Tensor, draws: torch.Generator) -> Tensor:

@@ -1,45 +1,73 @@
 """Train the tables of the method in miniature: `python -m examples.tables few_shot`."""
 
-import argparse
-import os
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 from rich.console import Console
 
 from examples.tables import TABLES
+from examples.tables.arms import BASELINE
+from examples.tables.options import Options, parse
 from examples.tables.report import report
 from examples.tables.results import Results
 from examples.tables.running import run_all
-from examples.tables.table import FULL, QUICK, Job
+from examples.tables.table import FULL, QUICK, Job, Table
+from examples.tables.tuning import grid_jobs, show_tuning
+
+INTERRUPTED = 130  # what shells have for it
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status, 0."""
-    tables = {table.name: table for table in TABLES}
-    parser = argparse.ArgumentParser(prog="python -m examples.tables", description=__doc__.split(":")[0] + ".")
-    parser.add_argument("tables", nargs="+", choices=tables, metavar="TABLE", help=", ".join(tables))
-    parser.add_argument("--seeds", type=int, help="how many (default: the table's own)")
-    parser.add_argument("--first-seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--system", action="append", help="only this one; can be given several times")
-    parser.add_argument("--arm", action="append", help="only this one; can be given several times")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
-    parser.add_argument("--out", type=Path, default=Path("results/tables"), help="(default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a few steps: a try, numbers without meaning")
-    options = parser.parse_args(arguments)
+def main(arguments: list[str] | None = None, tables: Sequence[Table] = TABLES) -> int:
+    """Exit status: 0, or 130 after an interruption."""
+    options = parse(tables, arguments)
     console = Console(highlight=False)
-    for name in options.tables:
-        table = tables[name]
-        seeds = range(options.first_seed, options.first_seed + (options.seeds or (2 if options.quick else table.seeds)))
-        jobs = [
-            Job(system, arm, seed, QUICK if options.quick else FULL)
-            for seed in seeds
-            for system in options.system or table.systems
-            for arm in options.arm or table.arms
-        ]
+    for table in options.tables:
+        jobs = jobs_of(table, options)
+        if not jobs:
+            continue
         results = Results(options.out, table)
-        report(table, run_all(table, jobs, results, options.workers, console), options.out / name, console)
+        try:
+            found = (
+                results.load_all(jobs)
+                if options.report
+                else run_all(table, jobs, results, options.workers, console)
+            )
+        except KeyboardInterrupt:
+            kept = len(results.load_all(jobs))
+            console.print(
+                f"Interrupted. {kept} of {len(jobs)} runs of {table.name} are done, and kept in "
+                f"{options.out}; "
+                f"the same command goes on from there, --report shows what there is.",
+                markup=False,
+            )
+            return INTERRUPTED
+        if options.tune:
+            show_tuning(table, found, console)
+            continue
+        folder = options.out / table.name
+        report(table, found, folder / "quick" if options.quick else folder, console)
+        if len(found) < len(jobs):
+            console.print(f"- {len(found)} of {len(jobs)} runs are on disk.", markup=False)
     return 0
+
+
+def jobs_of(table: Table, options: Options) -> list[Job]:
+    """The runs that are asked for, seed after seed, so that what is done after an interruption is paired."""
+    systems, arms, seeds = options.systems_of(table), options.arms_of(table), options.seeds_of(table)
+    if options.tune:
+        return grid_jobs(table, systems, seeds)
+    size = QUICK if options.quick else FULL
+    jobs = []
+    for seed in seeds:
+        jobs += [
+            Job(system, arm, seed, size)
+            for system in systems
+            for arm in arms
+            if (system, arm) not in table.without
+        ]
+        if options.converged and BASELINE in arms:
+            jobs += [Job(system, BASELINE, seed, size, lengthened=True) for system in systems]
+    return jobs
 
 
 if __name__ == "__main__":

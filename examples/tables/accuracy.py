@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def accuracy_of_classes(logits: Tensor, labels: Tensor) -> Tensor:
-    """Accuracy `[K]` of each class in %, of logits `[N, K]` and labels `[N]`; nan for a class without images."""
+    """Accuracy `[K]` of each class in %, of logits `[N, K]` and labels `[N]`; nan where there is no image."""
     classes = logits.shape[1]
     right = labels[logits.argmax(1) == labels].bincount(minlength=classes)
     return 100 * right.double() / labels.bincount(minlength=classes)

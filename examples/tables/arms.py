@@ -1,8 +1,8 @@
-"""The arms of every table: the baseline, BatchFormer, and what tells the effect of relating from that of noise.
+"""The arms of every table: the baseline, BatchFormer, and controls that tell relating from noise.
 
 - "uniform": a sample attends to all alike (`attend="uniform"`). What BatchFormer does beyond it, it does by
   choosing whom a sample attends to.
-- "alone": a sample attends to itself (`attend="alone"`). It relates nothing, but is no control of equal noise:
+- "alone": a sample attends to itself (`attend="alone"`). It relates nothing, but its noise is another:
   dropout on its one key drops a head's value whole or doubles it, where that on N keys averages out.
 - "softened": no layer at all. The second stream is the features under dropout, and its labels go a little of
   the way to the mean of the batch's.

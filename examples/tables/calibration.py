@@ -1,4 +1,4 @@
-"""Metrics once the logits are calibrated: what a shift of some classes' logits explains is no better recognition."""
+"""Calibrated metrics: what a shift of some classes' logits explains is no better recognition."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ Score = Callable[[Tensor, Tensor], float]
 def best_multiple(
     logits: Tensor, labels: Tensor, direction: Tensor, multiples: Sequence[float], score: Score
 ) -> float:
-    """The multiple of `direction` `[K]` that, added to the logits, gives the best score; of equals the smallest.
+    """The multiple of `direction` `[K]` whose sum with the logits scores best; of equals the smallest.
 
     To be chosen on validation images, never on those of the test.
 

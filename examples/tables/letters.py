@@ -54,10 +54,11 @@ def random_faces(count: int, draws: torch.Generator) -> Tensor:
     return torch.randint(len(FACES), (count,), generator=draws)
 
 
-def in_every_face(
-    letters: Tensor, each: int, draws: torch.Generator, faces: Tensor | None = None
-) -> Images:
-    """`each` images of each of the letters `[K]` in each of the faces `[F]`, all if None; y counts from 0 to K - 1."""
+def in_every_face(letters: Tensor, each: int, draws: torch.Generator, faces: Tensor | None = None) -> Images:
+    """`each` images of each of the letters `[K]` in each of the faces `[F]`; y counts from 0 to K - 1.
+
+    If faces is None, in all.
+    """
     faces = torch.arange(len(FACES)) if faces is None else faces
     y = torch.arange(len(letters)).repeat_interleave(len(faces) * each)
     return Images(draw(letters[y], faces.repeat_interleave(each).repeat(len(letters)), draws), y)
@@ -81,7 +82,7 @@ def fit(
     recipe: Recipe,
     seed: int,
 ) -> None:
-    """Train the model, and leave it in evaluation.
+    """Train a classifier, and leave it in evaluation.
 
     Args:
         model: gives logits `[N, K]`; for the arm "softened" by its `features` and its `classifier`.
@@ -92,19 +93,27 @@ def fit(
         recipe: how to train.
         seed: of the order of the images and of their augmentation; dropout goes by torch's global generator.
     """
-    model.train()
     criterion = wrap(attachment, criterion)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        if arm != SOFTENED:
+            return criterion(model(x), y)
+        features, targets = softened(model.features(x), y, model.classifier.out_features)
+        return criterion(model.classifier(features), targets)
+
+    minimise(loss, model, images, recipe, seed)
+
+
+def minimise(
+    loss: Callable[[Tensor, Tensor], Tensor], model: nn.Module, images: Images, recipe: Recipe, seed: int
+) -> None:
+    """Train a model by the loss of images `[N, 1, 24, 24]` and labels `[N]`, and leave it in evaluation."""
+    model.train()
     optimization = Optimization(
         model, steps=recipe.steps, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     for x, y in batches(images, recipe.steps, recipe.batch_size, seed):
-        x = x.contiguous(memory_format=torch.channels_last)
-        if arm == SOFTENED:
-            features, targets = softened(model.features(x), y, model.classifier.out_features)
-            loss = criterion(model.classifier(features), targets)
-        else:
-            loss = criterion(model(x), y)
-        optimization.step(loss)
+        optimization.step(loss(x.contiguous(memory_format=torch.channels_last), y))
     model.eval()
 
 

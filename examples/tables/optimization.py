@@ -38,9 +38,7 @@ class Optimization:
         if adam:
             self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, learning_rate, fused=True)
         else:
-            self.optimizer = torch.optim.SGD(
-                groups, learning_rate, momentum=0.9, nesterov=True, fused=True
-            )
+            self.optimizer = torch.optim.SGD(groups, learning_rate, momentum=0.9, nesterov=True, fused=True)
         self._schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(step, steps))
 
     def step(self, loss: torch.Tensor, clip: float | None = None) -> None:

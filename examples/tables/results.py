@@ -1,10 +1,14 @@
 """The results of runs on disk, one file a run, written as it ends: what is there is not computed again."""
 
+import functools
 import json
+import math
 import os
 import platform
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ class Result:
     seconds: float
     settings: dict[str, Any]
     versions: dict[str, str]
+    origin: dict[str, str]
 
 
 class Results:
@@ -40,16 +45,20 @@ class Results:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["settings"] != self._settings(job):
             return None
-        return Result(job, Outcome(**stored["outcome"]), stored["seconds"], stored["settings"], stored["versions"])
+        names = ("seconds", "settings", "versions", "origin")
+        return Result(job, Outcome(**stored["outcome"]), *(stored[name] for name in names))
 
     def save(self, job: Job, outcome: Outcome, seconds: float) -> Result:
-        """Write the result of a job, whole or not at all."""
-        result = Result(job, outcome, seconds, self._settings(job), versions())
+        """Write the result of a job, whole or not at all; a metric that is no number becomes None."""
+        metrics = {name: _known(value) for name, value in outcome.metrics.items()}
+        outcome = replace(outcome, metrics=metrics, entropy=_known(outcome.entropy))
+        result = Result(job, outcome, round(seconds, 2), self._settings(job), versions(), origin())
         document = {
             "job": asdict(job),
             "settings": result.settings,
             "versions": result.versions,
-            "seconds": round(seconds, 2),
+            "origin": result.origin,
+            "seconds": result.seconds,
             "outcome": asdict(outcome),
         }
         path = self._path(job)
@@ -59,7 +68,7 @@ class Results:
         partial.replace(path)
         return result
 
-    def load_all(self, jobs: Iterator[Job] | list[Job]) -> list[Result]:
+    def load_all(self, jobs: Iterable[Job]) -> list[Result]:
         """The results of those jobs that have one."""
         return [result for job in jobs if (result := self.load(job)) is not None]
 
@@ -80,3 +89,45 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+@functools.cache
+def origin() -> dict[str, str]:
+    """When, on what and from which commit this process computes."""
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The commit of the checkout, with what it lacks said; "unknown" outside of one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)

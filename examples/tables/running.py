@@ -1,13 +1,21 @@
 """Runs of a table, several at a time in processes of one thread each, with a bar."""
 
 import multiprocessing
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from examples.tables.results import Result, Results
 from examples.tables.table import Job, Outcome, Table
@@ -18,8 +26,8 @@ def run_all(
 ) -> list[Result]:
     """The results of all jobs, in their order: those on disk, and the rest computed.
 
-    A run has one thread, as on batches this small a second one gains little, and as the sums of one thread are
-    the same however many runs there are beside it.
+    A run has one thread, as on batches this small a second one gains little, and as the sums of one thread
+    are the same however many runs there are beside it.
     """
     found = {job: results.load(job) for job in jobs}
     missing = [job for job, result in found.items() if result is None]
@@ -35,10 +43,23 @@ def run_all(
         for job, outcome, seconds in _computed(table, missing, workers):
             found[job] = results.save(job, outcome, seconds)
             progress.advance(bar)
+            if not console.is_terminal:  # a log has no bar
+                done = sum(result is not None for result in found.values())
+                console.print(
+                    f"{done} of {len(jobs)}: {describe(table, job)}, {seconds:.0f} s", soft_wrap=True
+                )
     return [result for result in found.values() if result is not None]
 
 
-def _computed(table, jobs, workers):
+def describe(table: Table, job: Job) -> str:
+    """A run in words."""
+    words = [table.name, job.system, job.arm, f"seed {job.seed}"]
+    words += [f"{name} {value}" for name, value in job.changes] + ["twice the steps"] * job.lengthened
+    return ", ".join(words)
+
+
+def _computed(table: Table, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome, float]]:
+    """Jobs with what they gave and the seconds they took, as they end."""
     if workers == 1 or len(jobs) < 2:
         threads = torch.get_num_threads()
         try:
@@ -50,14 +71,21 @@ def _computed(table, jobs, workers):
         return
     # Not forked: a process that has run torch's threads cannot be.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _one_thread) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _prepare_worker) as pool:
         waiting = {pool.submit(_train, table, job): job for job in jobs}
         try:
             for done in as_completed(waiting):
                 yield waiting[done], *done.result()
-        except BaseException:
+        except BaseException:  # above all an interruption; runs that have begun would take minutes to end
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             raise
+
+
+def _prepare_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process above, which ends this one
+    _one_thread()
 
 
 def _one_thread() -> None:

@@ -10,6 +10,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 LEVEL = 0.05
+ROUNDING = 1e-9  # points; metrics are counts of images, so differences can be equal but for this
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,21 @@ class Difference:
     column: str
     mean: float
     count: int
-    standard_error: float  # nan for a single pair, as all below
-    low: float  # of the 95 % interval, by Student's t with n - 1 degrees of freedom
-    high: float
-    p: float  # of both sides; 1 where all differences are 0
-    corrected: float = math.nan  # p after Holm, of the differences that are looked at together
+    standard_error: float = math.nan  # nan for a single pair, as all below
+    low: float = math.nan  # of the 95 % interval, by Student's t with n - 1 degrees of freedom
+    high: float = math.nan
+    p: float = math.nan  # of both sides
+    corrected: float = math.nan  # p after Holm; nan outside of what is looked at together
+
+    @property
+    def contrast(self) -> str:
+        """Which is compared with which."""
+        return f"{self.first} - {self.second}"
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there are pairs enough, and of differing differences, to tell how sure the mean is."""
+        return not math.isnan(self.low)
 
     @property
     def holds(self) -> bool:
@@ -34,9 +45,18 @@ class Difference:
         return self.corrected < LEVEL
 
     @property
+    def without_zero(self) -> bool:
+        """Whether the 95 % interval, as of one difference looked at alone, leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+    @property
     def excluded(self) -> float:
         """The 95 % interval excludes differences larger than this, in either direction."""
         return max(abs(self.low), abs(self.high))
+
+    def within(self, bound: float) -> bool:
+        """Whether the whole interval is nearer to 0 than that."""
+        return self.excluded < bound  # False for nan
 
 
 def difference(
@@ -44,34 +64,29 @@ def difference(
 ) -> Difference:
     """The difference of two arms in a column, over pairs of one seed each.
 
+    Where all differences are the same there is no t: that says nothing of chance, so there is no interval
+    either, and p is 1, with which it still counts for Holm.
+
     Example:
-        >>> difference("", "a", "b", "All", [3.0, 4.0, 5.0], [1.0, 2.0, 3.5]).mean
-        1.8333333333333333
+        >>> round(difference("", "a", "b", "All", [3.0, 4.0, 5.0], [1.0, 2.0, 3.5]).mean, 3)
+        1.833
     """
     differences: NDArray[np.float64] = np.subtract(ones, others)
-    count, mean = len(differences), float(differences.mean())
-    named = {"system": system, "first": first, "second": second, "column": column}
-    if count < 2:
-        return Difference(**named, mean=mean, count=count, standard_error=math.nan, low=math.nan, high=math.nan, p=math.nan)
-    if np.ptp(differences) == 0:  # without spread there is no t
-        return Difference(**named, mean=mean, count=count, standard_error=0.0, low=mean, high=mean, p=float(mean == 0))
+    found = Difference(system, first, second, column, float(differences.mean()), len(differences))
+    if found.count < 2:
+        return found
+    if np.ptp(differences) < ROUNDING:
+        return replace(found, standard_error=0.0, p=1.0)
     test = stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(1 - LEVEL)
-    return Difference(
-        **named,
-        mean=mean,
-        count=count,
-        standard_error=float(stats.sem(differences)),
-        low=float(low),
-        high=float(high),
-        p=float(test.pvalue),
-    )
+    error = float(stats.sem(differences))
+    return replace(found, standard_error=error, low=float(low), high=float(high), p=float(test.pvalue))
 
 
 def corrected(together: Sequence[Difference]) -> list[Difference]:
     """The differences with their p after Holm, for the number of those that have one."""
-    tested = [each for each in together if not math.isnan(each.p)]
+    tested = [each.p for each in together if not math.isnan(each.p)]
     if not tested:
         return list(together)
-    after = iter(multipletests([each.p for each in tested], LEVEL, method="holm")[1])
+    after = iter(multipletests(tested, LEVEL, method="holm")[1])
     return [each if math.isnan(each.p) else replace(each, corrected=float(next(after))) for each in together]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from examples.tables.arms import ARMS
+from examples.tables.arms import ARMS, BASELINE, BATCHFORMER, UNIFORM
 
 FULL, QUICK = "full", "quick"
 TUNING_SEEDS = 100  # the first seed of those that baselines were tuned on; tables count from 0
@@ -23,6 +23,7 @@ class Job:
 
     @property
     def quick(self) -> bool:
+        """Whether it is but a try."""
         return self.size == QUICK
 
 
@@ -30,9 +31,12 @@ class Job:
 class Outcome:
     """What a run gave."""
 
-    metrics: Mapping[str, float]  # by the names of the table's columns, in %
+    metrics: Mapping[str, float | None]  # by the names of the table's columns, in %; None where there is none
     entropy: float | None = None  # of the attention at the end of training, over that of uniform attention
-    relations: list[list[float]] | None = None  # [K, K], the attention between classes, of the arm BatchFormer
+    relations: list[list[float]] | None = (
+        None  # [N, N], mean over the heads; of one run of BatchFormer, if any
+    )
+    labels: list[int] | list[str] | None = None  # [N], the class of each row of the relations
 
 
 @dataclass(frozen=True)
@@ -48,5 +52,23 @@ class Table:
     train: Callable[[Job], Outcome]
     paper: str  # the papers' own figures, and what differs here; Markdown
     arms: tuple[str, ...] = ARMS
+    without: tuple[tuple[str, str], ...] = ()  # systems with the arms that they do not have
+    contrasts: tuple[tuple[str, str], ...] = ((BATCHFORMER, UNIFORM),)  # beside each arm with the baseline
     seeds: int = 6
+    short: tuple[str, ...] = ()  # the systems of --short; all if there are none
+    short_seeds: int = 3
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # settings tried in tuning the baseline
+
+    def arms_of(self, system: str) -> tuple[str, ...]:
+        """The arms that a system has."""
+        return tuple(arm for arm in self.arms if (system, arm) not in self.without)
+
+    def contrasts_of(self, system: str) -> list[tuple[str, str]]:
+        """What is compared with what in a system: every arm with the baseline, and the table's own contrasts.
+
+        BatchFormer against uniform attention, which most tables have, is what comes from choosing whom to
+        attend to.
+        """
+        arms = self.arms_of(system)
+        with_baseline = [(arm, BASELINE) for arm in arms if arm != BASELINE and BASELINE in arms]
+        return with_baseline + [pair for pair in self.contrasts if {*pair} <= {*arms}]

@@ -82,7 +82,7 @@ def steps(options: argparse.Namespace) -> dict[int, Step]:
             fails,
         ),
         5: Step("layer", 80, python("device_steps.layer"), kernels),
-        6: Step("sanitizer", 90, python("device_steps.sanitizer"), kernels),
+        6: Step("sanitizer", 260, python("device_steps.sanitizer"), kernels),
         # with a cache of its own, so that first steps compile
         7: Step(
             "benchmark",
@@ -90,7 +90,7 @@ def steps(options: argparse.Namespace) -> dict[int, Step]:
             python("batchformer.benchmark", *benchmark, *files),
             {**kernels, "XDG_CACHE_HOME": tempfile.mkdtemp(prefix="batchformer-first-steps-")},
         ),
-        8: Step("threads", 60, python("device_steps.threads")),
+        8: Step("threads", 180, python("device_steps.threads")),
         10: Step("check", 60, python("batchformer.cuda", "--check", "--report", str(out / "device.md"))),
         9: Step("profile", 40, python("device_steps.profile", *options.dtype[:1], *options.shapes), kernels),
     }

@@ -1,5 +1,9 @@
-"""Training steps of tiny layers that go through every kernel, for the sanitizer."""
+"""Training steps of tiny layers that go through every kernel, for the sanitizer.
 
+All layers, or those whose numbers are given.
+"""
+
+import sys
 from typing import Any
 
 import torch
@@ -20,7 +24,8 @@ CASES: list[tuple[tuple[int, int, int, int], torch.dtype, dict[str, Any]]] = [
 
 
 def main() -> None:
-    for (n, l, c, h), dtype, options in CASES:
+    numbers = map(int, sys.argv[1:]) if len(sys.argv) > 1 else range(len(CASES))
+    for (n, l, c, h), dtype, options in map(CASES.__getitem__, numbers):
         torch.manual_seed(0)
         layer = bf.TransformerEncoderLayer(c, h, c, 0.5, device="cuda", dtype=dtype, **options)
         x = torch.randn(n, l, c, device="cuda", dtype=dtype, requires_grad=True)

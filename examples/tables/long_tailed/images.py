@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
-from longtail.data import generator, shuffled
-from longtail.groups import by_count
-from longtail.image_lists import Entry, ListError
+from examples.tables.draws import generator, shuffled
+from examples.tables.long_tailed.groups import by_count
+from examples.tables.long_tailed.image_lists import Entry, ListError
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, by channel
 
@@ -25,7 +25,6 @@ class Loading:
     image_size: int
     batch_size: int  # in evaluation
     workers: int
-    device: torch.device
 
 
 class ListedImages:
@@ -74,8 +73,7 @@ class ListedImages:
         for batch in loader:
             if isinstance(batch, ListError):
                 raise batch
-            x, y = batch
-            yield x.to(self._loading.device), y.to(self._loading.device)
+            yield batch
 
 
 class _Images(Dataset[tuple[Tensor, int] | ListError]):

@@ -1,5 +1,7 @@
 """Which classes are called Many, Medium and Few."""
 
+import math
+
 from torch import Tensor
 
 GROUPS = ("Many", "Medium", "Few")
@@ -37,17 +39,21 @@ def by_count(counts: Tensor) -> Groups:
     return dict(zip(GROUPS, (many, medium, few), strict=True))
 
 
+def group_columns(accuracies: Tensor, groups: Groups) -> dict[str, float | None]:
+    """The mean accuracy of all classes and of each group; None for a group without test images.
+
+    Over classes and not over images, which is the same on a balanced test set.
+
+    Args:
+        accuracies (Tensor[K]): of each class; nan for one without test images.
+        groups: the classes of each.
+    """
+    parts = {"All": accuracies} | {name: accuracies[labels] for name, labels in groups.items()}
+    means = {name: part.nanmean().item() for name, part in parts.items()}
+    return {name: None if math.isnan(mean) else mean for name, mean in means.items()}
+
+
 def ranking(counts: Tensor) -> list[int]:
     """Classes from the most frequent to the rarest, equal ones by label."""
     ranked: list[int] = counts.argsort(descending=True, stable=True).tolist()
     return ranked
-
-
-def describe(groups: Groups, counts: Tensor) -> str:
-    """One line a group: how many classes, and from how many to how many training images."""
-    lines = []
-    for name, labels in groups.items():
-        sizes = [int(counts[label]) for label in labels]
-        images = f", {max(sizes)} to {min(sizes)} training images each" if sizes else ""
-        lines.append(f"  {name:<6}  {len(labels)} class{'es' * (len(labels) != 1)}{images}")
-    return "\n".join(lines)

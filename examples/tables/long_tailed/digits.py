@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from longtail.data import generator, shuffled
-from longtail.groups import by_thirds
+from examples.tables.draws import generator, shuffled
+from examples.tables.long_tailed.data import class_sizes
+from examples.tables.long_tailed.groups import by_thirds
 
 CLASSES = 10
 TEST_IMAGES = 50  # of each class; what is left of the smallest class is the size of the most frequent one
@@ -23,17 +24,16 @@ class LongTailedDigits:
     Args:
         imbalance: training images of the most frequent class over those of the rarest.
         seed: of all the draws above.
-        device: where the batches are wanted; the draws are made on the CPU, the same for every device.
     """
 
-    def __init__(self, imbalance: float, seed: int, device: torch.device) -> None:
+    def __init__(self, imbalance: float, seed: int) -> None:
         self.seed = seed
         digits = load_digits()
         images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16  # [1797, 1, 8, 8], in [0, 1]
         labels = torch.from_numpy(digits.target).long()
         draws = generator(seed, "split")
         largest = int(labels.bincount().min()) - TEST_IMAGES
-        profile = exponential_counts(largest, imbalance, CLASSES)
+        profile = class_sizes(largest, imbalance, CLASSES)
         self.counts = torch.tensor(profile)[torch.randperm(CLASSES, generator=draws)]  # [10]
         train, test = [], []
         for label in range(CLASSES):
@@ -42,8 +42,8 @@ class LongTailedDigits:
             test.append(members[:TEST_IMAGES])
             train.append(members[TEST_IMAGES : TEST_IMAGES + int(self.counts[label])])
         self.groups = by_thirds(self.counts)
-        self._train = _pick(images, labels, torch.cat(train), device)
-        self._test = _pick(images, labels, torch.cat(test), device)
+        self._train = (images[torch.cat(train)], labels[torch.cat(train)])
+        self._test = (images[torch.cat(test)], labels[torch.cat(test)])
 
     def train_batches(self, steps: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images `[N, 1, 8, 8]` and labels `[N]`, augmented, one pair a step; the same at every call."""
@@ -51,25 +51,12 @@ class LongTailedDigits:
         batches = shuffled(len(labels), batch_size, generator(self.seed, "order"))
         draws = generator(self.seed, "augmentation")
         for _ in range(steps):
-            batch = next(batches).to(labels.device)
+            batch = next(batches)
             yield random_affine(images[batch], draws), labels[batch]
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images `[500, 1, 8, 8]` and labels `[500]`, in one batch."""
         yield self._test
-
-
-def exponential_counts(largest: int, imbalance: float, classes: int) -> list[int]:
-    """Training images of each class, most frequent first: n_max * imbalance^(-rank / (K - 1)), at least 2.
-
-    Source: Cui et al., "Class-balanced loss based on effective number of samples" (CVPR 2019), section 5.1.
-
-    Example:
-        >>> exponential_counts(100, 100, 3)
-        [100, 10, 2]
-    """
-    shares = (imbalance ** (-rank / (classes - 1)) for rank in range(classes))
-    return [max(round(largest * share), 2) for share in shares]
 
 
 def random_affine(images: Tensor, draws: torch.Generator) -> Tensor:
@@ -85,7 +72,3 @@ def random_affine(images: Tensor, draws: torch.Generator) -> Tensor:
     maps = torch.stack(rows, 1).to(images)  # [N, 2, 3]
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)  # [N, H, W, 2]
     return F.grid_sample(images, grid, align_corners=False)
-
-
-def _pick(images: Tensor, labels: Tensor, chosen: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    return images[chosen].to(device), labels[chosen].to(device)

@@ -1,1 +1,0 @@
-"""The parts of examples/long_tailed.py: data, model, training, report, figures."""

@@ -1,0 +1,105 @@
+"""Pictures of a table: its paired differences with their intervals, and the relations of a trained module."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+import batchformer as bf
+from examples.tables.arms import ALONE, BASELINE, BATCHFORMER, SOFTENED, UNIFORM
+from examples.tables.record import related_run
+from examples.tables.results import Result
+from examples.tables.statistics import Difference
+from examples.tables.summary import Summary
+from examples.tables.table import Table
+
+# Okabe and Ito's palette, safe for colour-blind readers; the markers differ as well.
+COLOURS = {BATCHFORMER: "#0072B2", UNIFORM: "#E69F00", ALONE: "#009E73", SOFTENED: "#CC79A7"}
+MARKERS = {BATCHFORMER: "s", UNIFORM: "^", ALONE: "v", SOFTENED: "D"}
+OTHERS = ("#D55E00", "#56B4E9", "#000000")  # of arms that one table alone has
+CHOOSING = {"color": "#0072B2", "markerfacecolor": "white"}  # BatchFormer against uniform
+
+LETTERS = 42  # of a title in a panel
+
+
+def draw_differences(path: Path, summary: Summary) -> Path | None:
+    """Paired differences with 95 % intervals, a panel a system and primary column; None without any."""
+    if not summary.primary:
+        return None
+    systems, columns = summary.systems, summary.table.primary
+    orders = {system: summary.table.contrasts_of(system) for system in systems}
+    heights = [0.27 * len(order) + 0.75 for order in orders.values()]  # inches
+    figure = Figure(figsize=(1.9 + 3.3 * len(columns), sum(heights) + 0.9), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches
+    panels = figure.subplots(
+        len(systems), len(columns), sharex="col", sharey="row", squeeze=False, height_ratios=heights
+    )
+    for system, row in zip(systems, panels, strict=True):
+        for column, axes in zip(columns, row, strict=True):
+            found = [each for each in summary.primary if (each.system, each.column) == (system, column)]
+            _draw(axes, found, orders[system], summary.table.arms)
+            axes.set_title(textwrap.fill(f"{system}: {column}", LETTERS), fontsize=9)
+    for axes in panels[-1]:
+        axes.set_xlabel("difference (points)", fontsize=9)
+    figure.suptitle(_title(summary), fontsize=11)
+    save(figure, path)
+    return path
+
+
+def _draw(axes: Axes, found: Sequence[Difference], order: list[tuple[str, str]], arms: Sequence[str]) -> None:
+    """The contrasts from above to below, the difference from left to right."""
+    axes.axvline(0, color="black", linewidth=0.8)
+    for each in found:
+        place = order.index((each.first, each.second))
+        error = [[each.mean - each.low], [each.high - each.mean]] if each.has_interval else None
+        style = _style(each, arms)
+        axes.errorbar(each.mean, place, xerr=error, markersize=6, capsize=3, linewidth=1.4, **style)
+    axes.set_yticks(range(len(order)), [f"{first} - {second}" for first, second in order])
+    axes.set_ylim(len(order) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_tick_params(labelbottom=True)
+    axes.tick_params(labelsize=8.5)
+    axes.grid(axis="x", alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _style(each: Difference, arms: Sequence[str]) -> dict[str, Any]:
+    if each.second != BASELINE:
+        return {"marker": MARKERS[BATCHFORMER], **CHOOSING}
+    own = [arm for arm in arms if arm not in COLOURS and arm != BASELINE]
+    colours = COLOURS | {arm: OTHERS[place % len(OTHERS)] for place, arm in enumerate(own)}
+    return {"color": colours[each.first], "marker": MARKERS.get(each.first, "o")}
+
+
+def _title(summary: Summary) -> str:
+    if summary.quick:
+        return f"{summary.table.title}: a try, numbers without meaning"
+    counts = sorted({each.count for each in summary.primary})
+    if counts[-1] == 1:
+        return f"{summary.table.title}: one seed, no interval"
+    seeds = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+    return f"{summary.table.title}: paired differences, 95 % intervals, {seeds} seeds"
+
+
+def draw_relations(path: Path, table: Table, results: Sequence[Result]) -> Path | None:
+    """Who attends to whom in the batch of one trained module, by class; None if no run has it."""
+    run = related_run(results)
+    if run is None:
+        return None
+    matrix = np.array(run.outcome.relations)
+    title = textwrap.fill(f"{table.title}, {run.job.system}, seed {run.job.seed}: {len(matrix)} samples", 60)
+    figure = bf.plot_relations(matrix, run.outcome.labels, title=title)
+    panel = figure.axes[0]
+    panel.set_title(panel.get_title().replace("head 1", "mean over the heads"), fontsize=10)
+    save(figure, path)
+    return path
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG."""
+    figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")

@@ -1,0 +1,112 @@
+"""Batches larger than a step's: a long tail, learned eight images at a time, with samples from elsewhere."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from examples.tables.accuracy import accuracy_of_classes
+from examples.tables.arms import ARMS, BATCHFORMER, UNIFORM, insert, wrap
+from examples.tables.draws import generator
+from examples.tables.letters import CLASSES, Recipe, in_every_face, minimise, predict
+from examples.tables.long_tailed.data import long_tailed_letters
+from examples.tables.long_tailed.groups import COLUMNS, by_thirds, group_columns
+from examples.tables.long_tailed.systems import balanced_softmax
+from examples.tables.network import ConvNet
+from examples.tables.table import Job, Outcome, Table
+
+ALONE, TOGETHER = SYSTEMS = ("one process", "two processes")
+REMEMBERED = {f"{BATCHFORMER}, {size} remembered": size for size in (8, 56, 248)}
+REMEMBERED[f"{UNIFORM}, 248 remembered"] = 248
+GATHERED = (f"{BATCHFORMER}, gathered", f"{UNIFORM}, gathered")
+PROCESSES = 2
+RECIPE = Recipe(steps=4800, batch_size=8, learning_rate=0.03, weight_decay=5e-4)  # of each process
+
+
+def settings(job: Job) -> Mapping[str, Any]:
+    """All that decides the numbers of a run."""
+    chosen = asdict(RECIPE) | {"processes": 1, "most": 200, "imbalance": 100, "tested": 2}
+    if job.system == TOGETHER:
+        chosen |= {"processes": PROCESSES, "steps": RECIPE.steps // PROCESSES}  # as many images
+    if job.quick:
+        chosen |= {"steps": 6, "most": 20, "tested": 1}
+    if job.lengthened:
+        chosen["steps"] *= 2
+    return chosen | dict(job.changes)
+
+
+def train(job: Job) -> Outcome:
+    """One run; of two processes by torchrun."""
+    if job.system == ALONE:
+        return Outcome(train_rank(job, rank=0))
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder, "metrics.json")
+        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+        program = ["-m", "examples.tables.rank_of_two", json.dumps(asdict(job)), str(found)]
+        done = subprocess.run(
+            [sys.executable, "-m", *torchrun, *program], check=False, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"torchrun: expected two processes to train, got\n{done.stderr[-3000:]}")
+        return Outcome(json.loads(found.read_text(encoding="utf-8")))
+
+
+def train_rank(job: Job, rank: int) -> dict[str, float | None]:
+    """The metrics of the network that this process trains, in a group of processes if there are two.
+
+    Each step has the next images of all processes, of which this one takes its part.
+    """
+    chosen = settings(job)
+    images, counts = long_tailed_letters(job.seed, chosen["most"], chosen["imbalance"])
+    torch.manual_seed(job.seed)
+    model = ConvNet(CLASSES).to(memory_format=torch.channels_last)
+    options: dict[str, Any] = {"memory_bank_size": REMEMBERED[job.arm]} if job.arm in REMEMBERED else {}
+    if job.arm in GATHERED:
+        options["gather_distributed"] = True
+    attachment = insert(model, job.arm.split(",")[0], before="classifier", **options)
+    criterion = wrap(attachment, balanced_softmax((counts / counts.sum()).log()))
+    network = model if chosen["processes"] == 1 else DistributedDataParallel(model)
+    recipe = Recipe.of(chosen)
+    whole = replace(recipe, batch_size=recipe.batch_size * chosen["processes"])
+
+    def loss(x, y):
+        part = slice(rank * recipe.batch_size, (rank + 1) * recipe.batch_size)
+        return criterion(network(x[part]), y[part])
+
+    minimise(loss, network, images, whole, job.seed)
+    test = in_every_face(torch.arange(CLASSES), chosen["tested"], generator(job.seed, "test"))
+    return group_columns(accuracy_of_classes(predict(model, test.x), test.y), by_thirds(counts))
+
+
+TABLE = Table(
+    name="larger_batches",
+    title="Larger batches",
+    systems=SYSTEMS,
+    columns=COLUMNS,
+    primary=("All", "Few"),
+    arms=(*ARMS, *REMEMBERED, *GATHERED),
+    without=(*((TOGETHER, arm) for arm in REMEMBERED), *((ALONE, arm) for arm in GATHERED)),
+    contrasts=(
+        (BATCHFORMER, UNIFORM),
+        *((arm, BATCHFORMER) for arm in REMEMBERED if arm.startswith(BATCHFORMER)),
+        (f"{BATCHFORMER}, 248 remembered", f"{UNIFORM}, 248 remembered"),
+        (GATHERED[0], BATCHFORMER),
+        GATHERED,
+    ),
+    settings=settings,
+    train=train,
+    paper="""\
+None: the papers relate the samples of one process and one step.
+
+Network, images and loss are those of Balanced Softmax in the long-tailed table, imbalance 100. Two processes
+take half as many steps, so that all arms see as many images; compare arms within one system alone.
+""",
+    grid={"learning_rate": (0.01, 0.03, 0.1)},
+)

@@ -1,0 +1,134 @@
+"""Long-tailed recognition: Balanced Softmax, RIDE and PaCo in miniature."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from examples.glyphs.instances import augment
+from examples.tables.accuracy import accuracy_of_classes, mean_accuracy
+from examples.tables.arms import ARMS, SOFTENED, insert, wrap
+from examples.tables.calibration import best_multiple
+from examples.tables.draws import generator
+from examples.tables.letters import CLASSES, Recipe, fit, in_every_face, minimise, predict
+from examples.tables.long_tailed.data import long_tailed_letters
+from examples.tables.long_tailed.groups import COLUMNS, by_thirds, group_columns
+from examples.tables.long_tailed.papers import FIGURES
+from examples.tables.long_tailed.systems import (
+    Experts,
+    PaCo,
+    balanced_softmax,
+    of_experts,
+    parametric_contrast,
+)
+from examples.tables.network import ConvNet
+from examples.tables.relating import attention, relative_entropy
+from examples.tables.table import Job, Outcome, Table
+
+BALANCED, BALANCED_50, RESNET, RIDE, PACO = SYSTEMS = (
+    "Balanced Softmax",
+    "Balanced Softmax, imbalance 50",
+    "Balanced Softmax, ResNet-10",
+    "RIDE",
+    "PaCo",
+)
+RECIPE = Recipe(steps=600, batch_size=128, learning_rate=0.3, weight_decay=5e-4)
+MULTIPLES = [step / 10 for step in range(-15, 16)]  # of the log prior
+QUEUE = 1024  # keys that PaCo remembers
+
+
+def settings(job: Job) -> Mapping[str, Any]:
+    """All that decides the numbers of a run."""
+    imbalance = 50 if job.system == BALANCED_50 else 100
+    chosen = asdict(RECIPE) | {"system": job.system, "most": 200, "imbalance": imbalance, "tested": 2}
+    if job.system == RESNET:
+        chosen["learning_rate"] = 0.1
+    if job.quick:
+        chosen |= {"steps": 6, "batch_size": 64, "most": 20, "tested": 1}
+    if job.lengthened:
+        chosen["steps"] *= 2
+    return chosen | dict(job.changes)
+
+
+def train(job: Job) -> Outcome:
+    """One run."""
+    chosen = settings(job)
+    images, counts = long_tailed_letters(job.seed, chosen["most"], chosen["imbalance"])
+    log_prior = (counts / counts.sum()).log()  # [K]
+    torch.manual_seed(job.seed)
+    model, attachment = TRAINED[job.system](job, images, log_prior, Recipe.of(chosen))
+
+    test, validation = (
+        in_every_face(torch.arange(CLASSES), chosen["tested"], generator(job.seed, purpose))
+        for purpose in ("test", "validation")
+    )
+    logits = predict(model, test.x)
+    multiple = best_multiple(predict(model, validation.x), validation.y, log_prior, MULTIPLES, mean_accuracy)
+    metrics = group_columns(accuracy_of_classes(logits, test.y), by_thirds(counts))
+    metrics["All, calibrated"] = mean_accuracy(logits + multiple * log_prior, test.y)
+    heads = attention(attachment, test.x[:: len(test) // CLASSES])
+    return Outcome(metrics, None if heads is None else relative_entropy(heads))
+
+
+def _convnet(job, images, log_prior, recipe):
+    model = ConvNet(CLASSES).to(memory_format=torch.channels_last)
+    attachment = insert(model, job.arm, before="classifier")
+    fit(model, job.arm, attachment, balanced_softmax(log_prior), images, recipe, job.seed)
+    return model, attachment
+
+
+def _resnet(job, images, log_prior, recipe):
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES)
+    model.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)  # for one colour
+    model = model.to(memory_format=torch.channels_last)
+    attachment = insert(model, job.arm)  # it is known where it goes in
+    fit(model, job.arm, attachment, balanced_softmax(log_prior), images, recipe, job.seed)
+    return model, attachment
+
+
+def _ride(job, images, log_prior, recipe):
+    model = Experts(CLASSES).to(memory_format=torch.channels_last)
+    attachment = insert(model, job.arm, before=[f"classifiers.{number}" for number in range(3)])
+    fit(model, job.arm, attachment, of_experts(log_prior), images, recipe, job.seed)
+    return model, attachment
+
+
+def _paco(job, images, log_prior, recipe):
+    model = PaCo(CLASSES).to(memory_format=torch.channels_last)
+    attachment = insert(model, job.arm, after=["features", "key_features"], layout="NC")
+    criterion = wrap(attachment, parametric_contrast(log_prior))
+    draws = generator(job.seed, "other view")
+    queue, queue_labels = torch.zeros(QUEUE, 64), torch.full((QUEUE,), -1)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        nonlocal queue, queue_labels
+        model.follow()
+        logits, queries, keys = model(x, augment(x, draws))
+        value = criterion(logits, queries, keys, y, queue, queue_labels)
+        queue = torch.cat([keys[: len(y)].detach(), queue])[:QUEUE]  # of the originals
+        queue_labels = torch.cat([y, queue_labels])[:QUEUE]
+        return value
+
+    minimise(loss, model, images, recipe, job.seed)
+    return model, attachment
+
+
+TRAINED = {BALANCED: _convnet, BALANCED_50: _convnet, RESNET: _resnet, RIDE: _ride, PACO: _paco}
+
+TABLE = Table(
+    name="long_tailed",
+    title="Long-tailed recognition",
+    systems=SYSTEMS,
+    columns=(*COLUMNS, "All, calibrated"),
+    primary=("All", "All, calibrated"),
+    arms=(*ARMS, SOFTENED),
+    without=tuple((system, SOFTENED) for system in (RESNET, RIDE, PACO)),
+    settings=settings,
+    train=train,
+    paper=FIGURES,
+    grid={"learning_rate": (0.1, 0.2, 0.3, 0.5), "weight_decay": (1e-4, 5e-4, 2e-3)},
+)

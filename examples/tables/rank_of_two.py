@@ -1,0 +1,29 @@
+"""One of the processes of a run of larger_batches.py, started by torchrun."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from examples.tables.larger_batches import train_rank
+from examples.tables.table import Job
+
+
+def main(job: str, found: str) -> None:
+    """Train as this rank; the first writes the metrics."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    values = json.loads(job)
+    changes = tuple(map(tuple, values.pop("changes")))
+    metrics = train_rank(Job(**values, changes=changes), dist.get_rank())
+    if dist.get_rank() == 0:
+        Path(found).write_text(json.dumps(metrics), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,93 @@
+"""All results of a table in one small file: what a report and its page are made of, without a run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from examples.tables.results import Result
+from examples.tables.table import Job, Outcome, Table
+
+UNIT = 1e-5  # relations are whole multiples of it in a file
+
+
+def as_document(table: Table, results: Sequence[Result]) -> dict[str, Any]:
+    """The results in types that JSON has: each different setting and origin once, and one run's relations."""
+    kept = [result for result in results if not result.job.changes]
+    settings: list[dict[str, Any]] = []
+    origins: list[dict[str, Any]] = []
+    runs = [
+        {
+            "system": result.job.system,
+            "arm": result.job.arm,
+            "seed": result.job.seed,
+            "size": result.job.size,
+            "lengthened": result.job.lengthened,
+            "metrics": dict(result.outcome.metrics),
+            "entropy": result.outcome.entropy,
+            "seconds": result.seconds,
+            "settings": _place(result.settings, settings),
+            "origin": _place({"versions": result.versions, "origin": result.origin}, origins),
+        }
+        for result in kept
+    ]
+    relations = None
+    if (related := related_run(kept)) is not None:
+        relations = {
+            "run": kept.index(related),
+            "unit": UNIT,
+            "matrix": [[round(share / UNIT) for share in row] for row in related.outcome.relations or ()],
+            "labels": related.outcome.labels,
+        }
+    return {
+        "table": table.name,
+        "settings": settings,
+        "origins": origins,
+        "relations": relations,
+        "runs": runs,
+    }
+
+
+def related_run(results: Sequence[Result]) -> Result | None:
+    """The run whose relations are drawn: the first that has them."""
+    return next((result for result in results if result.outcome.relations is not None), None)
+
+
+def write_record(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document, a run a line."""
+    rest = {name: value for name, value in document.items() if name != "runs"}
+    head = json.dumps(rest, ensure_ascii=False, allow_nan=False)
+    runs = ",\n".join(json.dumps(run, ensure_ascii=False, allow_nan=False) for run in document["runs"])
+    path.write_text(f'{head[:-1]}, "runs": [\n{runs}\n]}}\n', encoding="utf-8")
+
+
+def read_record(path: Path) -> list[Result]:
+    """The results of a file of `write_record`."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    results = []
+    for run in document["runs"]:
+        origin = document["origins"][run["origin"]]
+        results.append(
+            Result(
+                Job(run["system"], run["arm"], run["seed"], run["size"], run["lengthened"]),
+                Outcome(run["metrics"], run["entropy"]),
+                run["seconds"],
+                document["settings"][run["settings"]],
+                origin["versions"],
+                origin["origin"],
+            )
+        )
+    if (relations := document["relations"]) is not None:
+        matrix = [[share * relations["unit"] for share in row] for row in relations["matrix"]]
+        of = results[relations["run"]]
+        outcome = replace(of.outcome, relations=matrix, labels=relations["labels"])
+        results[relations["run"]] = replace(of, outcome=outcome)
+    return results
+
+
+def _place(value: dict[str, Any], values: list[dict[str, Any]]) -> int:
+    """Where a value is among different ones, to which it is added if it is new."""
+    if value not in values:
+        values.append(value)
+    return values.index(value)

@@ -1,0 +1,69 @@
+"""The table of larger batches: which arm has which samples, and two processes beside one."""
+
+import json
+
+import pytest
+import torch
+
+from examples.tables import larger_batches
+from examples.tables.arms import BASELINE, BATCHFORMER
+from examples.tables.larger_batches import ALONE, GATHERED, REMEMBERED, TABLE, TOGETHER, train
+from examples.tables.table import QUICK, Job
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def attached(monkeypatch: pytest.MonkeyPatch, arm: str) -> dict[str, object]:
+    """The options of an arm's module."""
+    found: dict[str, object] = {}
+    insert = larger_batches.insert
+
+    def watched(model, kind, **options):
+        found.update(options, kind=kind)
+        return insert(model, kind, **options)
+
+    monkeypatch.setattr(larger_batches, "insert", watched)
+    train(Job(ALONE, arm, 0, QUICK))
+    return found
+
+
+@pytest.mark.parametrize("arm", REMEMBERED)
+def test_an_arm_remembers_as_many_samples_as_its_name_says(arm, monkeypatch):
+    found = attached(monkeypatch, arm)
+    kind, size = arm.removesuffix(" remembered").split(", ")
+    assert found == {"kind": kind, "before": "classifier", "memory_bank_size": int(size)}
+
+
+def test_each_system_has_the_arms_that_it_can_have():
+    assert not {*GATHERED} & {*TABLE.arms_of(ALONE)}
+    assert not {*REMEMBERED} & {*TABLE.arms_of(TOGETHER)}
+    assert {BASELINE, BATCHFORMER} <= {*TABLE.arms_of(ALONE)} & {*TABLE.arms_of(TOGETHER)}
+    assert all({first, second} <= {*TABLE.arms} for first, second in TABLE.contrasts)
+
+
+def test_two_processes_gather_and_give_the_same_numbers_again():
+    job = Job(TOGETHER, GATHERED[0], 0, QUICK, changes=(("steps", 3),))
+    first = train(job)
+    assert set(first.metrics) == set(TABLE.columns)
+    assert json.dumps(train(job).metrics) == json.dumps(first.metrics)
+
+
+def test_processes_take_the_parts_of_one_batch(monkeypatch):
+    """Their rows, side by side, are those of one process with the whole batch."""
+    seen: dict[int, list[torch.Tensor]] = {}
+
+    class Network(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            seen.setdefault(rank, []).append(x.clone())
+            return self.model(x)
+
+    monkeypatch.setattr(larger_batches, "DistributedDataParallel", Network)
+    for rank in (0, 1):
+        larger_batches.train_rank(Job(TOGETHER, BASELINE, 0, QUICK, changes=(("steps", 2),)), rank)
+    size = TABLE.settings(Job(TOGETHER, BASELINE, 0))["batch_size"]
+    assert [x.shape[0] for x in seen[0] + seen[1]] == [size] * 4
+    assert not torch.equal(seen[0][0], seen[1][0])

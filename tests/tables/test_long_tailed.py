@@ -1,0 +1,130 @@
+"""The long-tailed table: its class sizes, its losses against plain ones, and its columns."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from examples.tables.draws import generator
+from examples.tables.long_tailed import TABLE, train
+from examples.tables.long_tailed.data import class_sizes, long_tailed_letters
+from examples.tables.long_tailed.groups import by_count, by_thirds, group_columns
+from examples.tables.long_tailed.systems import (
+    DIVERSITY,
+    SAMPLES,
+    TEMPERATURE,
+    Experts,
+    PaCo,
+    balanced_softmax,
+    of_experts,
+    parametric_contrast,
+)
+from examples.tables.table import QUICK, Job
+
+COUNTS = torch.tensor([8.0, 3.0, 1.0])
+LOG_PRIOR = (COUNTS / COUNTS.sum()).log()
+
+
+@pytest.mark.parametrize("imbalance", [1, 10, 100])
+def test_class_sizes_follow_the_formula(imbalance):
+    sizes = class_sizes(200, imbalance, 106)
+    assert sizes[0] == 200
+    assert sizes[-1] == max(round(200 / imbalance), 2)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[53] == max(round(200 * imbalance ** (-53 / 105)), 2)
+
+
+def test_which_letter_is_rare_depends_on_the_seed_alone():
+    (images, counts), (again, same), (_, others) = (long_tailed_letters(seed, 20, 10) for seed in (0, 0, 1))
+    assert torch.equal(counts, same)
+    assert torch.equal(images.x, again.x)
+    assert torch.equal(counts.sort()[0], others.sort()[0])
+    assert not torch.equal(counts, others)
+    assert torch.equal(images.y.bincount(), counts)
+
+
+def test_balanced_softmax_has_the_value_computed_by_hand():
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    weights = [math.exp(0) * 8, math.exp(1) * 3, math.exp(2) * 1]
+    loss = balanced_softmax(LOG_PRIOR)(logits, torch.tensor([2]))
+    assert loss.item() == pytest.approx(-math.log(weights[2] / sum(weights)), rel=1e-6)
+
+
+def test_a_class_without_training_images_does_not_break_balanced_softmax():
+    log_prior = torch.tensor([0.5, 0.0, 0.5]).log()
+    assert torch.isfinite(balanced_softmax(log_prior)(torch.randn(4, 3), torch.tensor([0, 2, 0, 2])))
+
+
+def test_the_loss_of_the_experts_is_that_of_each_less_its_distance_to_their_mean():
+    logits, labels = torch.randn(5, 3, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    expected = 0.0
+    shifted = [[row + LOG_PRIOR for row in sample] for sample in logits]
+    for sample, label in zip(shifted, labels, strict=True):
+        mean = torch.stack(sample).mean(0).softmax(0)
+        for row in sample:
+            distance = sum(mean[k] * (mean[k].log() - row.log_softmax(0)[k]) for k in range(3))
+            expected += (F.cross_entropy(row[None], label[None]) - DIVERSITY * distance) / len(labels)
+    assert torch.allclose(of_experts(LOG_PRIOR)(logits, labels), expected)
+
+
+def test_the_contrast_of_paco_is_that_of_a_plain_loop():
+    draws = generator(0, "contrast")
+    logits, queries, keys, queue = (
+        torch.randn(size, generator=draws, dtype=torch.float64) for size in ((4, 3), (4, 6), (4, 6), (5, 6))
+    )
+    labels, queue_labels = torch.tensor([0, 1, 0, 2]), torch.tensor([0, 2, -1, 1, 0])
+    every, every_label = torch.cat([keys, queue]), [*labels.tolist(), *queue_labels.tolist()]
+    losses = []
+    for i, label in enumerate(labels.tolist()):
+        scores = [logits[i, k] + LOG_PRIOR[k] for k in range(3)]
+        scores += [F.cosine_similarity(queries[i], key, dim=0) / TEMPERATURE for key in every]
+        weights = [float(k == label) for k in range(3)] + [
+            SAMPLES * (other == label) for other in every_label
+        ]
+        total = torch.stack(scores).logsumexp(0)
+        positive = sum(weight * (score - total) for weight, score in zip(weights, scores, strict=True))
+        losses.append(-positive / sum(weights))
+    value = parametric_contrast(LOG_PRIOR)(logits, queries, keys, labels, queue, queue_labels)
+    assert torch.allclose(value, torch.stack(losses).mean())
+
+
+def test_the_experts_have_one_trunk_and_their_mean_in_evaluation():
+    model = Experts(7)
+    x = torch.rand(4, 1, 24, 24)
+    assert model(x).shape == (4, 3, 7)
+    model.eval()
+    features = model.trunk(x)
+    each = [c(e(features)) for e, c in zip(model.experts, model.classifiers, strict=True)]
+    assert torch.allclose(model(x), sum(each) / 3, atol=1e-6)
+    assert len({id(expert) for expert in model.experts}) == 3
+
+
+def test_the_second_encoder_of_paco_follows_the_first():
+    model = PaCo(7)
+    first, second = next(model.features.parameters()), next(model.key_features.parameters())
+    before = second.clone()
+    with torch.no_grad():
+        first += 1
+    model.follow()
+    assert torch.allclose(second, before + 0.01, atol=1e-6)
+    assert not second.requires_grad
+
+
+def test_thirds_and_counts_split_the_classes():
+    counts = torch.tensor([150, 5, 60, 101, 20, 19, 100])
+    assert by_thirds(counts) == {"Many": [0, 3], "Medium": [6, 2, 4], "Few": [5, 1]}
+    assert by_count(counts) == {"Many": [0, 3], "Medium": [6, 2, 4], "Few": [5, 1]}
+
+
+def test_columns_are_means_over_classes_and_none_without_any():
+    accuracies = torch.tensor([90.0, math.nan, 50.0, 10.0])
+    found = group_columns(accuracies, {"Many": [0, 1], "Medium": [2, 3], "Few": []})
+    assert found == {"All": 50.0, "Many": 90.0, "Medium": 30.0, "Few": None}
+
+
+def test_two_runs_of_a_job_give_the_same_numbers():
+    job = Job(TABLE.systems[0], "BatchFormer", 3, QUICK)
+    first, second = train(job), train(job)
+    assert first.metrics == second.metrics
+    assert first.entropy == second.entropy
