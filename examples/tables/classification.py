@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 import batchformer as bf
 from examples.glyphs.alphabet import FACES
-from examples.tables.arms import insert, wrap
+from examples.tables.arms import ALONE, insert, wrap
 from examples.tables.draws import generator
 from examples.tables.letters import CLASSES, Images, batches, in_every_face, predict
+from examples.tables.network import convolution
 from examples.tables.optimization import Optimization
 from examples.tables.relating import relative_entropy
 from examples.tables.table import Job, Outcome, Table
@@ -67,7 +68,7 @@ def train(job: Job) -> Outcome:
 
     first, fifth = accuracy(predict(model, test.x), test.y, topk=(1, 5))
     entropy = None
-    if attachment is not None:
+    if attachment is not None and job.arm != ALONE:  # which attends to no other
         heads = bf.relations(attachment, test.x[:: len(test) // CLASSES], position=CLASS_TOKEN)
         entropy = relative_entropy(heads)
     return Outcome({"top 1": first.item(), "top 5": fifth.item()}, entropy)
@@ -104,14 +105,10 @@ class ConvolutionalStem(PatchEmbed):
     def __init__(self, *args: Any, in_chans: int, embed_dim: int, **options: Any) -> None:
         super().__init__(*args, in_chans=in_chans, embed_dim=embed_dim, **options)
         self.proj = nn.Sequential(
-            *_halving(in_chans, embed_dim // 2),  # 24 -> 12 pixels
-            *_halving(embed_dim // 2, embed_dim),  # 6
+            *convolution(in_chans, embed_dim // 2, stride=2),  # 24 -> 12 pixels
+            *convolution(embed_dim // 2, embed_dim, stride=2),  # 6
             nn.Conv2d(embed_dim, embed_dim, 1),
         )
-
-
-def _halving(narrow: int, wide: int) -> list[nn.Module]:
-    return [nn.Conv2d(narrow, wide, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
 
 
 def fit(
@@ -155,5 +152,6 @@ These are of DeiT alone, by its README; the README of the official code of Batch
 with it, and that code keeps one stream. Here there are two, as the paper has it, behind the sixth of eight
 blocks as behind the ninth of twelve there. The three sizes have a convolutional stem and positions that start
 larger, and neither mixup, random erasing nor RandAugment: small affine maps and smoothed labels are all.""",
+    short=("DeiT, width 32",),
     grid={"learning_rate": (5e-4, 1e-3, 2e-3, 4e-3), "drop_path": (0.0, 0.1)},
 )

@@ -9,7 +9,7 @@ from timm.utils import accuracy
 
 import batchformer as bf
 from examples.tables import classification
-from examples.tables.arms import ARMS, BASELINE, BATCHFORMER, insert
+from examples.tables.arms import ALONE, ARMS, BASELINE, BATCHFORMER, insert
 from examples.tables.draws import generator
 from examples.tables.letters import CLASSES, in_every_face
 from examples.tables.table import QUICK, Job
@@ -31,14 +31,31 @@ def test_every_arm_runs_and_gives_both_metrics(arm):
     outcome = classification.train(Job(SMALLEST, arm, 0, QUICK))
     assert tuple(outcome.metrics) == classification.TABLE.columns
     assert 0 <= outcome.metrics["top 1"] <= outcome.metrics["top 5"] <= 100
-    assert (outcome.entropy is None) == (arm == BASELINE)
+    assert (outcome.entropy is None) == (arm in (BASELINE, ALONE))
     if arm == "uniform":
         assert outcome.entropy == pytest.approx(1)
 
 
-def test_the_same_seed_gives_the_same_numbers():
-    first, second = (classification.train(Job(SMALLEST, BATCHFORMER, 3, QUICK)) for _ in "ab")
-    assert first == second
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Those of all steps of the test."""
+    seen: list[float] = []
+    step = classification.Optimization.step
+
+    def watched(self: classification.Optimization, loss: torch.Tensor, clip: float | None = None) -> None:
+        seen.append(loss.item())
+        step(self, loss, clip)
+
+    monkeypatch.setattr(classification.Optimization, "step", watched)
+    return seen
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_gives_others(losses):
+    same, again = (classification.train(Job(SMALLEST, BATCHFORMER, 3, QUICK)) for _ in "ab")
+    classification.train(Job(SMALLEST, BATCHFORMER, 4, QUICK))
+    assert same == again
+    assert losses[:4] == losses[4:8]
+    assert all(one != other for one, other in zip(losses[:4], losses[8:], strict=True))
 
 
 def test_all_arms_start_from_the_same_weights():
@@ -80,15 +97,7 @@ def test_three_sizes_grow():
     assert len(sizes) == 3
 
 
-def test_the_loss_is_that_of_smoothed_labels_over_both_streams(monkeypatch):
-    losses = []
-    step = classification.Optimization.step
-
-    def watched(self, loss, clip=None):
-        losses.append(loss.item())
-        step(self, loss, clip)
-
-    monkeypatch.setattr(classification.Optimization, "step", watched)
+def test_the_loss_is_that_of_smoothed_labels_over_both_streams(losses):
     images = in_every_face(torch.arange(CLASSES), 1, generator(0, "training"), torch.arange(1))
     for arm in (BASELINE, BATCHFORMER):
         model, attachment = made(arm)

@@ -11,7 +11,7 @@ from lightly.utils.benchmarking.knn import knn_predict
 from sklearn.datasets import load_digits
 
 from examples.tables import contrastive, moco, probes
-from examples.tables.arms import ARMS, BASELINE, BATCHFORMER, insert
+from examples.tables.arms import ALONE, ARMS, BASELINE, BATCHFORMER, insert
 from examples.tables.draws import generator
 from examples.tables.table import QUICK, Job
 
@@ -38,15 +38,16 @@ def test_every_arm_of_both_systems_runs_and_gives_both_metrics(system, arm):
     outcome = contrastive.train(Job(system, arm, 0, QUICK))
     assert tuple(outcome.metrics) == contrastive.TABLE.columns
     assert all(0 <= value <= 100 for value in outcome.metrics.values())
-    assert (outcome.entropy is None) == (arm == BASELINE)
+    assert (outcome.entropy is None) == (arm in (BASELINE, ALONE))
     if arm == "uniform":
         assert outcome.entropy == pytest.approx(1)
 
 
 @BOTH
-def test_the_same_seed_gives_the_same_numbers(system):
-    first, second = (contrastive.train(Job(system, BATCHFORMER, 3, QUICK)) for _ in "ab")
-    assert first == second
+def test_the_same_seed_gives_the_same_numbers_and_another_gives_others(system):
+    same, again, other = (contrastive.train(Job(system, BATCHFORMER, seed, QUICK)) for seed in (3, 3, 4))
+    assert same == again
+    assert same.metrics != other.metrics
 
 
 @BOTH
