@@ -25,7 +25,7 @@ HEAD_WIDTH = 16
 COMMON = {
     "depth": 8,
     "after": 5,  # the sixth block of eight, as the ninth of twelve in the paper
-    "steps": 1500,
+    "steps": 3000,
     "batch_size": 64,
     "learning_rate": 2e-3,
     "weight_decay": 0.05,
