@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from examples.tables import TABLES
 from examples.tables.arms import BASELINE
+from examples.tables.catalogue import TABLES
 from examples.tables.options import Options, parse
 from examples.tables.report import report
 from examples.tables.results import Results

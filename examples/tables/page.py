@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from examples.tables import TABLES
+from examples.tables.catalogue import TABLES
 from examples.tables.figures import draw_differences, draw_relations
 from examples.tables.record import as_document, read_record, write_record
 from examples.tables.report import NONE, difference_text, mean_text

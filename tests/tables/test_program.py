@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from examples.tables import TABLES
 from examples.tables.__main__ import INTERRUPTED, jobs_of, main
+from examples.tables.catalogue import TABLES
 from examples.tables.options import parse
 from examples.tables.results import Results
 from examples.tables.table import QUICK, TUNING_SEEDS
