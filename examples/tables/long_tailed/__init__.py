@@ -34,7 +34,8 @@ BALANCED, BALANCED_50, RESNET, RIDE, PACO = SYSTEMS = (
     "RIDE",
     "PaCo",
 )
-RECIPE = Recipe(steps=600, batch_size=128, learning_rate=0.3, weight_decay=5e-4)
+# On seed 100 the baseline of Balanced Softmax had 79.1, 79.3 and 80.1 with learning rates of 0.2, 0.3 and 0.5.
+RECIPE = Recipe(steps=1200, batch_size=64, learning_rate=0.5, weight_decay=5e-4)
 MULTIPLES = [step / 10 for step in range(-15, 16)]  # of the log prior
 QUEUE = 1024  # keys that PaCo remembers
 
@@ -42,11 +43,11 @@ QUEUE = 1024  # keys that PaCo remembers
 def settings(job: Job) -> Mapping[str, Any]:
     """All that decides the numbers of a run."""
     imbalance = 50 if job.system == BALANCED_50 else 100
-    chosen = asdict(RECIPE) | {"system": job.system, "most": 200, "imbalance": imbalance, "tested": 2}
+    chosen = asdict(RECIPE) | {"system": job.system, "most": 100, "imbalance": imbalance, "tested": 2}
     if job.system == RESNET:
         chosen["learning_rate"] = 0.1
     if job.quick:
-        chosen |= {"steps": 6, "batch_size": 64, "most": 20, "tested": 1}
+        chosen |= {"steps": 6, "most": 20, "tested": 1}
     if job.lengthened:
         chosen["steps"] *= 2
     return chosen | dict(job.changes)
