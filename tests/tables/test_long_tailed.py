@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from examples.tables import long_tailed
+from examples.tables.arms import ATTEND, BASELINE, BATCHFORMER
 from examples.tables.draws import generator
 from examples.tables.long_tailed import TABLE, train
 from examples.tables.long_tailed.data import class_sizes, long_tailed_letters
@@ -121,6 +123,47 @@ def test_columns_are_means_over_classes_and_none_without_any():
     accuracies = torch.tensor([90.0, math.nan, 50.0, 10.0])
     found = group_columns(accuracies, {"Many": [0, 1], "Medium": [2, 3], "Few": []})
     assert found == {"All": 50.0, "Many": 90.0, "Medium": 30.0, "Few": None}
+
+
+@pytest.mark.parametrize(
+    ("system", "arm"), [(system, arm) for system in TABLE.systems for arm in TABLE.arms_of(system)]
+)
+def test_every_arm_of_every_system_is_trained_and_measured(system, arm):
+    outcome = train(Job(system, arm, 0, QUICK))
+    assert tuple(outcome.metrics) == TABLE.columns
+    assert all(0 <= value <= 100 for value in outcome.metrics.values())
+    assert (outcome.entropy is None) == (arm not in ATTEND)
+    assert outcome.entropy is None or 0.9 < outcome.entropy <= 1 + 1e-6
+    assert (outcome.relations is None) == (arm != BATCHFORMER)
+    if arm == BATCHFORMER:
+        assert torch.allclose(
+            torch.tensor(outcome.relations).sum(1), torch.ones(len(outcome.labels)), atol=1e-5
+        )
+
+
+def test_all_arms_of_a_seed_start_from_the_same_weights_and_see_the_same_images(monkeypatch):
+    weights, seen = {}, {}
+    fit = long_tailed.fit
+
+    def watched(model, arm, attachment, criterion, images, recipe, seed):
+        weights[arm] = {
+            name: weight.clone() for name, weight in model.state_dict().items() if "batchformer" not in name
+        }
+        seen[arm] = []
+        model.features.register_forward_pre_hook(
+            lambda module, inputs: seen[arm].append(inputs[0].clone()) if module.training else None
+        )
+        fit(model, arm, attachment, criterion, images, recipe, seed)
+
+    monkeypatch.setattr(long_tailed, "fit", watched)
+    for arm in TABLE.arms:
+        train(Job(TABLE.systems[0], arm, 3, QUICK))
+    for arm in TABLE.arms[1:]:
+        assert weights[arm].keys() == weights[BASELINE].keys()
+        assert all(torch.equal(weight, weights[BASELINE][name]) for name, weight in weights[arm].items())
+        assert all(map(torch.equal, seen[BASELINE], seen[arm]))
+    assert [len(of_arm) for of_arm in seen.values()] == [6] * len(TABLE.arms)
+    assert not torch.equal(seen[BASELINE][0], seen[BASELINE][1])
 
 
 def test_two_runs_of_a_job_give_the_same_numbers():

@@ -34,7 +34,8 @@ BALANCED, BALANCED_50, RESNET, RIDE, PACO = SYSTEMS = (
     "RIDE",
     "PaCo",
 )
-# On seed 100 the baseline of Balanced Softmax had 79.1, 79.3 and 80.1 with learning rates of 0.2, 0.3 and 0.5.
+# On seed 100 the baseline of Balanced Softmax had 79.1, 79.3 and 80.1 with rates of 0.2, 0.3 and 0.5,
+# RIDE 80.9 and 81.4, PaCo 78.7 and 81.6 with 0.2 and 0.5.
 RECIPE = Recipe(steps=1200, batch_size=64, learning_rate=0.5, weight_decay=5e-4)
 MULTIPLES = [step / 10 for step in range(-15, 16)]  # of the log prior
 QUEUE = 1024  # keys that PaCo remembers
