@@ -19,8 +19,8 @@ from examples.tables.seen_unseen import harmonic_mean
 from examples.tables.table import Job, Outcome, Table
 
 SYSTEM = "Classifier and contrastive branch"
-# On seed 100 the baseline's calibrated harmonic mean was 63.3, 74.7 and 77.3 after 600, 1200 and 2400 steps of 128
-# images, and 76.6 after 2400 of 64.
+# On seed 100 the baseline's calibrated harmonic mean was 63.3, 74.7 and 77.3 after 600, 1200 and 2400 steps of
+# 128 images, and 76.6 after 2400 of 64.
 RECIPE = Recipe(steps=2400, batch_size=64, learning_rate=0.5, weight_decay=5e-4)
 NOVEL = 26  # letters
 CONSTANTS = [step / 4 for step in range(-20, 61)]  # that are tried on the logits of novel letters
