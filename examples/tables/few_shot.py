@@ -12,9 +12,19 @@ from examples.tables.accuracy import accuracy_of_classes
 from examples.tables.arms import ARMS, SOFTENED, insert
 from examples.tables.calibration import best_multiple
 from examples.tables.draws import generator
-from examples.tables.letters import CLASSES, Images, Recipe, draw, fit, in_every_face, predict, random_faces
+from examples.tables.letters import (
+    CLASSES,
+    Images,
+    Recipe,
+    draw,
+    fit,
+    in_every_face,
+    one_of_each,
+    predict,
+    random_faces,
+)
 from examples.tables.network import WIDTH, ConvNet
-from examples.tables.relating import seen
+from examples.tables.relating import related
 from examples.tables.seen_unseen import harmonic_mean
 from examples.tables.table import Job, Outcome, Table
 
@@ -91,7 +101,7 @@ def train(job: Job) -> Outcome:
         f"{name}, calibrated": value for name, value in calibrated.items()
     }
     one_each = ["Unseen" if of_letter else "Seen" for of_letter in novel.tolist()]
-    return Outcome(metrics, **seen(attachment, test.x[:: len(test) // CLASSES], one_each, job))
+    return Outcome(metrics, **related(attachment, one_of_each(test), job, one_each))
 
 
 def few_shot_letters(seed: int, frequent: int, novel: int) -> tuple[Images, Tensor]:

@@ -11,6 +11,10 @@ WARM_UP = 0.1  # of the steps
 BATCHFORMER_WEIGHT_DECAY = 5e-4  # that of the official long-tailed runs
 
 
+class DivergenceError(ArithmeticError):
+    """A training whose loss is no finite number."""
+
+
 class Optimization:
     """An optimizer with its schedule; `step` does the whole of a training step after the loss is there.
 
@@ -45,14 +49,11 @@ class Optimization:
         """Backward, the update, and the next learning rate; gradients clipped to the norm `clip` if given.
 
         Raises:
-            FloatingPointError: a loss that is no finite number. Its metrics would look like those of a run.
+            DivergenceError: a loss that is no finite number; what it would train has metrics that look like others.
         """
         if not loss.isfinite():
             step = self._schedule.last_epoch + 1
-            raise FloatingPointError(
-                f"loss: expected a finite number, got {loss.item()} in step {step}: the training has "
-                f"diverged; try a lower learning rate"
-            )
+            raise DivergenceError(f"loss: expected a finite number, got {loss.item()} in step {step}")
         self.optimizer.zero_grad()
         loss.backward()
         if clip is not None:
