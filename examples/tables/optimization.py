@@ -42,7 +42,17 @@ class Optimization:
         self._schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(step, steps))
 
     def step(self, loss: torch.Tensor, clip: float | None = None) -> None:
-        """Backward, the update, and the next learning rate; gradients clipped to the norm `clip` if given."""
+        """Backward, the update, and the next learning rate; gradients clipped to the norm `clip` if given.
+
+        Raises:
+            FloatingPointError: a loss that is no finite number. Its metrics would look like those of a run.
+        """
+        if not loss.isfinite():
+            step = self._schedule.last_epoch + 1
+            raise FloatingPointError(
+                f"loss: expected a finite number, got {loss.item()} in step {step}: the training has "
+                f"diverged; try a lower learning rate"
+            )
         self.optimizer.zero_grad()
         loss.backward()
         if clip is not None:
