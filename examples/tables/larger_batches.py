@@ -26,8 +26,8 @@ REMEMBERED = {f"{BATCHFORMER}, {size} remembered": size for size in (8, 56, 248)
 REMEMBERED[f"{UNIFORM}, 248 remembered"] = 248
 GATHERED = (f"{BATCHFORMER}, gathered", f"{UNIFORM}, gathered")
 PROCESSES = 2
-# Of each process. On seed 100, with twice the images, the baseline had 76.1, 79.9 and 80.9 with rates of 0.01,
-# 0.03 and 0.1.
+# Of each process. On seed 100, with twice the images, the baseline had 76.1, 79.9 and 80.9 with rates of
+# 0.01, 0.03 and 0.1.
 RECIPE = Recipe(steps=4800, batch_size=8, learning_rate=0.1, weight_decay=5e-4)
 
 

@@ -49,7 +49,7 @@ class Optimization:
         """Backward, the update, and the next learning rate; gradients clipped to the norm `clip` if given.
 
         Raises:
-            DivergenceError: a loss that is no finite number; what it would train has metrics that look like others.
+            DivergenceError: a loss that is no finite number; the metrics of such a run look like others.
         """
         if not loss.isfinite():
             step = self._schedule.last_epoch + 1
