@@ -1,11 +1,13 @@
 """Imported beside no torch, another torch, or without its extension, the package says what to do."""
 
 import json
+import pydoc
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -82,3 +84,18 @@ def test_the_version_is_that_of_the_crate():
     crate = re.search(r'^version = "(.+)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)
     assert crate is not None
     assert crate[1] == batchformer.__version__
+
+
+def test_dir_help_and_a_star_show_the_public_names_alone():
+    imported = {
+        name
+        for name, value in vars(batchformer).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    public = imported | {"ops"}
+    assert len(public) >= 16
+    assert sorted(public) == sorted(batchformer.__all__)
+    assert {name for name in dir(batchformer) if not name.startswith("_")} == public
+    shown = pydoc.render_doc(batchformer, renderer=pydoc.plaintext)
+    for name in imported:
+        assert re.search(rf"^    (class )?{name}\(", shown, re.MULTILINE), name

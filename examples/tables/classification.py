@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 import batchformer as bf
 from examples.glyphs.alphabet import FACES
-from examples.tables.arms import ALONE, insert, wrap
+from examples.tables.arms import insert, wrap
 from examples.tables.draws import generator
-from examples.tables.letters import CLASSES, Images, batches, in_every_face, predict
+from examples.tables.letters import CLASSES, Images, batches, in_every_face, one_of_each, predict
 from examples.tables.network import convolution
 from examples.tables.optimization import Optimization
-from examples.tables.relating import relative_entropy
+from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
 WIDTHS = {"DeiT, width 32": 32, "DeiT, width 48": 48, "DeiT, width 64": 64}
@@ -67,11 +67,8 @@ def train(job: Job) -> Outcome:
     fit(model, attachment, training, chosen, job.seed)
 
     first, fifth = accuracy(predict(model, test.x), test.y, topk=(1, 5))
-    entropy = None
-    if attachment is not None and job.arm != ALONE:  # which attends to no other
-        heads = bf.relations(attachment, test.x[:: len(test) // CLASSES], position=CLASS_TOKEN)
-        entropy = relative_entropy(heads)
-    return Outcome({"top 1": first.item(), "top 5": fifth.item()}, entropy)
+    metrics = {"top 1": first.item(), "top 5": fifth.item()}
+    return Outcome(metrics, **related(attachment, one_of_each(test), job, position=CLASS_TOKEN))
 
 
 def deit(width: int, depth: int, drop_path: float = 0.0) -> nn.Module:

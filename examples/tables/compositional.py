@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from examples.glyphs.alphabet import DIACRITICS, LATIN, PLAIN
 from examples.tables.arms import insert
 from examples.tables.draws import generator
-from examples.tables.letters import CLASSES, Images, Recipe, fit, in_every_face, predict
+from examples.tables.letters import CLASSES, Images, Recipe, fit, in_every_face, one_of_each, predict
 from examples.tables.network import WIDTH, ConvNet
-from examples.tables.relating import attention, relative_entropy
+from examples.tables.relating import related
 from examples.tables.seen_unseen import curve
 from examples.tables.table import Job, Outcome, Table
 
@@ -86,9 +86,8 @@ def train(job: Job) -> Outcome:
     fit(model, job.arm, attachment, seen_cross_entropy, images, Recipe.of(chosen), job.seed)
 
     test = in_every_face(torch.arange(CLASSES), chosen["tested"], generator(job.seed, "test"))
-    heads = attention(attachment, test.x[:: len(test) // CLASSES])
     metrics = columns(predict(model, test.x), test.y, unseen)
-    return Outcome(metrics, None if heads is None else relative_entropy(heads))
+    return Outcome(metrics, **related(attachment, one_of_each(test), job))
 
 
 def unseen_letters(draws: torch.Generator) -> Tensor:

@@ -10,13 +10,13 @@ import batchformer as bf
 from examples.glyphs.alphabet import CYRILLIC, FACES, GREEK, LATIN
 from examples.glyphs.instances import Affine, affine, instances
 from examples.glyphs.rendering import glyphs
-from examples.tables.arms import ALONE, insert
+from examples.tables.arms import insert
 from examples.tables.draws import generator, shuffled
-from examples.tables.letters import CLASSES, in_every_face
+from examples.tables.letters import CLASSES, in_every_face, one_of_each
 from examples.tables.moco import MoCoV2, MoCoV3
 from examples.tables.optimization import Optimization
 from examples.tables.probes import linear_accuracy, neighbour_accuracy
-from examples.tables.relating import attention, relative_entropy
+from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
 SYSTEMS = {"MoCo v2": MoCoV2, "MoCo v3": MoCoV3}
@@ -68,9 +68,7 @@ def train(job: Job) -> Outcome:
         "linear": linear_accuracy(*features, labelled.y, test.y),
         "20 neighbours": neighbour_accuracy(*features, labelled.y, test.y),
     }
-    relating = None if job.arm == ALONE else attachment  # "alone" attends to no other
-    heads = attention(relating, test.x[:: len(test) // CLASSES])
-    return Outcome(metrics, None if heads is None else relative_entropy(heads))
+    return Outcome(metrics, **related(attachment, one_of_each(test), job))
 
 
 def fit(

@@ -23,7 +23,7 @@ from examples.tables.detectors import (
 )
 from examples.tables.draws import generator
 from examples.tables.letters import Recipe
-from examples.tables.relating import attention, relative_entropy
+from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
 SYSTEMS = {"Deformable DETR": "DeformableDetr", "Conditional DETR": "ConditionalDetr", "DETR": "Detr"}
@@ -57,8 +57,7 @@ def train(job: Job) -> Outcome:
     metrics = average_precision(
         predictions(model, test), [{"boxes": s.boxes, "labels": s.labels} for s in test.found]
     )
-    heads = attention(attachment, {"pixel_values": test.images[:RELATED]})
-    return Outcome(metrics, None if heads is None else relative_entropy(heads))
+    return Outcome(metrics, **related(attachment, {"pixel_values": test.images[:RELATED]}, job))
 
 
 def detector(kind: str) -> nn.Module:

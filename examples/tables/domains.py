@@ -14,10 +14,10 @@ from examples.glyphs.alphabet import FACES, FAMILIES
 from examples.tables.accuracy import mean_accuracy
 from examples.tables.arms import insert, wrap
 from examples.tables.draws import generator
-from examples.tables.letters import CLASSES, Images, Recipe, batches, in_every_face, predict
+from examples.tables.letters import CLASSES, Images, Recipe, batches, in_every_face, one_of_each, predict
 from examples.tables.network import ConvNet
 from examples.tables.optimization import Optimization
-from examples.tables.relating import attention, relative_entropy
+from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
 PAPER = """\
@@ -82,8 +82,8 @@ def _without(family: str, job: Job, chosen: Mapping[str, Any]) -> tuple[float, f
     average = Average(chosen["start"], chosen["statistics"]) if job.system == AVERAGED else None
     model = trained(model, attachment, images, Recipe.of(chosen), job.seed, average)
 
-    heads = attention(getattr(model, "batchformer", None), test.x[:: len(test) // CLASSES])
-    return mean_accuracy(predict(model, test.x), test.y), None if heads is None else relative_entropy(heads)
+    attended = related(getattr(model, "batchformer", None), one_of_each(test), job)
+    return mean_accuracy(predict(model, test.x), test.y), attended.get("entropy")
 
 
 def trained(

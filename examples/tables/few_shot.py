@@ -12,16 +12,26 @@ from examples.tables.accuracy import accuracy_of_classes
 from examples.tables.arms import ARMS, SOFTENED, insert
 from examples.tables.calibration import best_multiple
 from examples.tables.draws import generator
-from examples.tables.letters import CLASSES, Images, Recipe, draw, fit, in_every_face, predict, random_faces
+from examples.tables.letters import (
+    CLASSES,
+    Images,
+    Recipe,
+    draw,
+    fit,
+    in_every_face,
+    one_of_each,
+    predict,
+    random_faces,
+)
 from examples.tables.network import WIDTH, ConvNet
-from examples.tables.relating import seen
+from examples.tables.relating import related
 from examples.tables.seen_unseen import harmonic_mean
 from examples.tables.table import Job, Outcome, Table
 
 SYSTEM = "Classifier and contrastive branch"
-# On seed 100 the baseline's calibrated harmonic mean was 63.3, 74.7 and 77.3 after 600, 1200 and 2400 steps of
-# 128 images, and 76.6 after 2400 of 64.
-RECIPE = Recipe(steps=2400, batch_size=64, learning_rate=0.5, weight_decay=5e-4)
+# On seed 100 the baseline's calibrated harmonic mean was 76.6 with a learning rate of 0.5, 71.7 with 0.3 and
+# 72.7 with 0.2; with 0.5 the arm BatchFormer diverged on seed 0, so all have 0.2.
+RECIPE = Recipe(steps=2400, batch_size=64, learning_rate=0.2, weight_decay=5e-4)
 NOVEL = 26  # letters
 CONSTANTS = [step / 4 for step in range(-20, 61)]  # that are tried on the logits of novel letters
 TEMPERATURE = 0.1
@@ -91,7 +101,7 @@ def train(job: Job) -> Outcome:
         f"{name}, calibrated": value for name, value in calibrated.items()
     }
     one_each = ["Unseen" if of_letter else "Seen" for of_letter in novel.tolist()]
-    return Outcome(metrics, **seen(attachment, test.x[:: len(test) // CLASSES], one_each, job))
+    return Outcome(metrics, **related(attachment, one_of_each(test), job, one_each))
 
 
 def few_shot_letters(seed: int, frequent: int, novel: int) -> tuple[Images, Tensor]:
@@ -142,5 +152,5 @@ TABLE = Table(
     settings=settings,
     train=train,
     paper=PAPER,
-    grid={"learning_rate": (0.1, 0.2, 0.5, 1.0), "weight_decay": (1e-4, 5e-4, 2e-3)},
+    grid={"learning_rate": (0.1, 0.2, 0.3, 0.5), "weight_decay": (1e-4, 5e-4, 2e-3)},
 )

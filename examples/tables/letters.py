@@ -64,6 +64,13 @@ def in_every_face(letters: Tensor, each: int, draws: torch.Generator, faces: Ten
     return Images(draw(letters[y], faces.repeat_interleave(each).repeat(len(letters)), draws), y)
 
 
+def one_of_each(images: Images) -> Tensor:
+    """An image of each letter `[106, 1, 24, 24]`, of those of `in_every_face`, the faces by turns."""
+    each = len(images) // CLASSES
+    letters = torch.arange(CLASSES)
+    return images.x[letters * each + letters % each]
+
+
 def batches(images: Images, steps: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Augmented images `[N, 1, 24, 24]` and labels `[N]`, one pair a step; the same at every call."""
     order = shuffled(len(images), batch_size, generator(seed, "order"))

@@ -11,6 +11,10 @@ WARM_UP = 0.1  # of the steps
 BATCHFORMER_WEIGHT_DECAY = 5e-4  # that of the official long-tailed runs
 
 
+class DivergenceError(ArithmeticError):
+    """A training whose loss is no finite number."""
+
+
 class Optimization:
     """An optimizer with its schedule; `step` does the whole of a training step after the loss is there.
 
@@ -42,7 +46,14 @@ class Optimization:
         self._schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(step, steps))
 
     def step(self, loss: torch.Tensor, clip: float | None = None) -> None:
-        """Backward, the update, and the next learning rate; gradients clipped to the norm `clip` if given."""
+        """Backward, the update, and the next learning rate; gradients clipped to the norm `clip` if given.
+
+        Raises:
+            DivergenceError: a loss that is no finite number; the metrics of such a run look like others.
+        """
+        if not loss.isfinite():
+            step = self._schedule.last_epoch + 1
+            raise DivergenceError(f"loss: expected a finite number, got {loss.item()} in step {step}")
         self.optimizer.zero_grad()
         loss.backward()
         if clip is not None:

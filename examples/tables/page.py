@@ -12,7 +12,7 @@ from examples.tables.catalogue import TABLES
 from examples.tables.figures import draw_differences, draw_relations
 from examples.tables.record import as_document, read_record, write_record
 from examples.tables.report import NONE, difference_text, mean_text
-from examples.tables.results import Result
+from examples.tables.results import Result, Results
 from examples.tables.sentences import p_value, sentences
 from examples.tables.summary import Summary, summarise
 from examples.tables.table import Table
@@ -71,10 +71,7 @@ def take_over(source: Path, folder: Path, tables: Iterable[Table]) -> list[Table
     """Copy the results of tables that have any, without those of --quick, into the folder of the docs."""
     taken = []
     for table in tables:
-        path = source / table.name / "results.json"
-        if not path.exists():
-            continue
-        results = [result for result in read_record(path) if not result.job.quick]
+        results = Results(source, table).at_full_length()
         if results:
             folder.mkdir(parents=True, exist_ok=True)
             write_record(record_path(folder, table), as_document(table, results))

@@ -27,7 +27,7 @@ from examples.tables.detectors import (
 from examples.tables.draws import generator
 from examples.tables.letters import Recipe
 from examples.tables.panoptic_quality import panoptic_quality
-from examples.tables.relating import attention, relative_entropy
+from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
 RECIPE = Recipe(steps=2400, batch_size=16, learning_rate=1e-3, weight_decay=1e-4)
@@ -60,14 +60,14 @@ def train(job: Job) -> Outcome:
     recipe = Recipe.of(chosen)
     found = [targets(scene) for scene in training.found]
     fit(model.detr, training, found, recipe, job.seed)
-    heads = attention(attachment, {"pixel_values": test.images[:RELATED]})
+    attended = related(attachment, {"pixel_values": test.images[:RELATED]}, job)
     if attachment is not None:
         attachment.remove()
     fit(model, training, found, replace(recipe, steps=chosen["steps_of_head"]), job.seed, frozen=model.detr)
 
     segments = torch.stack([segmentation(scene) for scene in test.found])
     metrics = panoptic_quality(predictions(model, test), segments, THINGS, GROUNDS)
-    return Outcome(metrics, None if heads is None else relative_entropy(heads))
+    return Outcome(metrics, **attended)
 
 
 def segmenter() -> nn.Module:

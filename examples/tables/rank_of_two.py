@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from examples.tables.larger_batches import train_rank
+from examples.tables.optimization import DivergenceError
 from examples.tables.table import Job
 
 
@@ -19,7 +20,11 @@ def main(job: str, found: str) -> None:
     dist.init_process_group("gloo")
     values = json.loads(job)
     changes = tuple(map(tuple, values.pop("changes")))
-    metrics = train_rank(Job(**values, changes=changes), dist.get_rank())
+    try:
+        metrics = train_rank(Job(**values, changes=changes), dist.get_rank())
+    except DivergenceError as error:  # the other rank waits, and is ended by torchrun
+        Path(found).write_text(json.dumps({"diverged": str(error)}), encoding="utf-8")
+        raise
     if dist.get_rank() == 0:
         Path(found).write_text(json.dumps(metrics), encoding="utf-8")
     dist.destroy_process_group()

@@ -26,6 +26,7 @@ def as_document(table: Table, results: Sequence[Result]) -> dict[str, Any]:
             "lengthened": result.job.lengthened,
             "metrics": dict(result.outcome.metrics),
             "entropy": result.outcome.entropy,
+            "diverged": result.outcome.diverged,
             "seconds": result.seconds,
             "settings": _place(result.settings, settings),
             "origin": _place({"versions": result.versions, "origin": result.origin}, origins),
@@ -71,7 +72,7 @@ def read_record(path: Path) -> list[Result]:
         results.append(
             Result(
                 Job(run["system"], run["arm"], run["seed"], run["size"], run["lengthened"]),
-                Outcome(run["metrics"], run["entropy"]),
+                Outcome(run["metrics"], run["entropy"], diverged=run["diverged"]),
                 run["seconds"],
                 document["settings"][run["settings"]],
                 origin["versions"],

@@ -7,31 +7,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 import batchformer as bf
-from examples.tables.arms import BATCHFORMER
+from examples.tables.arms import ALONE, BATCHFORMER
 from examples.tables.table import Job
 
 
-def attention(attachment: bf.Attachment | None, inputs: Any) -> NDArray[np.floating[Any]] | None:
-    """Attention `[heads, N, N]` of a batch at the first place, None without an attachment."""
-    return None if attachment is None else bf.relations(attachment, inputs)
-
-
-def seen(
-    attachment: bf.Attachment | None, inputs: Any, labels: list[int] | list[str], job: Job
+def related(
+    attachment: bf.Attachment | None,
+    inputs: Any,
+    job: Job,
+    labels: list[int] | list[str] | None = None,
+    position: int | None = None,
 ) -> dict[str, Any]:
-    """What an outcome keeps of the attention of a batch, by its fields; the matrix of one run alone.
+    """What an outcome keeps of the attention of a batch, by its fields; empty where nothing is related.
 
     Args:
         attachment: of the trained model, None for an arm without.
         inputs: what the model takes, for N samples.
-        labels: the class of each sample.
-        job: the run.
+        job: the run; of one run of a table the matrix is kept, too.
+        labels: the class of each sample, without which there is no matrix.
+        position: of a token, as `bf.relations` has it.
     """
-    heads = attention(attachment, inputs)
-    if heads is None:
+    if attachment is None or job.arm == ALONE:  # in which a sample attends to no other
         return {}
+    heads = bf.relations(attachment, inputs, position=position)
     found: dict[str, Any] = {"entropy": relative_entropy(heads)}
-    if job.arm == BATCHFORMER and job.seed == 0:
+    if labels is not None and job.arm == BATCHFORMER and job.seed == 0:
         found |= {"relations": heads.mean(0).tolist(), "labels": labels}
     return found
 

@@ -9,13 +9,17 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import batchformer as bf
+from examples.tables.code import digest
 from examples.tables.table import Job, Outcome, Table
+
+PACKAGES = ("lightly", "matplotlib", "numpy", "pillow", "scikit-learn", "timm", "torchvision", "transformers")
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,12 @@ class Results:
         self._table = table
 
     def load(self, job: Job) -> Result | None:
-        """The result of a job, None if there is none, or one of other settings, which is left where it is."""
+        """The result of a job, None if there is none, or one of other settings, code or versions."""
         path = self._path(job)
         if not path.exists():
             return None
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["settings"] != self._settings(job):
+        if (stored["settings"], stored["versions"]) != (self._settings(job), versions()):
             return None
         names = ("seconds", "settings", "versions", "origin")
         return Result(job, Outcome(**stored["outcome"]), *(stored[name] for name in names))
@@ -72,8 +76,20 @@ class Results:
         """The results of those jobs that have one."""
         return [result for job in jobs if (result := self.load(job)) is not None]
 
+    def at_full_length(self) -> list[Result]:
+        """All results of the table's own settings, whichever command they are of; none of --quick."""
+        found = []
+        for path in sorted(self._folder.glob("*/*.json")):
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            job = Job(**stored["job"]) if "job" in stored else None
+            if job is not None and not job.quick and not job.changes and job.system in self._table.systems:
+                result = self.load(job)
+                found += [] if result is None else [result]
+        return sorted(found, key=lambda result: result.job.seed)
+
     def _settings(self, job: Job) -> dict[str, Any]:
-        return json.loads(json.dumps(dict(self._table.settings(job))))  # tuples are lists in a file
+        settings = dict(self._table.settings(job)) | {"code": digest(self._table.module)}
+        return json.loads(json.dumps(settings))  # tuples are lists in a file
 
     def _path(self, job: Job) -> Path:
         words = [job.arm, str(job.seed)]
@@ -84,11 +100,17 @@ class Results:
 
 def versions() -> dict[str, str]:
     """The versions that the numbers depend on."""
-    return {
+    found = {
         "batchformer": bf.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 @functools.cache

@@ -18,7 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from threadpoolctl import threadpool_limits
 
+from examples.tables.optimization import DivergenceError
 from examples.tables.results import Result, Results
 from examples.tables.table import Job, Outcome, Table
 
@@ -106,9 +108,13 @@ def _without_interruption() -> Iterator[None]:
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    threadpool_limits(1)  # for NumPy's products, and scikit-learn's
 
 
 def _train(table: Table, job: Job) -> tuple[Outcome, float]:
     started = time.perf_counter()
-    outcome = table.train(job)
+    try:
+        outcome = table.train(job)
+    except DivergenceError as error:  # a result, too: the other runs go on, and the same would happen again
+        outcome = Outcome(dict.fromkeys(table.columns), diverged=str(error))
     return outcome, time.perf_counter() - started

@@ -72,7 +72,7 @@ def _not_shown(compared: Sequence[Difference]) -> list[str]:
         if bounded:
             widest = max(bounded, key=lambda each: each.excluded)
             tightest = min(bounded, key=lambda each: each.excluded)
-            sentence += f" At 95 %, the intervals exclude differences larger than {_points(widest.excluded)}"
+            sentence += f" Each interval, by itself, excludes differences above {_points(widest.excluded)}"
             if len(bounded) > 1:
                 sentence += f" ({_place(widest)}), at best {_points(tightest.excluded)} ({_place(tightest)})"
             sentence += "; smaller ones remain possible."

@@ -145,7 +145,10 @@ def _left_out(table: Table, runs: Sequence[Result], system: str) -> list[str]:
         return []
     sentences = []
     for arm, of_arm in present.items():
-        if not any(of_arm.values()):
+        diverged = {run.job.seed for run in runs if _is(run, system, arm) and run.outcome.diverged}
+        if diverged:
+            sentences.append(f"{system}, {arm}: {_seeds(diverged)} left out, as the training diverged.")
+        elif not any(of_arm.values()):
             sentences.append(f"{system}: there is no run of {arm}.")
     for first, second in table.contrasts_of(system):
         if not (any(present[first].values()) and any(present[second].values())):
@@ -161,6 +164,10 @@ def _left_out(table: Table, runs: Sequence[Result], system: str) -> list[str]:
                 f"{system}, {first} - {second}: {which} left out{where}, as only one of the two has a value."
             )
     return sentences
+
+
+def _is(run: Result, system: str, arm: str) -> bool:
+    return (run.job.system, run.job.arm, run.job.lengthened) == (system, arm, False)
 
 
 def _seeds(seeds: set[int]) -> str:

@@ -1,5 +1,6 @@
 """What a table is, and one run of it."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,7 @@ class Outcome:
         None  # [N, N], mean over the heads; of one run of BatchFormer, if any
     )
     labels: list[int] | list[str] | None = None  # [N], the class of each row of the relations
+    diverged: str | None = None  # what was seen; then there are no metrics
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ class Table:
     short: tuple[str, ...] = ()  # the systems of --short; all if there are none
     short_seeds: int = 3
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # settings tried in tuning the baseline
+
+    @property
+    def module(self) -> str:
+        """The name of the module that trains its runs."""
+        train = self.train.func if isinstance(self.train, functools.partial) else self.train
+        return train.__module__
 
     def arms_of(self, system: str) -> tuple[str, ...]:
         """The arms that a system has."""

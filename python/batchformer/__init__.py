@@ -1,21 +1,43 @@
 """BatchFormer and BatchFormerV2 for PyTorch: samples of a batch learn from one another, in training only."""
 
-from batchformer import _extension as _extension  # before anything else that needs the extension
-from batchformer import ops as ops
-from batchformer.modules.accelerate import accelerate as accelerate
-from batchformer.modules.batchformer import BatchFormer as BatchFormer
-from batchformer.modules.batchformer import batchformer as batchformer
-from batchformer.modules.batchformer_v2 import BatchFormerV2 as BatchFormerV2
-from batchformer.modules.encoder_layer import TransformerEncoderLayer as TransformerEncoderLayer
-from batchformer.plots import plot_relations as plot_relations
-from batchformer.swap_in.attach import attach as attach
-from batchformer.swap_in.attachment import Attachment as Attachment
-from batchformer.swap_in.known import KnownFamily as KnownFamily
-from batchformer.swap_in.known import families as families
-from batchformer.swap_in.official import load_official as load_official
-from batchformer.swap_in.relations import relations as relations
-from batchformer.targets import duplicate as duplicate
-from batchformer.targets import original as original
-from batchformer.targets import related as related
+from batchformer import (
+    _extension,  # before anything else that needs the extension
+    ops,
+)
+from batchformer.modules.accelerate import accelerate
+from batchformer.modules.batchformer import BatchFormer, batchformer
+from batchformer.modules.batchformer_v2 import BatchFormerV2
+from batchformer.modules.encoder_layer import TransformerEncoderLayer
+from batchformer.plots import plot_relations
+from batchformer.swap_in.attach import attach
+from batchformer.swap_in.attachment import Attachment
+from batchformer.swap_in.known import KnownFamily, families
+from batchformer.swap_in.official import load_official
+from batchformer.swap_in.relations import relations
+from batchformer.targets import duplicate, original, related
+
+__all__ = [
+    "Attachment",
+    "BatchFormer",
+    "BatchFormerV2",
+    "KnownFamily",
+    "TransformerEncoderLayer",
+    "accelerate",
+    "attach",
+    "batchformer",
+    "duplicate",
+    "families",
+    "load_official",
+    "ops",
+    "original",
+    "plot_relations",
+    "related",
+    "relations",
+]
 
 __version__: str = _extension.core.__version__
+
+
+def __dir__() -> list[str]:
+    """The public names: what imports left beside them may change at any time."""
+    return [*__all__, "__doc__", "__version__"]

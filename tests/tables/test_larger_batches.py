@@ -7,7 +7,10 @@ import torch
 
 from examples.tables import larger_batches
 from examples.tables.arms import BASELINE, BATCHFORMER
-from examples.tables.larger_batches import ALONE, GATHERED, REMEMBERED, TABLE, TOGETHER, train
+from examples.tables.larger_batches import GATHERED, ONE, REMEMBERED, TABLE, TWO, train
+from examples.tables.letters import batches
+from examples.tables.long_tailed.data import long_tailed_letters
+from examples.tables.optimization import DivergenceError
 from examples.tables.table import QUICK, Job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,7 +26,7 @@ def attached(monkeypatch: pytest.MonkeyPatch, arm: str) -> dict[str, object]:
         return insert(model, kind, **options)
 
     monkeypatch.setattr(larger_batches, "insert", watched)
-    train(Job(ALONE, arm, 0, QUICK))
+    train(Job(ONE, arm, 0, QUICK))
     return found
 
 
@@ -35,14 +38,14 @@ def test_an_arm_remembers_as_many_samples_as_its_name_says(arm, monkeypatch):
 
 
 def test_each_system_has_the_arms_that_it_can_have():
-    assert not {*GATHERED} & {*TABLE.arms_of(ALONE)}
-    assert not {*REMEMBERED} & {*TABLE.arms_of(TOGETHER)}
-    assert {BASELINE, BATCHFORMER} <= {*TABLE.arms_of(ALONE)} & {*TABLE.arms_of(TOGETHER)}
+    assert not {*GATHERED} & {*TABLE.arms_of(ONE)}
+    assert not {*REMEMBERED} & {*TABLE.arms_of(TWO)}
+    assert {BASELINE, BATCHFORMER} <= {*TABLE.arms_of(ONE)} & {*TABLE.arms_of(TWO)}
     assert all({first, second} <= {*TABLE.arms} for first, second in TABLE.contrasts)
 
 
 def test_two_processes_gather_and_give_the_same_numbers_again():
-    job = Job(TOGETHER, GATHERED[0], 0, QUICK, changes=(("steps", 3),))
+    job = Job(TWO, GATHERED[0], 0, QUICK, changes=(("steps", 3),))
     first = train(job)
     assert set(first.metrics) == set(TABLE.columns)
     assert json.dumps(train(job).metrics) == json.dumps(first.metrics)
@@ -62,8 +65,16 @@ def test_processes_take_the_parts_of_one_batch(monkeypatch):
             return self.model(x)
 
     monkeypatch.setattr(larger_batches, "DistributedDataParallel", Network)
+    job = Job(TWO, BASELINE, 0, QUICK, changes=(("steps", 2),))
     for rank in (0, 1):
-        larger_batches.train_rank(Job(TOGETHER, BASELINE, 0, QUICK, changes=(("steps", 2),)), rank)
-    size = TABLE.settings(Job(TOGETHER, BASELINE, 0))["batch_size"]
-    assert [x.shape[0] for x in seen[0] + seen[1]] == [size] * 4
-    assert not torch.equal(seen[0][0], seen[1][0])
+        larger_batches.train_rank(job, rank)
+    chosen = TABLE.settings(job)
+    images, _ = long_tailed_letters(0, chosen["most"], chosen["imbalance"])
+    for step, (x, _) in enumerate(batches(images, 2, 2 * chosen["batch_size"], 0)):
+        assert torch.equal(torch.cat([seen[0][step], seen[1][step]]), x)
+
+
+def test_a_run_of_two_processes_that_diverges_says_so():
+    job = Job(TWO, BATCHFORMER, 0, QUICK, changes=(("learning_rate", 1e30),))
+    with pytest.raises(DivergenceError, match="expected a finite number"):
+        train(job)

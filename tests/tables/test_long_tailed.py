@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from examples.tables import long_tailed
-from examples.tables.arms import ATTEND, BASELINE, BATCHFORMER
+from examples.tables.arms import BASELINE, BATCHFORMER, UNIFORM
 from examples.tables.draws import generator
 from examples.tables.long_tailed import TABLE, train
 from examples.tables.long_tailed.data import class_sizes, long_tailed_letters
@@ -32,9 +32,16 @@ LOG_PRIOR = (COUNTS / COUNTS.sum()).log()
 def test_class_sizes_follow_the_formula(imbalance):
     sizes = class_sizes(200, imbalance, 106)
     assert sizes[0] == 200
-    assert sizes[-1] == max(round(200 / imbalance), 2)
+    assert sizes[-1] == round(200 / imbalance)
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[53] == max(round(200 * imbalance ** (-53 / 105)), 2)
+    assert sizes[53] == round(200 * imbalance ** (-53 / 105))
+
+
+def test_the_imbalance_of_each_system_is_what_it_says():
+    for system in TABLE.systems:
+        chosen = TABLE.settings(Job(system, BASELINE, 0))
+        _, counts = long_tailed_letters(0, chosen["most"], chosen["imbalance"])
+        assert counts.max() / counts.min() == chosen["imbalance"] == (50 if "50" in system else 100)
 
 
 def test_which_letter_is_rare_depends_on_the_seed_alone():
@@ -132,7 +139,7 @@ def test_every_arm_of_every_system_is_trained_and_measured(system, arm):
     outcome = train(Job(system, arm, 0, QUICK))
     assert tuple(outcome.metrics) == TABLE.columns
     assert all(0 <= value <= 100 for value in outcome.metrics.values())
-    assert (outcome.entropy is None) == (arm not in ATTEND)
+    assert (outcome.entropy is None) == (arm not in (BATCHFORMER, UNIFORM))
     assert outcome.entropy is None or 0.9 < outcome.entropy <= 1 + 1e-6
     assert (outcome.relations is None) == (arm != BATCHFORMER)
     if arm == BATCHFORMER:

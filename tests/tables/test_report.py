@@ -13,7 +13,6 @@ from rich.console import Console
 from examples.tables import figures, page
 from examples.tables.record import as_document, read_record, write_record
 from examples.tables.report import report
-from examples.tables.statistics import contrasts
 from examples.tables.summary import summarise
 from examples.tables.table import QUICK, Outcome
 from table_cases import TABLE, made, result, results
@@ -131,7 +130,7 @@ def test_the_figure_has_each_difference_where_it_belongs(drawn):
     panels = drawn(results()).axes
     assert len(panels) == 2 * 2
     names = [label.get_text() for label in panels[0].get_yticklabels()]
-    assert names == [f"{first} - {second}" for first, second in contrasts(TABLE.arms)]
+    assert names == [f"{first} - {second}" for first, second in TABLE.contrasts_of(TABLE.systems[0])]
     for place, panel in enumerate(panels):
         system, column = TABLE.systems[place // 2], TABLE.primary[place % 2]
         assert " ".join(panel.get_title().split()) == f"{system}: {column}"

@@ -1,6 +1,7 @@
 """What is said of paired runs, beside hand-made values and a second implementation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from scipy import stats
 from statsmodels.stats.weightstats import DescrStatsW
 
 from examples.tables.arms import ALONE, BASELINE, BATCHFORMER, SOFTENED, UNIFORM
-from examples.tables.statistics import Difference, contrasts, corrected, difference
+from examples.tables.statistics import Difference, corrected, difference
+from table_cases import TABLE
 
 
 def of(ones, others):
@@ -108,13 +110,23 @@ def test_what_is_excluded_is_the_end_of_the_interval_farther_from_nothing(low, h
 
 
 def test_every_arm_is_compared_with_the_baseline_and_batchformer_with_uniform():
-    arms = (BASELINE, BATCHFORMER, UNIFORM, ALONE, SOFTENED)
-    assert contrasts(arms) == [
+    table = replace(TABLE, arms=(BASELINE, BATCHFORMER, UNIFORM, ALONE, SOFTENED))
+    assert table.contrasts_of(table.systems[0]) == [
         (BATCHFORMER, BASELINE),
         (UNIFORM, BASELINE),
         (ALONE, BASELINE),
         (SOFTENED, BASELINE),
         (BATCHFORMER, UNIFORM),
     ]
-    assert contrasts((BATCHFORMER, UNIFORM)) == [(BATCHFORMER, UNIFORM)]
-    assert contrasts((BASELINE, ALONE)) == [(ALONE, BASELINE)]
+
+
+@pytest.mark.parametrize(
+    ("arms", "pairs"),
+    [((BATCHFORMER, UNIFORM), [(BATCHFORMER, UNIFORM)]), ((BASELINE, ALONE), [(ALONE, BASELINE)])],
+)
+def test_what_a_system_lacks_is_not_compared(arms, pairs):
+    first, second = TABLE.systems
+    lacks = tuple((first, arm) for arm in TABLE.arms if arm not in arms)
+    table = replace(TABLE, without=lacks)
+    assert table.contrasts_of(first) == pairs
+    assert table.contrasts_of(second) == TABLE.contrasts_of(second)

@@ -17,13 +17,13 @@ def long_tailed_letters(seed: int, most: int, imbalance: float) -> tuple[Images,
 
 
 def class_sizes(most: int, imbalance: float, classes: int) -> list[int]:
-    """Training images of each class, most frequent first: n_max * imbalance^(-rank / (K - 1)), at least 2.
+    """Training images of each class, most frequent first: n_max * imbalance^(-rank / (K - 1)), at least 1.
 
     Source: Cui et al., "Class-balanced loss based on effective number of samples" (CVPR 2019), section 5.1.
 
     Example:
         >>> class_sizes(100, 100, 3)
-        [100, 10, 2]
+        [100, 10, 1]
     """
     shares = (imbalance ** (-rank / (classes - 1)) for rank in range(classes))
-    return [max(round(most * share), 2) for share in shares]
+    return [max(round(most * share), 1) for share in shares]

@@ -18,12 +18,13 @@ from examples.tables.long_tailed.image_lists import read_lists
 from examples.tables.long_tailed.images import ListedImages, Loading
 from examples.tables.long_tailed.systems import balanced_softmax
 from examples.tables.optimization import Optimization
-from examples.tables.relating import attention, relative_entropy
+from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
 ARCHITECTURES = ("resnet18", "resnet50")
 LOSSES = ("balanced-softmax", "cross-entropy")
 LEARNING_RATE = 0.1
+RELATED = 128  # images of the batch whose attention is measured
 
 
 class Data(Protocol):
@@ -114,7 +115,7 @@ def table_of(source: Digits | Listed, training: Training) -> Table:
         title="Long-tailed recognition, " + name.replace("_", " "),
         systems=(training.loss,),
         columns=COLUMNS,
-        primary=("All", "Few"),
+        primary=("All",),
         settings=functools.partial(_settings, source, training),
         train=functools.partial(_train, source, training),
         paper="",
@@ -123,6 +124,7 @@ def table_of(source: Digits | Listed, training: Training) -> Table:
 
 def _settings(source: Digits | Listed, training: Training, job: Job) -> Mapping[str, Any]:
     chosen = asdict(training) | {name: str(value) for name, value in asdict(source).items()}
+    chosen.pop("workers", None)  # which change no number
     if job.quick:
         chosen["steps"] = min(20, training.steps)
     if job.lengthened:
@@ -150,8 +152,8 @@ def _train(source: Digits | Listed, training: Training, job: Job) -> Outcome:
         optimization.step(criterion(model(x), y))
     model.eval()
     with torch.no_grad():
-        tested = [(model(x.to(training.device)).cpu(), y, x) for x, y in data.test_batches()]
-    logits, labels = (torch.cat(parts) for parts in list(zip(*tested, strict=True))[:2])
-    heads = attention(attachment, tested[0][2][:128].to(training.device))
+        tested = [(model(x.to(training.device)).cpu(), y) for x, y in data.test_batches()]
+    logits, labels = map(torch.cat, zip(*tested, strict=True))
     metrics = group_columns(accuracy_of_classes(logits, labels), data.groups)
-    return Outcome(metrics, None if heads is None else relative_entropy(heads))
+    first, _ = next(data.test_batches())
+    return Outcome(metrics, **related(attachment, first[:RELATED].to(training.device), job))

@@ -17,6 +17,7 @@ from batchformer.benchmark.competitors import COMPILED, EAGER, GRAPHED, OURS, OW
 from batchformer.benchmark.flops import Flops
 from batchformer.benchmark.launches import Launches
 from batchformer.benchmark.timing import Times
+from batchformer.hardware import processor
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def machine(device: torch.device, threads: int) -> dict[str, str]:
     if device.type == "cuda":
         on_device = {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {
-        "device": torch.cuda.get_device_name(device) if on_device else _processor(),
+        "device": torch.cuda.get_device_name(device) if on_device else processor(),
         **on_device,
         "threads": str(threads),
         "torch": torch.__version__,
@@ -167,11 +168,3 @@ def _first(row: Row) -> str:
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

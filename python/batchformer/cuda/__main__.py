@@ -10,6 +10,7 @@ import torch
 
 import batchformer
 from batchformer._extension import core
+from batchformer.hardware import cuda_device
 from batchformer.ops.on_cuda import Signature
 
 DTYPES = (
@@ -86,11 +87,7 @@ def facts(device: int) -> Iterator[str]:
     versions = (batchformer.__version__, torch.__version__, torch.version.cuda)
     yield "batchformer {}, torch {}, CUDA of torch {}".format(*versions)
     if torch.cuda.device_count():
-        properties = torch.cuda.get_device_properties(device)
-        yield (
-            f"{properties.name}, sm_{properties.major}{properties.minor}, "
-            f"{properties.multi_processor_count} multiprocessors"
-        )
+        yield cuda_device(device)
     for name, value in core.cuda_status().items():
         yield f"{name}: {'-' if value is None else value}"
 

@@ -1,0 +1,35 @@
+"""The columns of a long-tailed table, also once the logits are calibrated."""
+
+import torch
+from torch import Tensor, nn
+
+from examples.tables.accuracy import accuracy_of_classes, mean_accuracy
+from examples.tables.calibration import best_multiple
+from examples.tables.draws import generator
+from examples.tables.letters import CLASSES, in_every_face, predict
+from examples.tables.long_tailed.groups import COLUMNS, by_thirds, group_columns
+
+CALIBRATED = "All, calibrated"
+CALIBRATED_COLUMNS = (*COLUMNS, CALIBRATED)
+MULTIPLES = [step / 10 for step in range(-15, 16)]  # of the log prior
+
+
+def calibrated_columns(model: nn.Module, counts: Tensor, seed: int, each: int) -> dict[str, float | None]:
+    """Accuracies in % on a balanced test set, by the columns of the table.
+
+    "All, calibrated" is with the multiple of the log prior that is best on validation images of their own.
+
+    Args:
+        model: gives logits `[N, 106]`, in evaluation.
+        counts (Tensor[106]): training images of each letter.
+        seed: of the test and of the validation images.
+        each: of them, of each letter in each face.
+    """
+    log_prior = (counts / counts.sum()).log()  # [K]
+    letters = torch.arange(CLASSES)
+    test = in_every_face(letters, each, generator(seed, "test"))
+    validation = in_every_face(letters, each, generator(seed, "validation"))
+    multiple = best_multiple(predict(model, validation.x), validation.y, log_prior, MULTIPLES, mean_accuracy)
+    logits = predict(model, test.x)
+    found = group_columns(accuracy_of_classes(logits, test.y), by_thirds(counts))
+    return found | {CALIBRATED: mean_accuracy(logits + multiple * log_prior, test.y)}

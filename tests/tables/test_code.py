@@ -1,0 +1,49 @@
+"""The digest of a table's code: what changes it, and what does not."""
+
+import pytest
+
+from examples.tables import code
+
+PLAIN = "examples/plain.py", "from examples.other import number\n\n\ndef value():\n    return number\n"
+OTHER = "examples/other.py", "number = 1\n"
+
+
+@pytest.fixture
+def digest(tmp_path, monkeypatch):
+    """The digest of a module of two files, of which one or the other is written anew."""
+    (tmp_path / "examples").mkdir()
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+
+    def of(*changed):
+        for name, text in (PLAIN, OTHER, *changed):
+            (tmp_path / name).write_text(text)
+        code.digest.cache_clear()
+        return code.digest("examples.plain")
+
+    yield of
+    code.digest.cache_clear()
+
+
+def test_comments_docstrings_and_layout_change_nothing(digest):
+    said = '"""A module."""\n' + PLAIN[1].replace("():\n", '():\n    """A value."""  # one\n')
+    assert digest() == digest((PLAIN[0], said)) == digest()
+
+
+def test_code_changes_it_also_in_what_is_imported(digest):
+    found = {
+        digest(),
+        digest((PLAIN[0], PLAIN[1].replace("number\n", "-number\n"))),
+        digest((OTHER[0], "number = 2\n")),
+    }
+    assert len(found) == 3
+
+
+def test_the_tables_differ_and_know_what_they_import():
+    from examples.tables.catalogue import TABLES
+
+    assert len({code.digest(table.module) for table in TABLES}) == len(TABLES)
+    found: dict[str, str] = {}
+    code._collect("examples.tables.few_shot", found)
+    assert {"examples.glyphs.instances", "examples.tables.letters", "examples.tables.optimization"} <= set(
+        found
+    )
