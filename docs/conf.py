@@ -30,6 +30,7 @@ extensions = [
 exclude_patterns = ["inventories"]
 nitpicky = True
 myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 2
 nitpick_ignore = [
     ("py:class", "Figure"),  # matplotlib's, which is optional
     ("py:class", "batchformer.modules._keys.Keys"),  # between BatchFormer and its layers

@@ -44,9 +44,10 @@ def test_tch_and_the_header_are_those_of_the_oldest_release():
     assert int(tch[1]) - 13 == oldest
 
 
-def test_the_readme_names_the_range():
-    readme = (ROOT / "README.md").read_text()
-    assert readme.count(f"torch {SETTINGS['torch']['oldest']} to {SETTINGS['torch']['newest']}") == 2
+def test_the_documentation_names_the_range():
+    named = f"torch {SETTINGS['torch']['oldest']} to {SETTINGS['torch']['newest']}"
+    assert (ROOT / "README.md").read_text().count(named) == 1
+    assert (ROOT / "docs" / "start.md").read_text().count(named) == 2
 
 
 @pytest.mark.parametrize("build", [build_backend.build_wheel, build_backend.build_editable])

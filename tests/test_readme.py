@@ -20,7 +20,7 @@ def python_blocks(file: Path = README) -> list[str]:
 
 
 def test_the_readme_has_python():
-    assert len(python_blocks()) >= 3
+    assert len(python_blocks()) >= 1
 
 
 @pytest.mark.parametrize("number", range(len(python_blocks())))
