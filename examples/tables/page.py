@@ -60,7 +60,10 @@ def main(arguments: list[str] | None = None, tables: Sequence[Table] = TABLES) -
     found = [table for table in tables if record_path(folder, table).exists()]
     if not found:
         parser.error(f"--docs: no results in {folder}; --from takes over those of python -m examples.tables")
-    texts = [section(table, read_record(record_path(folder, table)), folder) for table in found]
+    texts = [
+        section(table, read_record(record_path(folder, table)), folder) if table in found else announced(table)
+        for table in tables
+    ]
     page = options.docs / "tables.md"
     page.write_text("\n".join([INTRODUCTION, *texts]), encoding="utf-8")
     print(f"{page}: {', '.join(table.name for table in found)}")
@@ -84,11 +87,23 @@ def record_path(folder: Path, table: Table) -> Path:
     return folder / f"{table.name}.json"
 
 
+def announced(table: Table) -> str:
+    """The part of the page on a table that has no results yet."""
+    command = f"`make tables TABLE={table.name}`"
+    blocks = [f"## {table.title}", f"Not computed yet for this page; {command} trains it."]
+    if table.paper:
+        blocks += ["### The papers' own figures, on other data and models", table.paper.strip()]
+    return "\n\n".join(blocks) + "\n"
+
+
 def section(table: Table, results: Sequence[Result], folder: Path) -> str:
     """The part of the page on one table; its pictures are drawn into the folder."""
     summary = summarise(table, results)
     blocks = [f"## {table.title}"]
-    blocks.append("\n".join(f"- {sentence}" for sentence in sentences(summary)))
+    said = sentences(summary)
+    missing = [system for system in table.systems if system not in summary.systems]
+    said += [f"Not computed yet for this page: {'; '.join(missing)}."] * bool(missing)
+    blocks.append("\n".join(f"- {sentence}" for sentence in said))
     picture = draw_differences(folder / f"{table.name}.png", summary)
     if picture:
         about = f"Paired differences of the arms in {' and in '.join(table.primary)}, with 95 % intervals"
