@@ -32,7 +32,7 @@ def _collect(module: str, found: dict[str, str]) -> None:
                 _collect(f"{node.module}.{name.name}", found)
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
-            body[0] = ast.Pass()
+            body[:1] = [] if len(body) > 1 else [ast.Pass()]
     found[module] = ast.dump(tree)
 
 

@@ -61,7 +61,9 @@ def main(arguments: list[str] | None = None, tables: Sequence[Table] = TABLES) -
     if not found:
         parser.error(f"--docs: no results in {folder}; --from takes over those of python -m examples.tables")
     texts = [
-        section(table, read_record(record_path(folder, table)), folder) if table in found else announced(table)
+        section(table, read_record(record_path(folder, table)), folder)
+        if table in found
+        else announced(table)
         for table in tables
     ]
     page = options.docs / "tables.md"

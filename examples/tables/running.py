@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import torch
@@ -42,9 +42,12 @@ def run_all(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with (
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+        contextlib.closing(_computed(table, missing, workers)) as computed,  # also if interrupted between two
+    ):
         bar = progress.add_task(table.name, total=len(jobs), completed=len(jobs) - len(missing))
-        for job, outcome, seconds in _computed(table, missing, workers):
+        for job, outcome, seconds in computed:
             found[job] = results.save(job, outcome, seconds)
             progress.advance(bar)
             if not console.is_terminal:  # a log has no bar
@@ -64,7 +67,9 @@ def describe(table: Table, job: Job) -> str:
     return ", ".join(words)
 
 
-def _computed(table: Table, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome, float]]:
+def _computed(
+    table: Table, jobs: Sequence[Job], workers: int
+) -> Generator[tuple[Job, Outcome, float], None, None]:
     """Jobs with what they gave and the seconds they took, as they end."""
     if workers == 1 or len(jobs) < 2:
         threads = torch.get_num_threads()

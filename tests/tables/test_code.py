@@ -32,7 +32,7 @@ def test_comments_docstrings_and_layout_change_nothing(digest):
 def test_code_changes_it_also_in_what_is_imported(digest):
     found = {
         digest(),
-        digest((PLAIN[0], PLAIN[1].replace("number\n", "-number\n"))),
+        digest((PLAIN[0], PLAIN[1].replace("return", "return -"))),
         digest((OTHER[0], "number = 2\n")),
     }
     assert len(found) == 3

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +12,12 @@ from PIL import Image
 from rich.console import Console
 
 from examples.tables import figures, page
+from examples.tables import results as stored
 from examples.tables.record import as_document, read_record, write_record
 from examples.tables.report import report
 from examples.tables.summary import summarise
 from examples.tables.table import QUICK, Outcome
-from table_cases import TABLE, made, result, results
+from table_cases import ORIGIN, TABLE, VERSIONS, made, result, results
 
 
 def printed(runs, folder):
@@ -174,16 +176,36 @@ def test_relations_are_those_of_the_mean_over_the_heads(monkeypatch, tmp_path):
     assert figures.draw_relations(tmp_path, TABLE, made([[1, 2]])) is None
 
 
-def write_page(folder, runs):
-    source = folder / "results" / TABLE.name
-    source.mkdir(parents=True)
-    write_record(source / "results.json", as_document(TABLE, runs))
-    page.main(["--docs", str(folder), "--from", str(source.parent)], [TABLE])
-    return (folder / "tables.md").read_text(encoding="utf-8")
+@pytest.fixture
+def write_page(tmp_path, monkeypatch):
+    """The page of results that commands have left."""
+    monkeypatch.setattr(stored, "versions", lambda: VERSIONS)
+    monkeypatch.setattr(stored, "origin", lambda: ORIGIN)
+
+    def write(runs):
+        left = stored.Results(tmp_path / "results", TABLE)
+        for run in runs:
+            left.save(run.job, run.outcome, run.seconds)
+        page.main(["--docs", str(tmp_path), "--from", str(tmp_path / "results")], [TABLE])
+        return (tmp_path / "tables.md").read_text(encoding="utf-8")
+
+    return write
 
 
-def test_the_page_has_the_numbers_the_sentences_the_origin_and_the_papers_figures(tmp_path):
-    text = write_page(tmp_path, results())
+def test_what_other_commands_have_left_out_is_said(write_page):
+    first, second = TABLE.systems
+    text = write_page([run for run in results() if run.job.system == first])
+    assert f"Not computed yet for this page: {second}." in text
+
+
+def test_a_table_without_results_is_announced(write_page, tmp_path):
+    write_page(results(range(2)))
+    page.main(["--docs", str(tmp_path)], [TABLE, replace(TABLE, name="another", title="Another")])
+    assert "## Another\n\nNot computed yet" in (tmp_path / "tables.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_numbers_the_sentences_the_origin_and_the_papers_figures(tmp_path, write_page):
+    text = write_page(results())
     summary = summarise(TABLE, results())
     for cell in summary.cells:
         assert f"{cell.mean:.1f} ± {cell.standard_error:.1f}" in text
@@ -204,18 +226,18 @@ def test_the_page_has_the_numbers_the_sentences_the_origin_and_the_papers_figure
         assert (tmp_path / "tables" / picture).exists()
 
 
-def test_the_page_is_made_again_of_what_is_in_the_docs_alone(tmp_path):
-    text = write_page(tmp_path, results())
-    (tmp_path / "results" / TABLE.name / "results.json").unlink()
+def test_the_page_is_made_again_of_what_is_in_the_docs_alone(tmp_path, write_page):
+    text = write_page(results())
+    shutil.rmtree(tmp_path / "results")
     (tmp_path / "tables.md").unlink()
     page.main(["--docs", str(tmp_path)], [TABLE])
     assert (tmp_path / "tables.md").read_text(encoding="utf-8") == text
 
 
-def test_a_page_is_not_made_of_quick_runs_or_of_nothing(tmp_path, capsys):
+def test_a_page_is_not_made_of_quick_runs_or_of_nothing(tmp_path, capsys, write_page):
     runs = [result(replace(run.job, size=QUICK), Outcome(run.outcome.metrics)) for run in results(range(2))]
     with pytest.raises(SystemExit):
-        write_page(tmp_path, runs)
+        write_page(runs)
     assert "--from: expected full results of a table (made_up)" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         page.main(["--docs", str(tmp_path)], [TABLE])

@@ -8,7 +8,7 @@ from torch import nn
 
 from examples.glyphs.scenes import CANVAS, LETTERS, STUFF, scenes
 from examples.tables import detection, panoptic
-from examples.tables.arms import ARMS, BASELINE, BATCHFORMER, UNIFORM
+from examples.tables.arms import ALONE, ARMS, BASELINE, BATCHFORMER, UNIFORM
 from examples.tables.average_precision import LARGE, SMALL, average_precision
 from examples.tables.detectors import adapt_backbone
 from examples.tables.draws import generator
@@ -28,7 +28,7 @@ def test_every_detector_runs_in_every_arm_and_gives_every_column(system: str):
     outcomes = {arm: run(detection.TABLE, system, arm) for arm in ARMS}
     for arm, outcome in outcomes.items():
         assert tuple(outcome.metrics) == detection.TABLE.columns
-        assert (outcome.entropy is None) == (arm == BASELINE)
+        assert (outcome.entropy is None) == (arm in (BASELINE, ALONE))
     assert 0.9 < outcomes[BATCHFORMER].entropy < 1
     assert outcomes[UNIFORM].entropy == pytest.approx(1.0, abs=1e-6)
 
@@ -37,7 +37,7 @@ def test_every_detector_runs_in_every_arm_and_gives_every_column(system: str):
 def test_the_segmenter_runs_and_gives_every_column_the_same_each_time(arm: str):
     outcome, again = (run(panoptic.TABLE, "DETR", arm) for _ in "ab")
     assert tuple(outcome.metrics) == panoptic.TABLE.columns
-    assert (outcome.entropy is None) == (arm == BASELINE)
+    assert (outcome.entropy is None) == (arm in (BASELINE, ALONE))
     assert outcome == again
 
 

@@ -114,7 +114,7 @@ def test_what_does_not_hold_is_said_with_the_difference_that_is_excluded():
     found = said(values)
     assert "Shown: nothing. No difference is told from chance at 5 %." in found
     assert "Not shown: that BatchFormer differs from baseline, in the one comparison." in found
-    assert f"exclude differences larger than {bound:.2f} points; smaller ones remain possible" in found
+    assert f"excludes differences above {bound:.2f} points; smaller ones remain possible" in found
 
 
 def test_an_interval_without_0_that_holm_does_not_let_stand_is_not_shown():
