@@ -27,6 +27,8 @@ it, and with controls, all on the same seeds. The figures are of these miniature
 fonts; they say nothing of the papers' data sets. What the papers report stands with each table, marked as
 theirs.
 
+![Letters in sixteen faces, as they are drawn and as they are varied](glyphs.png)
+
 - baseline: the system as it is
 - BatchFormer: with the module, as `bf.attach` puts it in
 - uniform: each sample attends to all alike, so BatchFormer - uniform is what comes from choosing whom to
