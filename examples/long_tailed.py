@@ -7,7 +7,6 @@ The same on letters is the first of the tables: `python -m examples.tables long_
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ import torch
 from examples.tables.__main__ import main as run_tables
 from examples.tables.long_tailed.image_lists import ListError
 from examples.tables.long_tailed.own_images import ARCHITECTURES, LOSSES, Digits, Listed, Training, table_of
+from examples.tables.options import at_least
 
 LISTS = ("data", "train_list", "test_list")
 OF_LISTS = {"model": ARCHITECTURES[0], "image_size": 224, "loading": 0}  # options of the lists, and defaults
@@ -43,14 +43,14 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,  # or a misspelt option of the tables may be taken for another
         description=f"{__doc__.splitlines()[0]} With all options of `python -m examples.tables`.",
     )
-    parser.add_argument("--steps", type=_at_least(1, int), help="training steps of a run (default: 600)")
+    parser.add_argument("--steps", type=at_least(1), help="training steps of a run (default: 600)")
     parser.add_argument("--loss", choices=LOSSES, help=f"(default: {LOSSES[0]})")
-    parser.add_argument("--batch-size", type=_at_least(2, int), help="(default: 128)")
+    parser.add_argument("--batch-size", type=at_least(2), help="(default: 128)")
     parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda, cuda:1, … (default: cpu)")
     digits = parser.add_argument_group("digits", "scikit-learn's digits, made long-tailed")
     digits.add_argument(
         "--imbalance",
-        type=_at_least(1, float),
+        type=at_least(1, float),
         help="training images of the most frequent class over those of the rarest (default: 50)",
     )
     lists = parser.add_argument_group("lists", "your own images, in the list format of ImageNet-LT")
@@ -58,9 +58,9 @@ def make_parser() -> argparse.ArgumentParser:
     lists.add_argument("--train-list", type=Path, metavar="FILE", help="a path and a label a line")
     lists.add_argument("--test-list", type=Path, metavar="FILE")
     lists.add_argument("--model", choices=ARCHITECTURES, help=f"(default: {ARCHITECTURES[0]})")
-    lists.add_argument("--image-size", type=_at_least(32, int), help="pixels (default: 224)")
+    lists.add_argument("--image-size", type=at_least(32), help="pixels (default: 224)")
     lists.add_argument(
-        "--loading", type=_at_least(0, int), help="processes that load the images of a run (default: 0)"
+        "--loading", type=at_least(0), help="processes that load the images of a run (default: 0)"
     )
     return parser
 
@@ -81,20 +81,6 @@ def _source(parser: argparse.ArgumentParser, values: argparse.Namespace) -> Digi
         for name, default in OF_LISTS.items()
     )
     return Listed(values.data, values.train_list, values.test_list, model, image_size, loading)
-
-
-def _at_least(smallest: int, number: type[int] | type[float]) -> Callable[[str], float]:
-    def checked(text: str) -> float:
-        what = "an integer" if number is int else "a number"
-        try:
-            value = number(text)
-        except ValueError:
-            value = None
-        if value is None or not smallest <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"expected {what} of at least {smallest}, got {text!r}")
-        return value
-
-    return checked
 
 
 def _device(text: str) -> torch.device:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 import batchformer as bf
 from examples.glyphs.alphabet import FACES
 from examples.tables.arms import insert, wrap
-from examples.tables.draws import generator
-from examples.tables.letters import CLASSES, Images, batches, in_every_face, one_of_each, predict
+from examples.tables.letters import CLASSES, Images, batches, every_letter, one_of_each, predict, some_faces
 from examples.tables.network import convolution
-from examples.tables.optimization import Optimization
+from examples.tables.optimization import Recipe, descend
 from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
@@ -42,25 +41,15 @@ POSITION_SPREAD = 0.5  # standard deviation of the positions at the start, 0.02 
 def settings(job: Job) -> Mapping[str, Any]:
     """All that decides the numbers of a run."""
     chosen = COMMON | {"width": WIDTHS[job.system]}
-    if job.quick:
-        chosen |= {"steps": 4, "batch_size": 32, "each": 1, "tested": 1, "faces": 2}
-    if job.lengthened:
-        chosen["steps"] *= 2
-    return chosen | dict(job.changes)
+    return job.adapted(chosen, quick={"steps": 4, "batch_size": 32, "each": 1, "tested": 1, "faces": 2})
 
 
 def train(job: Job) -> Outcome:
     """One run."""
     chosen = settings(job)
-    training, test = (
-        in_every_face(
-            torch.arange(CLASSES),
-            chosen[each],
-            generator(job.seed, purpose),
-            torch.arange(len(FACES))[:: len(FACES) // chosen["faces"]],
-        )
-        for purpose, each in (("training", "each"), ("test", "tested"))
-    )
+    faces = some_faces(chosen["faces"])
+    training = every_letter(job.seed, "training", chosen["each"], faces)
+    test = every_letter(job.seed, "test", chosen["tested"], faces)
     torch.manual_seed(job.seed)
     model = deit(chosen["width"], chosen["depth"], chosen["drop_path"])
     attachment = insert(model, job.arm, after=chosen["after"])
@@ -116,18 +105,9 @@ def fit(
     def smoothed(logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=chosen["label_smoothing"])
 
-    model.train()
     criterion = wrap(attachment, smoothed)
-    optimization = Optimization(
-        model,
-        steps=chosen["steps"],
-        learning_rate=chosen["learning_rate"],
-        weight_decay=chosen["weight_decay"],
-        adam=True,
-    )
-    for x, y in batches(images, chosen["steps"], chosen["batch_size"], seed):
-        optimization.step(criterion(model(x), y), clip=1.0)
-    model.eval()
+    drawn = batches(images, chosen["steps"], chosen["batch_size"], seed)
+    descend(model, (criterion(model(x), y) for x, y in drawn), Recipe.of(chosen), adam=True, clip=1.0)
 
 
 TABLE = Table(

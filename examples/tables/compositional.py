@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from examples.glyphs.alphabet import DIACRITICS, LATIN, PLAIN
 from examples.tables.arms import insert
 from examples.tables.draws import generator
-from examples.tables.letters import CLASSES, Images, Recipe, fit, in_every_face, one_of_each, predict
+from examples.tables.letters import CLASSES, Images, every_letter, fit, in_every_face, one_of_each, predict
 from examples.tables.network import WIDTH, ConvNet
+from examples.tables.optimization import Recipe
 from examples.tables.relating import related
 from examples.tables.seen_unseen import curve
 from examples.tables.table import Job, Outcome, Table
@@ -58,11 +59,7 @@ class Pairs(nn.Module):
 def settings(job: Job) -> Mapping[str, Any]:
     """All that decides the numbers of a run."""
     chosen = asdict(RECIPE) | {"each": 3, "tested": 2}
-    if job.quick:
-        chosen |= {"steps": 10, "each": 1, "tested": 1}
-    if job.lengthened:
-        chosen["steps"] *= 2
-    return chosen | dict(job.changes)
+    return job.adapted(chosen, quick={"steps": 10, "each": 1, "tested": 1})
 
 
 def train(job: Job) -> Outcome:
@@ -85,7 +82,7 @@ def train(job: Job) -> Outcome:
 
     fit(model, job.arm, attachment, seen_cross_entropy, images, Recipe.of(chosen), job.seed)
 
-    test = in_every_face(torch.arange(CLASSES), chosen["tested"], generator(job.seed, "test"))
+    test = every_letter(job.seed, "test", chosen["tested"])
     metrics = columns(predict(model, test.x), test.y, unseen)
     return Outcome(metrics, **related(attachment, one_of_each(test), job))
 

@@ -12,9 +12,9 @@ from examples.glyphs.instances import Affine, affine, instances
 from examples.glyphs.rendering import glyphs
 from examples.tables.arms import insert
 from examples.tables.draws import generator, shuffled
-from examples.tables.letters import CLASSES, in_every_face, one_of_each
+from examples.tables.letters import channels_last, every_letter, one_of_each, predict, some_faces
 from examples.tables.moco import MoCoV2, MoCoV3
-from examples.tables.optimization import Optimization
+from examples.tables.optimization import Recipe, descend
 from examples.tables.probes import linear_accuracy, neighbour_accuracy
 from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
@@ -39,11 +39,7 @@ SCRIPTS = (*(letter.text for letter in LATIN), *GREEK, *CYRILLIC)  # 226
 def settings(job: Job) -> Mapping[str, Any]:
     """All that decides the numbers of a run."""
     chosen = COMMON | OWN[job.system]
-    if job.quick:
-        chosen |= {"steps": 4, "batch_size": 24, "images": 64, "each": 1, "faces": 2}
-    if job.lengthened:
-        chosen["steps"] *= 2
-    return chosen | dict(job.changes)
+    return job.adapted(chosen, quick={"steps": 4, "batch_size": 24, "images": 64, "each": 1, "faces": 2})
 
 
 def train(job: Job) -> Outcome:
@@ -54,16 +50,11 @@ def train(job: Job) -> Outcome:
     attachment = insert(model, job.arm, before=list(model.places), optional=list(model.places))
     fit(model, attachment, unlabelled(chosen["images"], generator(job.seed, "unlabelled")), chosen, job.seed)
 
+    faces = some_faces(chosen["faces"])
     labelled, test = (
-        in_every_face(
-            torch.arange(CLASSES),
-            chosen["each"],
-            generator(job.seed, purpose),
-            torch.arange(len(FACES))[:: len(FACES) // chosen["faces"]],
-        )
-        for purpose in ("labelled", "test")
+        every_letter(job.seed, purpose, chosen["each"], faces) for purpose in ("labelled", "test")
     )
-    features = features_of(model, labelled.x), features_of(model, test.x)
+    features = predict(model.backbone, labelled.x), predict(model.backbone, test.x)  # [N, 128] each
     metrics = {
         "linear": linear_accuracy(*features, labelled.y, test.y),
         "20 neighbours": neighbour_accuracy(*features, labelled.y, test.y),
@@ -82,19 +73,15 @@ def fit(
 
     With an attachment each stream of a view is paired with each of the other: the loss is the mean of four.
     """
-    model.train()
     if attachment is not None:
         attachment.wrap(model.criterion, targets=[])
-    optimization = Optimization(
-        model,
-        steps=chosen["steps"],
-        learning_rate=chosen["learning_rate"],
-        weight_decay=chosen["weight_decay"],
-    )
-    for step, (first, second) in enumerate(pairs(images, chosen["steps"], chosen["batch_size"], seed)):
-        model.move_keys(step / chosen["steps"])
-        optimization.step(model.loss(first, second))
-    model.eval()
+
+    def losses() -> Iterator[Tensor]:
+        for step, (first, second) in enumerate(pairs(images, chosen["steps"], chosen["batch_size"], seed)):
+            model.move_keys(step / chosen["steps"])
+            yield model.loss(first, second)
+
+    descend(model, losses(), Recipe.of(chosen))
 
 
 def unlabelled(count: int, draws: torch.Generator) -> Tensor:
@@ -119,14 +106,7 @@ def view(images: Tensor, draws: torch.Generator) -> Tensor:
     contrast = 0.6 + 0.8 * torch.rand(len(x), 1, 1, 1, generator=draws)
     brightness = 0.4 * torch.rand(len(x), 1, 1, 1, generator=draws) - 0.2
     x = x * contrast + brightness + 0.1 * torch.randn(x.shape, generator=draws)
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def features_of(model: MoCoV2 | MoCoV3, x: Tensor) -> Tensor:
-    """Features `[N, 128]` of images `[N, 1, 24, 24]`, in evaluation, without the heads of the pretraining."""
-    parts = x.contiguous(memory_format=torch.channels_last).split(512)
-    return torch.cat([model.backbone.eval()(part) for part in parts])
+    return channels_last(x)
 
 
 TABLE = Table(

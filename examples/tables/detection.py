@@ -8,10 +8,11 @@ import torch
 import transformers
 from torch import nn
 
-from examples.glyphs.scenes import CANVAS, LETTERS, Scenes, scenes
+from examples.glyphs.scenes import CANVAS, LETTERS, Scenes
 from examples.tables.arms import insert
 from examples.tables.average_precision import NAMES, average_precision
 from examples.tables.detectors import (
+    RELATED,
     TRANSFORMER,
     Targets,
     adapt_backbone,
@@ -20,9 +21,9 @@ from examples.tables.detectors import (
     outputs,
     relative_boxes,
     residual_network,
+    training_and_test,
 )
-from examples.tables.draws import generator
-from examples.tables.letters import Recipe
+from examples.tables.optimization import Recipe
 from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
@@ -30,24 +31,18 @@ SYSTEMS = {"Deformable DETR": "DeformableDetr", "Conditional DETR": "Conditional
 RECIPE = Recipe(steps=2400, batch_size=16, learning_rate=2e-3, weight_decay=1e-4)
 SHORT = {"steps": 800, "learning_rate": 1e-3}
 OTHERS = {"Conditional DETR": SHORT, "DETR": SHORT}
-RELATED = 16  # images of the batch whose attention is measured
 
 
 def settings(job: Job) -> Mapping[str, Any]:
     """All that decides the numbers of a run."""
     chosen = asdict(RECIPE) | {"trained": 5000, "tested": 500} | OTHERS.get(job.system, {})
-    if job.quick:
-        chosen |= {"steps": 4, "batch_size": 4, "trained": 8, "tested": 8}
-    if job.lengthened:
-        chosen["steps"] *= 2
-    return chosen | dict(job.changes)
+    return job.adapted(chosen, quick={"steps": 4, "batch_size": 4, "trained": 8, "tested": 8})
 
 
 def train(job: Job) -> Outcome:
     """One run."""
     chosen = settings(job)
-    training = scenes(chosen["trained"], generator(job.seed, "training"))
-    test = scenes(chosen["tested"], generator(job.seed, "test"))
+    training, test = training_and_test(chosen, job.seed)
 
     torch.manual_seed(job.seed)
     model = detector(SYSTEMS[job.system])
@@ -62,7 +57,7 @@ def train(job: Job) -> Outcome:
 
 def detector(kind: str) -> nn.Module:
     """A detector of transformers: "Detr", "ConditionalDetr" or "DeformableDetr"."""
-    sizes = TRANSFORMER | {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 10}
+    sizes = dict(TRANSFORMER)
     if kind == "DeformableDetr":
         sizes |= {"num_feature_levels": 1, "with_box_refine": True}
     config = getattr(transformers, f"{kind}Config")(

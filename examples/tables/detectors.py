@@ -7,15 +7,18 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from examples.glyphs.scenes import Scenes
+from examples.glyphs.scenes import Scenes, scenes
 from examples.tables.draws import generator, shuffled
-from examples.tables.letters import Recipe
-from examples.tables.optimization import Optimization
+from examples.tables.optimization import Recipe, descend
 
 CLIP = 0.1  # the norm of the gradients, as in DETR
 WIDTH = 64
+RELATED = 16  # images of the batch whose attention is measured
 TRANSFORMER = {
     "d_model": WIDTH,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_queries": 10,
     "encoder_attention_heads": 4,
     "decoder_attention_heads": 4,
     "encoder_ffn_dim": 2 * WIDTH,
@@ -30,6 +33,12 @@ TRANSFORMER = {
 }
 WIDTHS = (16, 32, 96)  # of the stages of the backbone
 Targets = Sequence[Mapping[str, Tensor]]
+
+
+def training_and_test(chosen: Mapping[str, Any], seed: int) -> tuple[Scenes, Scenes]:
+    """As many scenes as the settings say."""
+    training = scenes(chosen["trained"], generator(seed, "training"))
+    return training, scenes(chosen["tested"], generator(seed, "test"))
 
 
 def residual_network(levels: Sequence[str]) -> transformers.ResNetConfig:
@@ -86,22 +95,18 @@ def fit(
         seed: of the order of the scenes; dropout goes by torch's global generator.
         frozen: a part of the model that is left as it is.
     """
-    model.train()
     if frozen is not None:
-        frozen.eval().requires_grad_(False)
-    optimization = Optimization(
-        model,
-        steps=recipe.steps,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        adam=True,
-    )
-    order = shuffled(len(scenes), recipe.batch_size, generator(seed, "order"))
-    for _ in range(recipe.steps):
-        batch = next(order)
-        loss = model(pixel_values=scenes.images[batch], labels=[targets[scene] for scene in batch]).loss
-        optimization.step(loss, CLIP)
-    model.eval()
+        frozen.requires_grad_(False)
+
+    def losses() -> Iterator[Tensor]:
+        if frozen is not None:
+            frozen.eval()
+        order = shuffled(len(scenes), recipe.batch_size, generator(seed, "order"))
+        for _ in range(recipe.steps):
+            batch = next(order)
+            yield model(pixel_values=scenes.images[batch], labels=[targets[scene] for scene in batch]).loss
+
+    descend(model, losses(), recipe, adam=True, clip=CLIP)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Domain generalization: letters in a family of fonts that training has not seen."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,9 +14,17 @@ from examples.glyphs.alphabet import FACES, FAMILIES
 from examples.tables.accuracy import mean_accuracy
 from examples.tables.arms import insert, wrap
 from examples.tables.draws import generator
-from examples.tables.letters import CLASSES, Images, Recipe, batches, in_every_face, one_of_each, predict
+from examples.tables.letters import (
+    CLASSES,
+    Images,
+    batches,
+    channels_last,
+    in_every_face,
+    one_of_each,
+    predict,
+)
 from examples.tables.network import ConvNet
-from examples.tables.optimization import Optimization
+from examples.tables.optimization import Recipe, descend
 from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
@@ -48,11 +56,7 @@ def settings(job: Job) -> Mapping[str, Any]:
     chosen = asdict(RECIPE) | {"each": 3, "tested": 4}
     if job.system == AVERAGED:
         chosen |= {"start": 0.5, "statistics": 40}
-    if job.quick:
-        chosen |= {"steps": 6, "each": 1, "tested": 1}
-    if job.lengthened:
-        chosen["steps"] *= 2
-    return chosen | dict(job.changes)
+    return job.adapted(chosen, quick={"steps": 6, "each": 1, "tested": 1})
 
 
 def train(job: Job) -> Outcome:
@@ -95,26 +99,22 @@ def trained(
     average: Average | None = None,
 ) -> nn.Module:
     """The model once it is trained, or one with the average of its weights; in evaluation."""
-    model.train()
     criterion = wrap(attachment, F.cross_entropy)
-    optimization = Optimization(
-        model, steps=recipe.steps, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
     averaged = AveragedModel(model)
-    for step, (x, y) in enumerate(batches(images, recipe.steps, recipe.batch_size, seed)):
-        optimization.step(criterion(model(_channels_last(x)), y))
-        if average is not None and step >= average.start * recipe.steps:
-            averaged.update_parameters(model)
+
+    def losses() -> Iterator[Tensor]:
+        for step, (x, y) in enumerate(batches(images, recipe.steps, recipe.batch_size, seed)):
+            yield criterion(model(channels_last(x)), y)
+            if average is not None and step >= average.start * recipe.steps:  # the step has been made
+                averaged.update_parameters(model)
+
+    descend(model, losses(), recipe)
     if average is None:
-        return model.eval()
+        return model
     # The running statistics are of other weights. No batch norm stands behind BatchFormer.
     again = batches(images, average.statistics, recipe.batch_size, seed)
-    update_bn((_channels_last(x) for x, _ in again), averaged.module.features)
+    update_bn((channels_last(x) for x, _ in again), averaged.module.features)
     return averaged.module.eval()
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 TABLE = Table(

@@ -15,15 +15,15 @@ from examples.tables.draws import generator
 from examples.tables.letters import (
     CLASSES,
     Images,
-    Recipe,
     draw,
+    every_letter,
     fit,
-    in_every_face,
     one_of_each,
     predict,
     random_faces,
 )
 from examples.tables.network import WIDTH, ConvNet
+from examples.tables.optimization import Recipe
 from examples.tables.relating import related
 from examples.tables.seen_unseen import harmonic_mean
 from examples.tables.table import Job, Outcome, Table
@@ -61,11 +61,7 @@ class Branches(nn.Module):
 def settings(job: Job) -> Mapping[str, Any]:
     """All that decides the numbers of a run."""
     chosen = asdict(RECIPE) | {"frequent": 20, "novel": 1, "tested": 2, "contrastive": 1.0}
-    if job.quick:
-        chosen |= {"steps": 10, "frequent": 5, "tested": 1}
-    if job.lengthened:
-        chosen["steps"] *= 2
-    return chosen | dict(job.changes)
+    return job.adapted(chosen, quick={"steps": 10, "frequent": 5, "tested": 1})
 
 
 def train(job: Job) -> Outcome:
@@ -87,8 +83,7 @@ def train(job: Job) -> Outcome:
     fit(model, job.arm, attachment, both_losses, images, Recipe.of(chosen), job.seed)
 
     test, validation = (
-        in_every_face(torch.arange(CLASSES), chosen["tested"], generator(job.seed, purpose))
-        for purpose in ("test", "validation")
+        every_letter(job.seed, purpose, chosen["tested"]) for purpose in ("test", "validation")
     )
 
     def score(logits: Tensor, labels: Tensor) -> float:

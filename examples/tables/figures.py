@@ -15,7 +15,7 @@ from examples.tables.arms import ALONE, BASELINE, BATCHFORMER, SOFTENED, UNIFORM
 from examples.tables.record import related_run
 from examples.tables.results import Result
 from examples.tables.statistics import Difference
-from examples.tables.summary import Summary
+from examples.tables.summary import Summary, numbers
 from examples.tables.table import Table
 
 # Okabe and Ito's palette, safe for colour-blind readers; the markers differ as well.
@@ -79,11 +79,10 @@ def _style(each: Difference, arms: Sequence[str]) -> dict[str, Any]:
 def _title(summary: Summary) -> str:
     if summary.quick:
         return f"{summary.table.title}: a try, numbers without meaning"
-    counts = sorted({each.count for each in summary.primary})
-    if counts[-1] == 1:
+    counts = {each.count for each in summary.primary}
+    if max(counts) == 1:
         return f"{summary.table.title}: one seed, no interval"
-    seeds = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
-    return f"{summary.table.title}: paired differences, 95 % intervals, {seeds} seeds"
+    return f"{summary.table.title}: paired differences, 95 % intervals, {numbers(counts, ' to ')} seeds"
 
 
 def draw_relations(path: Path, table: Table, results: Sequence[Result]) -> Path | None:

@@ -36,11 +36,7 @@ def settings(job: Job) -> Mapping[str, Any]:
     chosen = asdict(RECIPE) | {"processes": 1, "most": 100, "imbalance": 100, "tested": 2}
     if job.system == TWO:
         chosen |= {"processes": PROCESSES, "steps": RECIPE.steps // PROCESSES}  # as many images
-    if job.quick:
-        chosen |= {"steps": 6, "most": 20, "tested": 1}
-    if job.lengthened:
-        chosen["steps"] *= 2
-    return chosen | dict(job.changes)
+    return job.adapted(chosen, quick={"steps": 6, "most": 20, "tested": 1})
 
 
 def train(job: Job) -> Outcome:

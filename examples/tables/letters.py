@@ -1,8 +1,7 @@
 """The Latin letters as images to learn from, and the training of a network on them."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from examples.glyphs.instances import augment, instances
 from examples.glyphs.rendering import glyphs
 from examples.tables.arms import SOFTENED, softened, wrap
 from examples.tables.draws import generator, shuffled
-from examples.tables.optimization import Optimization
+from examples.tables.optimization import Recipe, descend
 
 CLASSES = len(LATIN)  # 106
 
@@ -29,21 +28,6 @@ class Images:
         return len(self.y)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: by SGD, with a warm-up and a cosine."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "Recipe":
-        """That of the settings of a run, which may have more than a recipe."""
-        return cls(**{field.name: settings[field.name] for field in fields(cls)})
-
-
 def draw(letters: Tensor, faces: Tensor, draws: torch.Generator) -> Tensor:
     """Images `[N, 1, 24, 24]` of letters `[N]` (of 106) in faces `[N]` (of 16)."""
     return instances(glyphs(tuple(letter.text for letter in LATIN))[letters, faces], draws)
@@ -54,6 +38,11 @@ def random_faces(count: int, draws: torch.Generator) -> Tensor:
     return torch.randint(len(FACES), (count,), generator=draws)
 
 
+def some_faces(count: int) -> Tensor:
+    """Faces `[count]`, evenly spread over the 16, of which `count` is a divisor."""
+    return torch.arange(len(FACES))[:: len(FACES) // count]
+
+
 def in_every_face(letters: Tensor, each: int, draws: torch.Generator, faces: Tensor | None = None) -> Images:
     """`each` images of each of the letters `[K]` in each of the faces `[F]`; y counts from 0 to K - 1.
 
@@ -62,6 +51,11 @@ def in_every_face(letters: Tensor, each: int, draws: torch.Generator, faces: Ten
     faces = torch.arange(len(FACES)) if faces is None else faces
     y = torch.arange(len(letters)).repeat_interleave(len(faces) * each)
     return Images(draw(letters[y], faces.repeat_interleave(each).repeat(len(letters)), draws), y)
+
+
+def every_letter(seed: int, purpose: str, each: int, faces: Tensor | None = None) -> Images:
+    """`in_every_face` for all letters, drawn for a purpose of a seed."""
+    return in_every_face(torch.arange(CLASSES), each, generator(seed, purpose), faces)
 
 
 def one_of_each(images: Images) -> Tensor:
@@ -115,18 +109,18 @@ def minimise(
     loss: Callable[[Tensor, Tensor], Tensor], model: nn.Module, images: Images, recipe: Recipe, seed: int
 ) -> None:
     """Train a model by the loss of images `[N, 1, 24, 24]` and labels `[N]`, and leave it in evaluation."""
-    model.train()
-    optimization = Optimization(
-        model, steps=recipe.steps, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    for x, y in batches(images, recipe.steps, recipe.batch_size, seed):
-        optimization.step(loss(x.contiguous(memory_format=torch.channels_last), y))
-    model.eval()
+    drawn = batches(images, recipe.steps, recipe.batch_size, seed)
+    descend(model, (loss(channels_last(x), y) for x, y in drawn), recipe)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images `[N, 1, H, W]` in the layout in which the ConvNet is fastest."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor) -> Tensor:
     """Logits `[N, K]` of images `[N, 1, 24, 24]`, in evaluation."""
     model.eval()
-    parts = x.contiguous(memory_format=torch.channels_last).split(512)
+    parts = channels_last(x).split(512)
     return torch.cat([model(part) for part in parts])

@@ -1,7 +1,9 @@
 """Optimizers and their schedule: a linear warm-up, then a cosine."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +15,21 @@ BATCHFORMER_WEIGHT_DECAY = 5e-4  # that of the official long-tailed runs
 
 class DivergenceError(ArithmeticError):
     """A training whose loss is no finite number."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast a network is trained."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Recipe":
+        """That of the settings of a run, which may have more than a recipe."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
 
 class Optimization:
@@ -63,6 +80,36 @@ class Optimization:
 
     def _parameters(self) -> Iterable[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def descend(
+    model: nn.Module,
+    losses: Iterable[torch.Tensor],
+    recipe: Recipe,
+    *,
+    adam: bool = False,
+    clip: float | None = None,
+) -> None:
+    """Train a model, and leave it in evaluation.
+
+    Args:
+        model: what is trained.
+        losses: one a step, each computed when it is asked for, which is after the step before.
+        recipe: how to train.
+        adam: see `Optimization`.
+        clip: the norm of the gradients, at most.
+    """
+    model.train()
+    optimization = Optimization(
+        model,
+        steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        adam=adam,
+    )
+    for loss in losses:
+        optimization.step(loss, clip)
+    model.eval()
 
 
 def learning_rate_factor(step: int, steps: int) -> float:

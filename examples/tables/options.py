@@ -128,14 +128,14 @@ def _make_parser(tables: Sequence[Table]) -> argparse.ArgumentParser:
     )
     names = ", ".join([*(table.name for table in tables), ALL])
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=names)
-    parser.add_argument("--seeds", type=_at_least(1), help="how many (default: the table's own number)")
-    parser.add_argument("--first-seed", type=_at_least(0), help=f"(default: 0; with --tune {TUNING_SEEDS})")
+    parser.add_argument("--seeds", type=at_least(1), help="how many (default: the table's own number)")
+    parser.add_argument("--first-seed", type=at_least(0), help=f"(default: 0; with --tune {TUNING_SEEDS})")
     several = "can be given several times"
     parser.add_argument("--system", action="append", default=[], help=f"only this one; {several}")
     parser.add_argument("--arm", action="append", default=[], help=f"only this one; {several}")
     parser.add_argument(
         "--workers",
-        type=_at_least(1),
+        type=at_least(1),
         default=os.cpu_count() or 1,
         help="runs at a time (default: one a core)",
     )
@@ -157,14 +157,17 @@ def _make_parser(tables: Sequence[Table]) -> argparse.ArgumentParser:
     return parser
 
 
-def _at_least(smallest: int) -> Callable[[str], int]:
-    def checked(text: str) -> int:
+def at_least(smallest: int, number: type[int] | type[float] = int) -> Callable[[str], float]:
+    """What makes a number of an argument, and refuses smaller ones with a sentence."""
+
+    def checked(text: str) -> float:
+        what = "an integer" if number is int else "a number"
         try:
-            value = int(text)
+            value = number(text)
         except ValueError:
-            value = smallest - 1
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"expected an integer of at least {smallest}, got {text!r}")
+            value = None
+        if value is None or not smallest <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"expected {what} of at least {smallest}, got {text!r}")
         return value
 
     return checked

@@ -14,7 +14,7 @@ from examples.tables.record import as_document, read_record, write_record
 from examples.tables.report import NONE, difference_text, mean_text
 from examples.tables.results import Result, Results
 from examples.tables.sentences import p_value, sentences
-from examples.tables.summary import Summary, summarise
+from examples.tables.summary import Summary, numbers, summarise
 from examples.tables.table import Table
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -94,10 +94,14 @@ def record_path(folder: Path, table: Table) -> Path:
 def announced(table: Table) -> str:
     """The part of the page on a table that has no results yet."""
     command = f"`make tables TABLE={table.name}`"
-    blocks = [f"## {table.title}", f"Not computed yet for this page; {command} trains it."]
-    if table.paper:
-        blocks += ["### The papers' own figures, on other data and models", table.paper.strip()]
+    blocks = [f"## {table.title}", f"Not computed yet for this page; {command} trains it.", *papers(table)]
     return "\n\n".join(blocks) + "\n"
+
+
+def papers(table: Table) -> list[str]:
+    """The papers' own figures under a heading that says so, if there are any."""
+    heading = "### The papers' own figures, on other data and models"
+    return [heading, table.paper.strip()] if table.paper else []
 
 
 def section(table: Table, results: Sequence[Result], folder: Path) -> str:
@@ -119,9 +123,7 @@ def section(table: Table, results: Sequence[Result], folder: Path) -> str:
     related = draw_relations(folder / f"{table.name}-relations.png", table, results)
     if related:
         blocks.append(f"![Who attends to whom in the batch of one trained module](tables/{related.name})")
-    if table.paper:
-        blocks += ["### The papers' own figures, on other data and models", table.paper.strip()]
-    blocks += ["### How it was computed", made(results)]
+    blocks += [*papers(table), "### How it was computed", made(results)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -178,12 +180,6 @@ def made(results: Sequence[Result]) -> str:
             ["commit", _all(result.origin["commit"] for result in results)],
         ],
     )
-
-
-def numbers(counts: Iterable[int]) -> str:
-    """A number, or the smallest and the largest."""
-    found = sorted(set(counts))
-    return str(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}"
 
 
 def _all(values: Iterable[str]) -> str:

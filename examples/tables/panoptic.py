@@ -13,9 +13,10 @@ import transformers
 from torch import Tensor, nn
 from torchvision.ops import masks_to_boxes
 
-from examples.glyphs.scenes import CANVAS, LETTERS, STUFF, Scene, Scenes, scenes
+from examples.glyphs.scenes import CANVAS, LETTERS, STUFF, Scene, Scenes
 from examples.tables.arms import insert
 from examples.tables.detectors import (
+    RELATED,
     TRANSFORMER,
     adapt_backbone,
     draw_queries,
@@ -23,9 +24,9 @@ from examples.tables.detectors import (
     outputs,
     relative_boxes,
     residual_network,
+    training_and_test,
 )
-from examples.tables.draws import generator
-from examples.tables.letters import Recipe
+from examples.tables.optimization import Recipe
 from examples.tables.panoptic_quality import panoptic_quality
 from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
@@ -33,7 +34,6 @@ from examples.tables.table import Job, Outcome, Table
 RECIPE = Recipe(steps=2400, batch_size=16, learning_rate=1e-3, weight_decay=1e-4)
 STEPS_OF_HEAD = 300
 HEADS = 8  # the head for masks wants as many
-RELATED = 16  # images of the batch whose attention is measured
 THINGS = range(1, 1 + len(LETTERS))  # 0 is void
 GROUNDS = range(1 + len(LETTERS), 1 + len(LETTERS) + len(STUFF))
 
@@ -41,18 +41,14 @@ GROUNDS = range(1 + len(LETTERS), 1 + len(LETTERS) + len(STUFF))
 def settings(job: Job) -> Mapping[str, Any]:
     """All that decides the numbers of a run."""
     chosen = asdict(RECIPE) | {"steps_of_head": STEPS_OF_HEAD, "trained": 5000, "tested": 500}
-    if job.quick:
-        chosen |= {"steps": 4, "steps_of_head": 2, "batch_size": 4, "trained": 8, "tested": 8}
-    if job.lengthened:
-        chosen |= {"steps": 2 * chosen["steps"], "steps_of_head": 2 * chosen["steps_of_head"]}
-    return chosen | dict(job.changes)
+    quick = {"steps": 4, "steps_of_head": 2, "batch_size": 4, "trained": 8, "tested": 8}
+    return job.adapted(chosen, quick, longer=("steps", "steps_of_head"))
 
 
 def train(job: Job) -> Outcome:
     """One run."""
     chosen = settings(job)
-    training = scenes(chosen["trained"], generator(job.seed, "training"))
-    test = scenes(chosen["tested"], generator(job.seed, "test"))
+    training, test = training_and_test(chosen, job.seed)
 
     torch.manual_seed(job.seed)
     model = segmenter()
@@ -74,9 +70,6 @@ def segmenter() -> nn.Module:
     """DETR with its head for masks, which sees the stem and all three stages: masks `[N, Q, 32, 32]`."""
     config = transformers.DetrConfig(
         backbone_config=residual_network(["stem", "stage1", "stage2", "stage3"]),
-        encoder_layers=1,
-        decoder_layers=2,
-        num_queries=10,
         num_labels=len(LETTERS) + len(STUFF),
         **TRANSFORMER | {"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS},
     )

@@ -17,7 +17,7 @@ from examples.tables.record import as_document, write_record
 from examples.tables.results import Result
 from examples.tables.sentences import sentences
 from examples.tables.statistics import Difference
-from examples.tables.summary import Cell, Summary, summarise
+from examples.tables.summary import Cell, Summary, numbers, summarise
 from examples.tables.table import Table
 
 WIDTH = 80  # of a terminal
@@ -93,9 +93,8 @@ def _means(summary: Summary, system: str) -> list[list[str]]:
     rows = [["", "n", *summary.table.columns]]
     for arm in summary.table.arms:
         cells = [summary.cell(system, arm, column) for column in summary.table.columns]
-        counts = [str(count) for count in sorted({cell.count for cell in cells if cell})]
-        if counts:
-            rows.append([arm, "-".join(dict.fromkeys((counts[0], counts[-1]))), *map(mean_text, cells)])
+        if any(cells):
+            rows.append([arm, numbers(cell.count for cell in cells if cell), *map(mean_text, cells)])
     return rows
 
 
@@ -105,11 +104,9 @@ def _differences(summary: Summary, system: str) -> list[list[str]]:
     found = summary.of(system)
     for contrast in dict.fromkeys(each.contrast for each in found):
         by_column = {each.column: each for each in found if each.contrast == contrast}
-        counts = [str(count) for count in sorted({each.count for each in by_column.values()})]
         entries = [difference_text(by_column.get(column), "\n") for column in summary.table.columns]
-        rows.append(
-            [contrast.replace(" - ", "\n- "), "-".join(dict.fromkeys((counts[0], counts[-1]))), *entries]
-        )
+        count = numbers(each.count for each in by_column.values())
+        rows.append([contrast.replace(" - ", "\n- "), count, *entries])
     return rows
 
 

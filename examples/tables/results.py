@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import batchformer as bf
+from batchformer.hardware import processor
 from examples.tables.code import digest
 from examples.tables.table import Job, Outcome, Table
 
@@ -118,19 +119,10 @@ def origin() -> dict[str, str]:
     """When, on what and from which commit this process computes."""
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(os.cpu_count()),
         "commit": _commit(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _commit() -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from examples.tables.arms import BASELINE
 from examples.tables.statistics import LEVEL, Difference
-from examples.tables.summary import CONVERGED, Summary
+from examples.tables.summary import CONVERGED, Summary, numbers
 
 QUICK = "--quick: these numbers mean nothing; they show that everything runs."
 ONE_SEED = "One seed: nothing can be said of any difference, as there is nothing to tell it from chance by."
@@ -108,10 +108,7 @@ def _convergence(summary: Summary) -> list[str]:
 
 
 def _pairs(compared: Sequence[Difference]) -> str:
-    counts = sorted({each.count for each in compared})
-    if len(counts) == 1:
-        return f"{counts[0]} seeds, paired."
-    return f"{counts[0]} to {counts[-1]} seeds, paired."
+    return f"{numbers((each.count for each in compared), ' to ')} seeds, paired."
 
 
 def _claim(each: Difference) -> str:

@@ -1,7 +1,7 @@
 """From the results of a table to its numbers: means, paired differences, convergence, entropies."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +100,12 @@ def summarise(table: Table, results: Sequence[Result]) -> Summary:
         _entropies(table, runs),
         left_out,
     )
+
+
+def numbers(counts: Iterable[int], between: str = "-") -> str:
+    """A number, or the smallest and the largest."""
+    found = sorted(set(counts))
+    return str(found[0]) if len(found) == 1 else f"{found[0]}{between}{found[-1]}"
 
 
 def _by_seed(

@@ -27,6 +27,21 @@ class Job:
         """Whether it is but a try."""
         return self.size == QUICK
 
+    def adapted(
+        self, chosen: Mapping[str, Any], quick: Mapping[str, Any], longer: tuple[str, ...] = ("steps",)
+    ) -> dict[str, Any]:
+        """The settings of this run, made of those of a run at full length.
+
+        Args:
+            chosen: those at full length.
+            quick: what a try has instead.
+            longer: the names of what is doubled where the run is to be lengthened.
+        """
+        found = {**chosen, **(quick if self.quick else {})}
+        if self.lengthened:
+            found |= {name: 2 * found[name] for name in longer}
+        return found | dict(self.changes)
+
 
 @dataclass(frozen=True)
 class Outcome:

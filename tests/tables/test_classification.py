@@ -12,6 +12,7 @@ from examples.tables import classification
 from examples.tables.arms import ALONE, ARMS, BASELINE, BATCHFORMER, insert
 from examples.tables.draws import generator
 from examples.tables.letters import CLASSES, in_every_face
+from examples.tables.optimization import Optimization
 from examples.tables.table import QUICK, Job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,13 +41,13 @@ def test_every_arm_runs_and_gives_both_metrics(arm):
 def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Those of all steps of the test."""
     seen: list[float] = []
-    step = classification.Optimization.step
+    step = Optimization.step
 
-    def watched(self: classification.Optimization, loss: torch.Tensor, clip: float | None = None) -> None:
+    def watched(self: Optimization, loss: torch.Tensor, clip: float | None = None) -> None:
         seen.append(loss.item())
         step(self, loss, clip)
 
-    monkeypatch.setattr(classification.Optimization, "step", watched)
+    monkeypatch.setattr(Optimization, "step", watched)
     return seen
 
 

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from examples.tables import contrastive, moco, probes
 from examples.tables.arms import ALONE, ARMS, BASELINE, BATCHFORMER, insert
 from examples.tables.draws import generator
+from examples.tables.letters import predict
 from examples.tables.table import QUICK, Job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -167,7 +168,7 @@ def test_features_are_those_of_the_backbone_and_probing_changes_nothing():
     model, _ = made("MoCo v2", BATCHFORMER)
     before = copy.deepcopy(model.state_dict())
     x = views(4)[0]
-    features = contrastive.features_of(model, x)
+    features = predict(model.backbone, x)
     torch.testing.assert_close(features, model.backbone.eval()(x))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -10,9 +10,9 @@ from examples.glyphs.alphabet import FACES, FAMILIES
 from examples.tables import domains
 from examples.tables.arms import ALONE, BASELINE, BATCHFORMER, insert
 from examples.tables.draws import generator
-from examples.tables.letters import Recipe, fit, in_every_face
+from examples.tables.letters import fit, in_every_face
 from examples.tables.network import ConvNet
-from examples.tables.optimization import Optimization
+from examples.tables.optimization import Optimization, Recipe
 from examples.tables.table import QUICK, Job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,8 +67,8 @@ def test_the_average_is_that_of_the_weights_after_each_of_the_last_steps(
     model, attachment, images = small(arm)
     step = Optimization.step
 
-    def watched(optimization, loss):
-        step(optimization, loss)
+    def watched(optimization, loss, clip=None):
+        step(optimization, loss, clip)
         after.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
 
     monkeypatch.setattr(Optimization, "step", watched)

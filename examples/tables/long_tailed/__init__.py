@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from examples.glyphs.instances import augment
 from examples.tables.arms import ARMS, SOFTENED, insert, wrap
 from examples.tables.draws import generator
-from examples.tables.letters import CLASSES, Recipe, fit, in_every_face, minimise, one_of_each
+from examples.tables.letters import CLASSES, every_letter, fit, minimise, one_of_each
 from examples.tables.long_tailed.data import long_tailed_letters
 from examples.tables.long_tailed.groups import by_thirds
 from examples.tables.long_tailed.measuring import CALIBRATED, CALIBRATED_COLUMNS, calibrated_columns
@@ -23,6 +23,7 @@ from examples.tables.long_tailed.systems import (
     parametric_contrast,
 )
 from examples.tables.network import ConvNet
+from examples.tables.optimization import Recipe
 from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
@@ -45,11 +46,7 @@ def settings(job: Job) -> Mapping[str, Any]:
     chosen = asdict(RECIPE) | {"system": job.system, "most": 100, "imbalance": imbalance, "tested": 2}
     if job.system == RESNET:
         chosen |= {"learning_rate": 0.1, "steps": 600}  # five times as slow, and wide enough to learn faster
-    if job.quick:
-        chosen |= {"steps": 6, "most": 20, "tested": 1}
-    if job.lengthened:
-        chosen["steps"] *= 2
-    return chosen | dict(job.changes)
+    return job.adapted(chosen, quick={"steps": 6, "most": 20, "tested": 1})
 
 
 def train(job: Job) -> Outcome:
@@ -63,7 +60,7 @@ def train(job: Job) -> Outcome:
     metrics = calibrated_columns(model, counts, job.seed, chosen["tested"])
     groups = {label: name for name, of_group in by_thirds(counts).items() for label in of_group}
     one_each = [groups[label] for label in range(CLASSES)]
-    shown = in_every_face(torch.arange(CLASSES), 1, generator(job.seed, "relations"))
+    shown = every_letter(job.seed, "relations", 1)
     return Outcome(metrics, **related(attachment, one_of_each(shown), job, one_each))
 
 

@@ -1,12 +1,10 @@
 """The columns of a long-tailed table, also once the logits are calibrated."""
 
-import torch
 from torch import Tensor, nn
 
 from examples.tables.accuracy import accuracy_of_classes, mean_accuracy
 from examples.tables.calibration import best_multiple
-from examples.tables.draws import generator
-from examples.tables.letters import CLASSES, in_every_face, predict
+from examples.tables.letters import every_letter, predict
 from examples.tables.long_tailed.groups import COLUMNS, by_thirds, group_columns
 
 CALIBRATED = "All, calibrated"
@@ -26,9 +24,7 @@ def calibrated_columns(model: nn.Module, counts: Tensor, seed: int, each: int) -
         each: of them, of each letter in each face.
     """
     log_prior = (counts / counts.sum()).log()  # [K]
-    letters = torch.arange(CLASSES)
-    test = in_every_face(letters, each, generator(seed, "test"))
-    validation = in_every_face(letters, each, generator(seed, "validation"))
+    test, validation = (every_letter(seed, purpose, each) for purpose in ("test", "validation"))
     multiple = best_multiple(predict(model, validation.x), validation.y, log_prior, MULTIPLES, mean_accuracy)
     logits = predict(model, test.x)
     found = group_columns(accuracy_of_classes(logits, test.y), by_thirds(counts))

@@ -17,7 +17,7 @@ from examples.tables.long_tailed.groups import COLUMNS, Groups, group_columns
 from examples.tables.long_tailed.image_lists import read_lists
 from examples.tables.long_tailed.images import ListedImages, Loading
 from examples.tables.long_tailed.systems import balanced_softmax
-from examples.tables.optimization import Optimization
+from examples.tables.optimization import Recipe, descend
 from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
@@ -125,11 +125,7 @@ def table_of(source: Digits | Listed, training: Training) -> Table:
 def _settings(source: Digits | Listed, training: Training, job: Job) -> Mapping[str, Any]:
     chosen = asdict(training) | {name: str(value) for name, value in asdict(source).items()}
     chosen.pop("workers", None)  # which change no number
-    if job.quick:
-        chosen["steps"] = min(20, training.steps)
-    if job.lengthened:
-        chosen["steps"] *= 2
-    return chosen | dict(job.changes)
+    return job.adapted(chosen, quick={"steps": min(20, training.steps)})
 
 
 def _train(source: Digits | Listed, training: Training, job: Job) -> Outcome:
@@ -143,14 +139,9 @@ def _train(source: Digits | Listed, training: Training, job: Job) -> Outcome:
     log_prior = (counts / counts.sum()).log()  # [K]
     balanced = training.loss == "balanced-softmax"
     criterion = wrap(attachment, balanced_softmax(log_prior if balanced else torch.zeros_like(log_prior)))
-    optimization = Optimization(
-        model, steps=chosen["steps"], learning_rate=LEARNING_RATE, weight_decay=chosen["weight_decay"]
-    )
-    model.train()
-    for x, y in data.train_batches(chosen["steps"], chosen["batch_size"]):
-        x, y = x.to(training.device), y.to(training.device)
-        optimization.step(criterion(model(x), y))
-    model.eval()
+    drawn = data.train_batches(chosen["steps"], chosen["batch_size"])
+    losses = (criterion(model(x.to(training.device)), y.to(training.device)) for x, y in drawn)
+    descend(model, losses, Recipe.of(chosen | {"learning_rate": LEARNING_RATE}))
     with torch.no_grad():
         tested = [(model(x.to(training.device)).cpu(), y) for x, y in data.test_batches()]
     logits, labels = map(torch.cat, zip(*tested, strict=True))
