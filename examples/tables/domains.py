@@ -36,7 +36,7 @@ begins is fixed.
 """
 
 ERM, AVERAGED = "ERM", "ERM, weights averaged"
-RECIPE = Recipe(steps=600, batch_size=96, learning_rate=0.2, weight_decay=5e-4)
+RECIPE = Recipe(steps=800, batch_size=64, learning_rate=0.2, weight_decay=2e-3)
 
 
 @dataclass(frozen=True)
