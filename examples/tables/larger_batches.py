@@ -27,8 +27,8 @@ REMEMBERED = {f"{BATCHFORMER}, {size} remembered": size for size in (8, 56, 248)
 REMEMBERED[f"{UNIFORM}, 248 remembered"] = 248
 GATHERED = (f"{BATCHFORMER}, gathered", f"{UNIFORM}, gathered")
 PROCESSES = 2
-# Of each process. All of the baseline on seed 100 after 9600 steps, by learning rate and weight decay: 0.1 and
-# 2e-3 78.5; 0.1 and 5e-3 57.8; 0.03 and 2e-3 81.6; 0.03 and 5e-3 79.6.
+# Of each process. All of the baseline on seed 100 after 9600 steps, by learning rate and weight decay: 0.1
+# and 2e-3 78.5; 0.1 and 5e-3 57.8; 0.03 and 2e-3 81.6; 0.03 and 5e-3 79.6.
 RECIPE = Recipe(steps=9600, batch_size=8, learning_rate=0.03, weight_decay=2e-3)
 
 
