@@ -68,7 +68,7 @@ help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-17s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.built ## Train on long-tailed letters with and without BatchFormer; prints the table, draws the figures
-	python -m examples.tables long_tailed --system "Balanced Softmax" --seeds 4 --no-converged --out results/demo $(DEMO_ARGS)
+	python -m examples.demo $(DEMO_ARGS)
 
 tables: $(VENV)/.built ## Train every table of the papers in miniature (hours; TABLE=few_shot for one); goes on where it was left
 	python -m examples.tables $(TABLE) $(TABLES_ARGS)
