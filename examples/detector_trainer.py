@@ -1,6 +1,6 @@
 """A detector of transformers with its Trainer and BatchFormer: trained, evaluated, saved, loaded without.
 
-One line brings BatchFormer in, another leaves it out of what is saved; they are marked. RT-DETR learns to
+One line adds BatchFormer, another leaves it out of the saved weights; both are marked. RT-DETR learns to
 find rectangles that are drawn on noise:
 
     python examples/detector_trainer.py
@@ -37,7 +37,7 @@ class Rectangles(Dataset[dict[str, Any]]):
         return self._images
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """An image, the classes `[M]`, and the boxes `[M, 4]` as centre and size in parts of the image."""
+        """An image, the classes `[M]`, and the boxes `[M, 4]` as centre and size, relative to the image."""
         draws = torch.Generator().manual_seed(1000 * self._seed + index)
         image = 0.3 * torch.rand(3, SIZE, SIZE, generator=draws)
         objects = int(torch.randint(1, 4, (), generator=draws))
@@ -99,7 +99,7 @@ def share_found(model: RTDetrForObjectDetection, images: Rectangles) -> float:
 
 
 def main(epochs: int, images: int) -> None:
-    """Train, evaluate, save, and compare with what the stock model makes of the saved weights."""
+    """Train, evaluate, save, and evaluate the stock model with the saved weights."""
     torch.manual_seed(0)
     model = build()
     attachment = bf.attach(model)  # <- BatchFormer

@@ -1,6 +1,6 @@
 """A CIFAR-LT style script: ResNet-18, LDAM with deferred reweighting, an accuracy meter, and BatchFormer.
 
-Two lines bring BatchFormer in; they are marked. The images are scikit-learn's digits, made long-tailed:
+Two lines add BatchFormer; they are marked. The images are scikit-learn's digits, made long-tailed:
 
     python examples/ldam.py
     python examples/ldam.py --stock  # without the two lines
@@ -20,7 +20,7 @@ CLASSES, BATCH_SIZE = 10, 64
 
 
 def long_tailed_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images `[N, 1, 8, 8]` and labels `[N]` of a training set from 120 to 3 a class, and of a test set."""
+    """Images `[N, 1, 8, 8]` and labels `[N]` of a training set (120 to 3 a class) and of a test set."""
     images, labels = map(torch.from_numpy, load_digits(return_X_y=True))
     images = images.float().view(-1, 1, 8, 8) / 16
     train, test = [], []

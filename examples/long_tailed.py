@@ -21,7 +21,7 @@ OF_LISTS = {"model": ARCHITECTURES[0], "image_size": 224, "loading": 0}  # optio
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status; a bad option or list ends the program with a sentence and status 2."""
+    """Exit status; a bad option or list ends the program with a message and status 2."""
     parser = make_parser()
     values, rest = parser.parse_known_args(arguments)
     source = _source(parser, values)
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the source; all other options are those of the tables."""
+    """The parser for the source of the images; all other options are those of the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.long_tailed",
         allow_abbrev=False,  # or a misspelt option of the tables may be taken for another

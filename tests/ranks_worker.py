@@ -211,7 +211,7 @@ def every_disagreement_raises_the_same_sentence_on_every_rank() -> None:
         assert said == sentence.format(first, f"rank {last}"), said
     fault = "x: expected shape [N, 4], got [2]"
     said = sentence_of(lambda: agree(ranks, 3, {}, CPU, fault=fault if ranks.rank == 0 else None))
-    assert said == f"{fault} on rank 0; a fault of one rank stops all {ranks.size}"
+    assert said == f"{fault} on rank 0; an error on one rank stops all {ranks.size}"
     said = sentence_of(lambda: agree(ranks, 0, FACTS, CPU))
     assert said == f"x: expected at least 1 sample on one of {ranks.size} ranks, got 0 on each"
     assert agree(ranks, ranks.rank, FACTS, CPU) == list(range(ranks.size)), "nothing is left behind"
@@ -406,13 +406,13 @@ def a_compiled_graph_raises_on_every_rank_if_samples_or_facts_differ() -> None:
     n = 2 + (ranks.rank == 0)
     said = sentence_of(lambda: compiled(torch.randn(n, 4, dtype=torch.float64)))
     assert said == (
-        "x: expected the same number of samples on every rank, as ranks 0 and 1 took for granted "
+        "x: expected the same number of samples on every rank, as ranks 0 and 1 assumed "
         "(a compiled graph does), got 3 on rank 0 and 2 on rank 1"
     ), said
     # One rank compiled, the others not.
     forward = compiled if ranks.rank == 0 else model
     said = sentence_of(lambda: forward(torch.randn(n, 4, dtype=torch.float64)))
-    assert "as rank 0 took for granted" in said
+    assert "as rank 0 assumed" in said
     assert len(forward(torch.randn(5, 4, dtype=torch.float64))) == 5
 
     @torch.compile(fullgraph=True, backend="aot_eager", dynamic=True)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SECTIONS = {
     "versions": {"batchformer", "torch", "built for torch", "Python", "system", "numpy", *about.OPTIONAL},
     "processor": {"model", "cores", "for this process", "kernels run", "torch runs"},
-    "threads": {"of an operator", "between operators", "backend", "OpenMP", "MKL"},
+    "threads": {"intra-op", "inter-op", "backend", "OpenMP", "MKL"},
     "CUDA": {"CUDA of torch", "BATCHFORMER_CUDA", *core.cuda_status()},
     "environment": set(),
     "calls by path in a small training step": {"on cpu"},
@@ -73,7 +73,7 @@ def test_the_json_has_every_section_and_every_fact(capsys):
     versions = found["versions"]
     assert (versions["batchformer"], versions["torch"]) == (bf.__version__, torch.__version__)
     assert (versions["built for torch"], versions["numpy"]) == (BUILT_FOR, metadata.version("numpy"))
-    assert found["threads"]["of an operator"] == torch.get_num_threads()
+    assert found["threads"]["intra-op"] == torch.get_num_threads()
     assert found["processor"]["kernels run"] == bf.ops.instruction_set()
     assert found["CUDA"]["BATCHFORMER_CUDA"] == core.cuda_switch()
     assert "not known" not in str(found)
@@ -140,7 +140,7 @@ def test_a_package_that_is_missing_is_not_installed_and_one_on_the_path_has_no_k
     monkeypatch.setattr(about, "util", played)
     versions = as_json(capsys)["versions"]
     assert versions["transformers"] == versions["pytorch-lightning"] == "not installed"
-    assert versions["timm"] == "there, of no known version"
+    assert versions["timm"] == "installed, version not known"
     assert versions["torch"] == torch.__version__
 
 

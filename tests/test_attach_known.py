@@ -21,7 +21,7 @@ def test_every_family_is_listed_with_its_names_place_and_options():
     assert "after" in by_name["deit"].options
     assert not by_name["balanced_softmax"].recognised
     assert all(each.models and each.place and each.about for each in listed)
-    assert str(by_name["vit"]).startswith("vit, deit: blocks behind patch embeddings (timm, ")
+    assert str(by_name["vit"]).startswith("vit, deit: blocks after patch embeddings (timm, ")
 
 
 def test_each_name_is_in_the_docstring():

@@ -382,7 +382,7 @@ def test_what_a_user_computes_from_the_outputs_of_clip_is_paired(pairings):
     ]
     loss = attachment.wrap(of_embeds)(*towers_alone, model.logit_scale.exp())
     torch.testing.assert_close(loss, expected)
-    with refused(RuntimeError, saying="one that is wrapped"):
+    with refused(RuntimeError, saying="a wrapped one"):
         clip_loss(model(**inputs).logits_per_text).backward()
 
 

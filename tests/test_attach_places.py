@@ -303,7 +303,7 @@ class Lstm(nn.Module):
 def test_a_place_whose_output_the_model_leaves_aside_is_refused():
     model = Lstm()
     bf.attach(model, after="lstm", layout="NLC", dim=WIDTH)
-    with refused(RuntimeError, saying="depend on what comes out at 'lstm'"):
+    with refused(RuntimeError, saying="depend on the output at 'lstm'"):
         model(TOKENS)
 
 

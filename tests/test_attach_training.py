@@ -329,7 +329,7 @@ def test_a_compiled_model_whose_criterion_is_not_wrapped_stops_at_the_second_ste
         (-rows.gather(1, Y[:, None]).mean()).backward()  # takes rows by the labels
 
     step()
-    with refused(RuntimeError, saying="one that is wrapped"):
+    with refused(RuntimeError, saying="a wrapped one"):
         step()
 
 

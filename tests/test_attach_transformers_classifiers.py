@@ -158,7 +158,7 @@ REFUSED = {
 @pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED)
 @pytest.mark.parametrize("preset", [None, "transformers_classifier"])
 def test_a_model_without_features_of_samples_is_refused_with_the_reason(make, preset):
-    with refused(ValueError, saying="(classifies tokens|targets are the images)"):
+    with refused(ValueError, saying="(classifies tokens|targets are its input images)"):
         bf.attach(make(), preset)
 
 

@@ -1,6 +1,7 @@
 """Classification: DeiT in three tiny sizes, with BatchFormerV2 at every token after a late block."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import timm
@@ -15,19 +16,16 @@ from examples.glyphs.alphabet import FACES
 from examples.tables.arms import insert, wrap
 from examples.tables.letters import CLASSES, Images, batches, every_letter, one_of_each, predict, some_faces
 from examples.tables.network import convolution
-from examples.tables.optimization import Recipe, descend
+from examples.tables.optimization import ADAMW, Recipe, descend
 from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
 WIDTHS = {"DeiT, width 32": 32, "DeiT, width 48": 48, "DeiT, width 64": 64}
 HEAD_WIDTH = 16
-COMMON = {
+RECIPE = Recipe(steps=3000, batch_size=64, learning_rate=2e-3, weight_decay=0.05, optimizer=ADAMW, clip=1.0)
+COMMON = asdict(RECIPE) | {
     "depth": 8,
     "after": 5,  # the sixth block of eight, as the ninth of twelve in the paper
-    "steps": 3000,
-    "batch_size": 64,
-    "learning_rate": 2e-3,
-    "weight_decay": 0.05,
     "label_smoothing": 0.1,
     "drop_path": 0.0,
     "each": 4,
@@ -107,7 +105,7 @@ def fit(
 
     criterion = wrap(attachment, smoothed)
     drawn = batches(images, chosen["steps"], chosen["batch_size"], seed)
-    descend(model, (criterion(model(x), y) for x, y in drawn), Recipe.of(chosen), adam=True, clip=1.0)
+    descend(model, (criterion(model(x), y) for x, y in drawn), Recipe.of(chosen))
 
 
 TABLE = Table(

@@ -1,6 +1,7 @@
 """Contrastive learning: MoCo v2 and v3 on images without labels, judged by probes of their features."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,11 +22,8 @@ from examples.tables.table import Job, Outcome, Table
 
 SYSTEMS = {"MoCo v2": MoCoV2, "MoCo v3": MoCoV3}
 OWN = {"MoCo v2": {"queue": 1024}, "MoCo v3": {}}
-COMMON = {
-    "steps": 3000,
-    "batch_size": 128,
-    "learning_rate": 0.1,
-    "weight_decay": 1e-4,
+RECIPE = Recipe(steps=3000, batch_size=128, learning_rate=0.1, weight_decay=1e-4)
+COMMON = asdict(RECIPE) | {
     "momentum": 0.99,  # of the encoder of the keys
     "temperature": 0.2,
     "images": 8000,  # to learn from, without labels

@@ -11,7 +11,6 @@ from examples.glyphs.scenes import Scenes, scenes
 from examples.tables.draws import generator, shuffled
 from examples.tables.optimization import Recipe, descend
 
-CLIP = 0.1  # the norm of the gradients, as in DETR
 WIDTH = 64
 RELATED = 16  # images of the batch whose attention is measured
 TRANSFORMER = {
@@ -27,9 +26,6 @@ TRANSFORMER = {
     "dropout": 0.0,
     "auxiliary_loss": True,
     "init_std": WIDTH**-0.5,  # transformers' 0.02 is for wide layers that are loaded anyway
-    # DETR has 5 and 2; with these boxes are found long before letters are told apart.
-    "bbox_loss_coefficient": 1,
-    "giou_loss_coefficient": 1,
 }
 WIDTHS = (16, 32, 96)  # of the stages of the backbone
 Targets = Sequence[Mapping[str, Tensor]]
@@ -106,7 +102,7 @@ def fit(
             batch = next(order)
             yield model(pixel_values=scenes.images[batch], labels=[targets[scene] for scene in batch]).loss
 
-    descend(model, losses(), recipe, adam=True, clip=CLIP)
+    descend(model, losses(), recipe)
 
 
 @torch.no_grad()

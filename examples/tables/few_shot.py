@@ -29,9 +29,10 @@ from examples.tables.seen_unseen import harmonic_mean
 from examples.tables.table import Job, Outcome, Table
 
 SYSTEM = "Classifier and contrastive branch"
-# On seed 100 the baseline's calibrated harmonic mean was 76.6 with a learning rate of 0.5, 71.7 with 0.3 and
-# 72.7 with 0.2; with 0.5 the arm BatchFormer diverged on seed 0, so all have 0.2.
-RECIPE = Recipe(steps=2400, batch_size=64, learning_rate=0.2, weight_decay=5e-4)
+# The baseline's calibrated harmonic mean on seed 100, by learning rate and weight decay: 0.2 and 5e-4 72.7,
+# 1e-3 74.2, 2e-3 75.8; 0.5 and 5e-4 76.6, 1e-3 74.4, 2e-3 73.4. With 0.5 and 5e-4 the arm BatchFormer
+# diverged on seed 0; with gradients clipped to a norm of 1 that setting gave 74.7.
+RECIPE = Recipe(steps=2400, batch_size=64, learning_rate=0.2, weight_decay=2e-3)
 NOVEL = 26  # letters
 CONSTANTS = [step / 4 for step in range(-20, 61)]  # that are tried on the logits of novel letters
 TEMPERATURE = 0.1

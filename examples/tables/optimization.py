@@ -1,4 +1,4 @@
-"""Optimizers and their schedule: a linear warm-up, then a cosine."""
+"""How networks are trained: optimizer, learning rate over the steps, clipping."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+SGD, ADAMW = "SGD", "AdamW"  # SGD with Nesterov momentum
+COSINE, CONSTANT = "cosine", "constant"  # after a linear warm-up
 WARM_UP = 0.1  # of the steps
 BATCHFORMER_WEIGHT_DECAY = 5e-4  # that of the official long-tailed runs
 
@@ -19,17 +21,21 @@ class DivergenceError(ArithmeticError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast a network is trained."""
+    """How a network is trained."""
 
     steps: int
     batch_size: int
-    learning_rate: float
-    weight_decay: float
+    learning_rate: float  # after the warm-up
+    weight_decay: float  # of the model; BatchFormer has its own under SGD, as in the official runs
+    optimizer: str = SGD
+    schedule: str = COSINE
+    clip: float | None = None  # the norm of the gradients, at most
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Recipe":
         """That of the settings of a run, which may have more than a recipe."""
-        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in settings.items() if name in names})
 
 
 class Optimization:
@@ -37,33 +43,31 @@ class Optimization:
 
     Args:
         model: what is trained, with the child `batchformer` if something is attached.
-        steps: how many there will be.
-        learning_rate: after the warm-up.
-        weight_decay: of the model; BatchFormer has its own under SGD, as in the official runs.
-        adam: AdamW, else SGD with Nesterov momentum.
+        recipe: how to train.
     """
 
-    def __init__(
-        self, model: nn.Module, *, steps: int, learning_rate: float, weight_decay: float, adam: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         inside = {id(parameter) for name, parameter in model.named_parameters() if "batchformer." in name}
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        of_module = BATCHFORMER_WEIGHT_DECAY if recipe.optimizer == SGD else recipe.weight_decay
         groups = [
-            {"params": [p for p in trained if id(p) not in inside], "weight_decay": weight_decay},
             {
-                "params": [p for p in trained if id(p) in inside],
-                "weight_decay": weight_decay if adam else BATCHFORMER_WEIGHT_DECAY,
+                "params": [p for p in self._parameters if id(p) not in inside],
+                "weight_decay": recipe.weight_decay,
             },
+            {"params": [p for p in self._parameters if id(p) in inside], "weight_decay": of_module},
         ]
         groups = [group for group in groups if group["params"]]
-        if adam:
-            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, learning_rate, fused=True)
-        else:
-            self.optimizer = torch.optim.SGD(groups, learning_rate, momentum=0.9, nesterov=True, fused=True)
-        self._schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(step, steps))
+        options: dict[str, Any] = {"momentum": 0.9, "nesterov": True} if recipe.optimizer == SGD else {}
+        make = getattr(torch.optim, recipe.optimizer)
+        self.optimizer: torch.optim.Optimizer = make(groups, recipe.learning_rate, fused=True, **options)
+        self._schedule = LambdaLR(
+            self.optimizer, lambda step: learning_rate_factor(step, recipe.steps, recipe.schedule)
+        )
+        self._clip = recipe.clip
 
-    def step(self, loss: torch.Tensor, clip: float | None = None) -> None:
-        """Backward, the update, and the next learning rate; gradients clipped to the norm `clip` if given.
+    def step(self, loss: torch.Tensor) -> None:
+        """Backward, the update, and the next learning rate.
 
         Raises:
             DivergenceError: a loss that is no finite number; the metrics of such a run look like others.
@@ -73,48 +77,32 @@ class Optimization:
             raise DivergenceError(f"loss: expected a finite number, got {loss.item()} in step {step}")
         self.optimizer.zero_grad()
         loss.backward()
-        if clip is not None:
-            nn.utils.clip_grad_norm_(self._parameters(), clip)
+        if self._clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._clip)
         self.optimizer.step()
         self._schedule.step()
 
-    def _parameters(self) -> Iterable[nn.Parameter]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-
-def descend(
-    model: nn.Module,
-    losses: Iterable[torch.Tensor],
-    recipe: Recipe,
-    *,
-    adam: bool = False,
-    clip: float | None = None,
-) -> None:
+def descend(model: nn.Module, losses: Iterable[torch.Tensor], recipe: Recipe) -> None:
     """Train a model, and leave it in evaluation.
 
     Args:
         model: what is trained.
         losses: one a step, each computed when it is asked for, which is after the step before.
         recipe: how to train.
-        adam: see `Optimization`.
-        clip: the norm of the gradients, at most.
     """
     model.train()
-    optimization = Optimization(
-        model,
-        steps=recipe.steps,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        adam=adam,
-    )
+    optimization = Optimization(model, recipe)
     for loss in losses:
-        optimization.step(loss, clip)
+        optimization.step(loss)
     model.eval()
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Share of the learning rate at `step` (from 0): a linear warm-up to 1, then a cosine down to 0."""
+def learning_rate_factor(step: int, steps: int, schedule: str = COSINE) -> float:
+    """Share of the learning rate at `step` (from 0): a linear warm-up to 1, then a cosine down to 0, or 1."""
     warm_up = math.ceil(WARM_UP * steps)
     if step < warm_up:
         return (step + 1) / warm_up
+    if schedule == CONSTANT:
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up + 1) / (steps - warm_up + 1)))

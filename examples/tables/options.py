@@ -52,34 +52,17 @@ def parse(tables: Sequence[Table], arguments: list[str] | None = None) -> Option
     """Options from a command line; a bad one ends the program with a sentence and exit status 2."""
     parser = _make_parser(tables)
     given = parser.parse_args(arguments)
-    if given.tune:
-        for name in ("arm", "short", "quick", "converged"):
-            if getattr(given, name):
-                parser.error(f"--tune: tries settings of the baseline at full length, so not with --{name}")
-    if given.quick and given.short:
-        parser.error("--quick, --short: expected one of the two, got both")
-    if given.quick and given.converged:
-        parser.error("--converged: a few steps, twice as many, say nothing; not with --quick")
-    by_name = {table.name: table for table in tables}
-    for name in given.tables:
-        if name not in (*by_name, ALL):
-            parser.error(f"TABLE: expected one of {', '.join([*by_name, ALL])}, got {name!r}")
-    chosen = tables if ALL in given.tables else [by_name[name] for name in dict.fromkeys(given.tables)]
-    for flag, names, known in (
-        ("--system", given.system, [system for table in chosen for system in table.systems]),
-        ("--arm", given.arm, [arm for table in chosen for arm in table.arms]),
-    ):
-        for name in names:
-            if name not in known:
-                quoted = ", ".join(repr(each) for each in dict.fromkeys(known))
-                parser.error(f"{flag}: expected one of {quoted}, got {name!r}")
+    _check_modes(parser, given)
+    chosen = _tables_of(parser, tables, given.tables)
+    _check_names(parser, "--system", given.system, [system for table in chosen for system in table.systems])
+    _check_names(parser, "--arm", given.arm, [arm for table in chosen for arm in table.arms])
     if given.tune and not any(table.grid for table in chosen):
         parser.error(f"--tune: {', '.join(table.name for table in chosen)}: no settings to try")
     first_seed = given.first_seed
     if first_seed is None:
         first_seed = TUNING_SEEDS if given.tune else 0
     options = Options(
-        tables=tuple(chosen),
+        tables=chosen,
         seeds=given.seeds,
         first_seed=first_seed,
         systems=tuple(given.system),
@@ -96,13 +79,51 @@ def parse(tables: Sequence[Table], arguments: list[str] | None = None) -> Option
         report=given.report,
     )
     _check_seeds(parser, options)
-    try:
-        given.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--out: cannot make the folder {given.out} ({error.strerror})")
-    if not os.access(given.out, os.W_OK):
-        parser.error(f"--out: cannot write into {given.out}")
+    _make_folder(parser, given.out)
     return options
+
+
+def _check_modes(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Some options mean nothing together."""
+    if given.tune:
+        for name in ("arm", "short", "quick", "converged"):
+            if getattr(given, name):
+                parser.error(f"--tune: tries settings of the baseline at full length, so not with --{name}")
+    if given.quick and given.short:
+        parser.error("--quick, --short: expected one of the two, got both")
+    if given.quick and given.converged:
+        parser.error("--converged: a few steps, twice as many, say nothing; not with --quick")
+
+
+def _tables_of(
+    parser: argparse.ArgumentParser, tables: Sequence[Table], names: Sequence[str]
+) -> tuple[Table, ...]:
+    """The tables of these names, each once."""
+    by_name = {table.name: table for table in tables}
+    for name in names:
+        if name not in (*by_name, ALL):
+            parser.error(f"TABLE: expected one of {', '.join([*by_name, ALL])}, got {name!r}")
+    return tuple(tables) if ALL in names else tuple(by_name[name] for name in dict.fromkeys(names))
+
+
+def _check_names(
+    parser: argparse.ArgumentParser, flag: str, names: Sequence[str], known: Sequence[str]
+) -> None:
+    """Each has to be one of the systems, or of the arms, of the tables that are asked for."""
+    for name in names:
+        if name not in known:
+            quoted = ", ".join(repr(each) for each in dict.fromkeys(known))
+            parser.error(f"{flag}: expected one of {quoted}, got {name!r}")
+
+
+def _make_folder(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """Make the folder of the results before anything is computed for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out: cannot make the folder {folder} ({error.strerror})")
+    if not os.access(folder, os.W_OK):
+        parser.error(f"--out: cannot write into {folder}")
 
 
 def _check_seeds(parser: argparse.ArgumentParser, options: Options) -> None:

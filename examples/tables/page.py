@@ -75,13 +75,21 @@ def main(arguments: list[str] | None = None, tables: Sequence[Table] = TABLES) -
 
 
 def take_over(source: Path, folder: Path, tables: Iterable[Table]) -> list[Table]:
-    """Copy the results of tables that have any, without those of --quick, into the folder of the docs."""
+    """Add the results of tables that have any, without those of --quick, to those in the folder of the docs.
+
+    What is in the folder stays, as far as the table's code, settings and versions are still those of its
+    runs: a table of hours may be computed a system at a time.
+    """
     taken = []
     for table in tables:
-        results = Results(source, table).at_full_length()
-        if results:
+        results = Results(source, table)
+        found = results.at_full_length()
+        if found:
             folder.mkdir(parents=True, exist_ok=True)
-            write_record(record_path(folder, table), as_document(table, results))
+            path = record_path(folder, table)
+            before = [each for each in read_record(path) if results.fits(each)] if path.exists() else []
+            merged = {result.job: result for result in before + found}
+            write_record(path, as_document(table, sorted(merged.values(), key=lambda each: each.job.seed)))
             taken.append(table)
     return taken
 

@@ -26,12 +26,12 @@ from examples.tables.detectors import (
     residual_network,
     training_and_test,
 )
-from examples.tables.optimization import Recipe
+from examples.tables.optimization import ADAMW, Recipe
 from examples.tables.panoptic_quality import panoptic_quality
 from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
-RECIPE = Recipe(steps=2400, batch_size=16, learning_rate=1e-3, weight_decay=1e-4)
+RECIPE = Recipe(steps=2400, batch_size=16, learning_rate=1e-3, weight_decay=1e-4, optimizer=ADAMW, clip=0.1)
 STEPS_OF_HEAD = 300
 HEADS = 8  # the head for masks wants as many
 THINGS = range(1, 1 + len(LETTERS))  # 0 is void

@@ -9,12 +9,14 @@ import torch
 import torch.distributed as dist
 
 from examples.tables.larger_batches import train_rank
+from examples.tables.lifetime import end_after
 from examples.tables.optimization import DivergenceError
 from examples.tables.table import Job
 
 
 def main(job: str, found: str) -> None:
-    """Train as this rank; the first writes the metrics."""
+    """Train as this rank, until standard input ends; the first writes the metrics."""
+    end_after(sys.stdin.buffer.read)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

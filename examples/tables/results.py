@@ -48,10 +48,9 @@ class Results:
         if not path.exists():
             return None
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if (stored["settings"], stored["versions"]) != (self._settings(job), versions()):
-            return None
         names = ("seconds", "settings", "versions", "origin")
-        return Result(job, Outcome(**stored["outcome"]), *(stored[name] for name in names))
+        result = Result(job, Outcome(**stored["outcome"]), *(stored[name] for name in names))
+        return result if self.fits(result) else None
 
     def save(self, job: Job, outcome: Outcome, seconds: float) -> Result:
         """Write the result of a job, whole or not at all; a metric that is no number becomes None."""
@@ -82,11 +81,17 @@ class Results:
         found = []
         for path in sorted(self._folder.glob("*/*.json")):
             stored = json.loads(path.read_text(encoding="utf-8"))
-            job = Job(**stored["job"]) if "job" in stored else None
-            if job is not None and not job.quick and not job.changes and job.system in self._table.systems:
+            if "job" not in stored or stored["job"].pop("changes"):
+                continue
+            job = Job(**stored["job"])
+            if not job.quick and job.system in self._table.systems:
                 result = self.load(job)
                 found += [] if result is None else [result]
         return sorted(found, key=lambda result: result.job.seed)
+
+    def fits(self, result: Result) -> bool:
+        """Whether a run of this checkout would have the settings, the code and the versions of the result."""
+        return (result.settings, result.versions) == (self._settings(result.job), versions())
 
     def _settings(self, job: Job) -> dict[str, Any]:
         settings = dict(self._table.settings(job)) | {"code": digest(self._table.module)}

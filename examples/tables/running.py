@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from threadpoolctl import threadpool_limits
 
+from examples.tables.lifetime import end_after
 from examples.tables.optimization import DivergenceError
 from examples.tables.results import Result, Results
 from examples.tables.table import Job, Outcome, Table
@@ -82,7 +83,7 @@ def _computed(
         return
     # Not forked: a process that has run torch's threads cannot be.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _one_thread) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin) as pool:
         with _without_interruption():
             waiting = {pool.submit(_train, table, job): job for job in jobs}
         try:
@@ -109,6 +110,14 @@ def _without_interruption() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _begin() -> None:
+    """What a worker does first."""
+    program = multiprocessing.parent_process()
+    assert program is not None
+    end_after(program.join)
+    _one_thread()
 
 
 def _one_thread() -> None:

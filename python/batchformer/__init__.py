@@ -39,5 +39,5 @@ __version__: str = _extension.core.__version__
 
 
 def __dir__() -> list[str]:
-    """The public names: what imports left beside them may change at any time."""
+    """The public names; other names in this module may change at any time."""
     return [*__all__, "__doc__", "__version__"]

@@ -1,4 +1,4 @@
-"""`python -m batchformer`: what a bug report needs to say of the machine and of what is installed."""
+"""`python -m batchformer`: what a bug report needs to say about the machine and the installed packages."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, also where a fact is not known; 2 for bad options."""
+    """Exit status: 0, even if a fact is not known; 2 for bad options."""
     options = make_parser().parse_args(arguments)
     found = facts()
     sys.stdout.write((json.dumps(found, indent=1) if options.json else as_text(found)) + "\n")

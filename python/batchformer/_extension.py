@@ -1,4 +1,4 @@
-"""The extension module, loaded beside the torch that it links; a load error that explains itself."""
+"""Loads the extension module, which links torch's libraries; an error says what to do."""
 
 import json
 import os
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def _built_for() -> str:
-    """The minor release of torch that the extension was compiled against, as the build has left it here."""
+    """The minor release of torch that the extension was compiled against; the build writes the file."""
     file = Path(__file__).with_name("built_for.txt")
     return file.read_text().strip() if file.exists() else "(none yet)"
 
 
 def _install_again() -> str:
-    """The command that builds the package for the torch that is there."""
+    """The command that builds the package for the installed torch."""
     try:
         origin = json.loads(distribution("batchformer").read_text("direct_url.json") or "{}")
     except PackageNotFoundError:  # used from a checkout

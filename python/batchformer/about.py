@@ -1,6 +1,6 @@
 """What a bug report needs to say: versions, processor, threads, CUDA, environment, which kernels run.
 
-Packages that are optional are not imported. A fact that cannot be had is a sentence that says why.
+Optional packages are not imported. If a fact cannot be found, a sentence in its place says why.
 """
 
 import os
@@ -22,7 +22,7 @@ from batchformer.ops.on_cuda import Signature
 from batchformer.swap_in.known import names
 
 Facts: TypeAlias = dict[str, Any]
-"""By their names; what JSON has for a value, None for what is not there."""
+"""Values by name: what JSON can hold, None for what is absent."""
 
 OPTIONAL = (
     "transformers",
@@ -36,18 +36,18 @@ OPTIONAL = (
 )
 """Distributions whose models or trainers attach() is used with."""
 VARIABLES = re.compile(r"(BATCHFORMER|OMP|MKL|KMP|GOMP)_.*|CUDA_VISIBLE_DEVICES")
-"""Of the environment: what this package reads, what decides on threads and on which devices are seen."""
+"""Environment variables that this package reads, or that decide on threads and visible devices."""
 _CHANNELS, _HEADS = 64, 4  # of the small training step
 _WIDTH = 80
 
 
 def facts() -> Facts:
-    """All facts, a dictionary for each section but for the families, whose names are a list."""
+    """All facts: a dictionary for each section, but a list of names for the families."""
     return {section: known(find) for section, find in _SECTIONS.items()}
 
 
 def known(fact: Callable[[], object]) -> object:
-    """What the fact is, or the sentence that says why nobody knows."""
+    """The fact, or a sentence that says why it is not known."""
     try:
         return fact()
     except Exception as error:
@@ -55,7 +55,7 @@ def known(fact: Callable[[], object]) -> object:
 
 
 def as_text(found: Mapping[str, Any]) -> str:
-    """The facts in two columns of 80 characters, all of them ASCII, as they will be pasted somewhere."""
+    """The facts in two columns of 80 characters, in ASCII, as they will be pasted somewhere."""
     rows = [name for section in found.values() if isinstance(section, dict) for name in section]
     column = max(map(len, rows), default=0)
     lines = []
@@ -107,7 +107,7 @@ def _version_of(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         is_there = util.find_spec(distribution.replace("-", "_")) is not None  # a checkout on the path
-        return "there, of no known version" if is_there else "not installed"
+        return "installed, version not known" if is_there else "not installed"
 
 
 def _processor() -> Facts:
@@ -125,8 +125,8 @@ def _processor() -> Facts:
 def _threads() -> Facts:
     return _each(
         {
-            "of an operator": torch.get_num_threads,
-            "between operators": torch.get_num_interop_threads,
+            "intra-op": torch.get_num_threads,
+            "inter-op": torch.get_num_interop_threads,
             "backend": lambda: _told_by_torch(r"^ATen parallel backend: (.*)$"),
             "OpenMP": lambda: _told_by_torch(r"^OpenMP (.*)$"),
             "MKL": lambda: _told_by_torch(r"Math Kernel Library Version (\S+)"),
@@ -155,7 +155,7 @@ def _cuda_devices() -> range:
 
 
 def _kinds() -> list[Signature]:
-    """Of the small training step, in each dtype that the kernels have."""
+    """Signatures of the small training step, one for each dtype that the kernels have."""
     return [
         Signature(index, dtype, dtype, dtype, _CHANNELS, _HEADS, _CHANNELS, gelu=False, norm_first=False)
         for index in _cuda_devices()
@@ -178,7 +178,7 @@ def _training_steps() -> Facts:
 
 
 def _training_step(device: str) -> Facts:
-    """How often each path ran in forward and backward of a small layer, and why none of ours if so."""
+    """How often each path ran in forward and backward of a small layer; if none of ours ran, why."""
     layer = TransformerEncoderLayer(_CHANNELS, _HEADS, _CHANNELS, device=device)
     x = torch.rand(16, 1, _CHANNELS, device=device)
     before = ops.path_counts()

@@ -1,10 +1,10 @@
-"""What ranks tell each other of their calls, and the sentence if that differs."""
+"""What ranks report to each other about their calls, and the error if the reports differ."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
-_LISTED = 4  # of ranks or of what they have; the others are counted
+_LISTED = 4  # ranks or values that an error lists; it counts the others
 
 
 class Report(NamedTuple):
@@ -12,25 +12,25 @@ class Report(NamedTuple):
 
     samples: int
     equal: bool
-    """Whether it takes for granted that all ranks have as many samples, as a compiled graph does."""
+    """Whether it assumes that all ranks have equally many samples, as a compiled graph does."""
     fault: str | None
-    """The sentence of an error of its own, if it has one."""
+    """The message of this rank's own error, if it has one."""
     facts: dict[str, str]
 
 
 def plain(facts: Mapping[str, int | str]) -> dict[str, str]:
-    """Facts as words. True is 1, as it is among the numbers that a graph holds."""
+    """Facts as strings. True is 1, as it is among the numbers that a graph holds."""
     return {name: value if isinstance(value, str) else str(int(value)) for name, value in facts.items()}
 
 
 def digest(facts: Mapping[str, str]) -> int:
-    """A number from -2⁶³ to 2⁶³ - 1 that tells facts apart; the same in each process."""
+    """A hash of the facts, from -2⁶³ to 2⁶³ - 1; the same in each process."""
     content = repr(sorted(facts.items())).encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 def pack(facts: Mapping[str, int | str]) -> tuple[str, list[int]]:
-    """Facts as an op can take them: lines of names and words, and the numbers, which may be symbolic."""
+    """Facts as arguments of an op: lines of names and strings, and the numbers, which may be symbolic."""
     lines = [f"{name}\t{value}" if isinstance(value, str) else name for name, value in facts.items()]
     return "\n".join(lines), [value for value in facts.values() if not isinstance(value, str)]
 
@@ -43,11 +43,11 @@ def unpack(names: str, numbers: Sequence[int]) -> dict[str, int | str]:
 
 
 def refuse(reports: Sequence[Report]) -> NoReturn:
-    """Raise the ValueError for the reports of all ranks, of which something is known to be wrong."""
+    """Raise the ValueError for the reports of all ranks, one of which is known to be wrong."""
     ranks = range(len(reports))
     faults = {rank: report.fault for rank, report in enumerate(reports) if report.fault is not None}
     if faults:
-        raise ValueError(f"{_who_has_what(faults)}; a fault of one rank stops all {len(reports)}")
+        raise ValueError(f"{_who_has_what(faults)}; an error on one rank stops all {len(reports)}")
     for name in dict.fromkeys(name for report in reports for name in report.facts):
         values = {rank: reports[rank].facts.get(name, "nothing") for rank in ranks}
         if len(set(values.values())) > 1:
@@ -63,7 +63,7 @@ def refuse(reports: Sequence[Report]) -> NoReturn:
     compiled = [rank for rank in ranks if reports[rank].equal]
     raise ValueError(
         f"x: expected the same number of samples on every rank, as {_ranks(compiled)} "
-        f"took for granted (a compiled graph does), got {_who_has_what(samples)}"
+        f"assumed (a compiled graph does), got {_who_has_what(samples)}"
     )
 
 

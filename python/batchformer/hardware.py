@@ -1,4 +1,4 @@
-"""The processor and the CUDA devices of the machine at hand, by their names."""
+"""The names of this machine's processor and CUDA devices."""
 
 import platform
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Which tensors come from a doubled batch: marks on nodes of the autograd graph, or on storages without one.
+"""Which tensors come from a doubled batch: marks on nodes of the autograd graph; without one, on storages.
 
-A mark is kept by the node or the storage that it is on and goes with it, so that nothing has to be told when
-a step is over, and any number of models, batches and threads may be under way. It names what doubled the
-batch, and from how many samples.
+A mark is held by the node or the storage that it is on and freed with it, so that nothing has to be cleared
+after a step, and any number of models, batches and threads may run at once. It says what doubled the batch,
+and how many samples the batch had.
 """
 
 import threading
@@ -21,7 +21,7 @@ Node: TypeAlias = Any  # torch.autograd.graph.Node
 _KEY = "batchformer"
 _PRODUCTS = ("MmBackward0",)
 _TURNS = ("TBackward0", "TransposeBackward0")
-_COMPILED = "CompiledFunctionBackward"  # hides what the graph in it is made of
+_COMPILED = "CompiledFunctionBackward"  # one node for a whole graph, whose inside does not show
 
 
 class Mark:
@@ -29,14 +29,14 @@ class Mark:
 
 
 class Origin:
-    """A place that was given N samples and doubled them: what comes from it has its two streams."""
+    """A place that doubled N samples: what is computed from its output has both streams."""
 
     def __init__(self, forward: Any, samples: Any) -> None:
         self.forward = forward
         self.samples = samples
 
 
-# Of a matrix of similarities between samples: where its rows come from, and its columns; None if it is none.
+# Of a matrix of similarities between samples: the origins of its rows and of its columns; else None.
 Pairs: TypeAlias = tuple[Origin | None, Origin | None] | None
 
 
@@ -51,23 +51,23 @@ class Doubled(Mark):
 
 
 @dataclass(eq=False)
-class AtTheDoor(Doubled):
+class AtInput(Doubled):
     """Twice the batch, before the first place: the second half is no stream yet."""
 
 
 @dataclass(eq=False)
 class Split(Doubled):
-    """The originals' rows of an output, and the related rows that were taken off it.
+    """The originals' rows of an output, and the related rows that were split off.
 
-    `original` has no history: what a node keeps must not keep the node.
+    `original` has no history, as its node must not hold a reference to itself.
     """
 
     original: Tensor
-    rows: Tensor  # the same, with their history
+    rows: Tensor  # the originals' rows with their history
     related: Tensor
     version: int
     axis: int = 0
-    copied: bool = False  # whether a criterion got a copy, whose gradient comes by the original
+    copied: bool = False  # whether a criterion got a copy, whose gradient flows through the original
 
 
 @dataclass(eq=False)
@@ -82,7 +82,7 @@ class Stream(Mark):
 
 @dataclass(eq=False)
 class Single(Mark):
-    """What a model returned with an entry for each sample, from before the first place or in evaluation."""
+    """An output with one entry for each sample, from before the first place or in evaluation."""
 
 
 @dataclass(eq=False)
@@ -92,15 +92,15 @@ class Twice(Mark):
 
 @dataclass(eq=False)
 class Hidden(Mark):
-    """What a compiled graph gave: its history does not show what is in it."""
+    """The output of a compiled graph: its history does not show what the graph computes."""
 
 
-# Weak on both sides: an entry keeps neither the memory nor the mark, which may hold related rows.
+# Weak on both sides: an entry keeps neither the memory nor the mark alive, which may hold related rows.
 _STORAGES: dict[int, tuple[StorageWeakRef, "weakref.ref[Mark]"]] = {}
-_KEPT = WeakTensorKeyDictionary()  # what tensors without a history keep; as an attribute it would be saved
+_KEPT = WeakTensorKeyDictionary()  # marks kept alive by a tensor without history; attributes are pickled
 _LOCK = threading.Lock()
 _LEAST_FULL = 64
-_FULL = _LEAST_FULL  # entries, at which those that are gone are looked for
+_FULL = _LEAST_FULL  # number of entries at which expired ones are dropped
 
 
 def put(tensor: Tensor, mark: Mark) -> None:
@@ -119,7 +119,7 @@ def put(tensor: Tensor, mark: Mark) -> None:
 
 
 def _forget_expired() -> None:
-    """Drop the entries of storages and marks that are gone, each time that there are twice as many."""
+    """Drop the entries whose storage or mark is gone, whenever the number of entries has doubled."""
     global _FULL
     if len(_STORAGES) < _FULL:
         return
@@ -129,7 +129,7 @@ def _forget_expired() -> None:
 
 
 def put_by_history(tensor: Tensor, mark: Mark) -> None:
-    """Mark a tensor for what is computed from it alone; without a history nothing is marked."""
+    """Mark a tensor for what is computed from it, by its node; a tensor without history gets no mark."""
     if tensor.grad_fn is not None:
         metadata: Any = tensor.grad_fn.metadata  # a dict, which torch's stub has as a method
         metadata[_KEY] = mark
@@ -144,7 +144,7 @@ def find(tensor: Tensor) -> Mark | None:
 
 
 def of_itself(tensor: Tensor) -> Mark | None:
-    """The mark that was put on this tensor, or on its storage; not what it was computed from."""
+    """The mark that was put on this tensor, or on its storage; not on what it was computed from."""
     metadata: Any = {} if tensor.grad_fn is None else tensor.grad_fn.metadata
     mark: Mark | None = metadata.get(_KEY)
     return find_by_storage(tensor) if mark is None else mark
@@ -186,7 +186,7 @@ def _history(node: Node) -> Iterator[Node]:
 def _storage(tensor: Tensor) -> StorageWeakRef | None:
     try:
         return StorageWeakRef(tensor.untyped_storage())
-    except (RuntimeError, NotImplementedError):  # a subclass that wraps others has none
+    except (RuntimeError, NotImplementedError):  # a subclass that wraps other tensors has none
         return None
 
 
@@ -204,8 +204,8 @@ def path_of(tensor: Tensor) -> list[str]:
 def pairs_of(tensor: Tensor) -> Pairs:
     """Where rows and columns of a matrix come from, if both are samples of doubled batches; else None.
 
-    It is one if on the way to its nearest mark two marked things were multiplied as matrices. None in the
-    pair is what is not known, as from a compiled graph.
+    A matrix is one of pairs if two marked tensors were multiplied on the way to its nearest mark. None in the
+    result stands for an unknown origin, as from a compiled graph.
     """
     node, turned = tensor.grad_fn, False
     while node is not None and tensor.dim() == 2:

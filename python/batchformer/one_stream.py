@@ -1,4 +1,4 @@
-"""What tells a criterion that is called for each pairing of streams from one that takes both apart itself."""
+"""Tells a criterion that is called for each pairing of streams from one that splits the streams itself."""
 
 import contextlib
 import threading
@@ -11,8 +11,8 @@ from torch import Tensor
 from batchformer import marks
 
 
-class TakesApart(Exception):  # noqa: N818 (a signal between two parts of ours, no error)
-    """original() or related() was asked for a stream of rows that are of one stream alone.
+class TakesApart(Exception):  # noqa: N818 (a signal between two of our modules, no error)
+    """original() or related() was called on rows that are of one stream alone.
 
     Whoever called the criterion with them calls it again, with both streams.
     """
@@ -28,7 +28,7 @@ _UNDER_WAY = _UnderWay()
 
 @contextlib.contextmanager
 def calls() -> Iterator[None]:
-    """What runs inside is given one stream of each output."""
+    """Calls inside get one stream of each output."""
     _UNDER_WAY.calls += 1
     try:
         yield
@@ -41,7 +41,7 @@ def check_has_both(rows: Any) -> None:
     if _UNDER_WAY.calls == 0 or not isinstance(rows, Tensor):
         return
     mark = None if torch.compiler.is_compiling() else marks.find(rows)
-    # What has no history shares its storage, and the mark of that, with both streams.
+    # A tensor without history shares its storage, and the mark of that, with both streams.
     whole = isinstance(mark, marks.Doubled) and rows.shape[0] == 2 * mark.samples
     if not whole or isinstance(mark, marks.OfPairing):
         raise TakesApart

@@ -19,7 +19,7 @@ Array: TypeAlias = NDArray[Any]
 _NAMES = 24  # more names than this do not fit on an axis
 _POINTS, _POINTS_A_LETTER = 210, 5  # widths of a panel and, about, of a letter of a name
 _MOST_LINES = 30  # from this many on, lines between classes would hide what is between them
-_LEAST_REACH = 0.01  # of the colours: less than this from even attention is rounding
+_LEAST_REACH = 0.01  # of the colour scale: a smaller distance from even attention is rounding
 
 
 def plot_relations(
@@ -33,7 +33,7 @@ def plot_relations(
 ) -> "Figure":
     """A matplotlib Figure with a panel for each head: how much the row's sample attends to the column's.
 
-    Colours tell attention times N: 1 is spread evenly. With labels the samples are sorted by class, lines
+    Colours show attention times N: 1 is evenly spread. With labels the samples are sorted by class, lines
     separate the classes, and the title of a panel says how much of the attention is on the own class, the
     sample itself included. Nothing is shown, saved or kept by pyplot: ``figure.savefig("relations.png")``.
 
@@ -43,13 +43,13 @@ def plot_relations(
         labels: the class of each sample, `[N]`: a tensor, an array or a list.
         class_names: the name of each class on the axes; a list, or a dict by label. If None, its label.
         counts: how many samples of each class the training set has, a tensor, list or dict: they stand
-            behind the names, and classes come from the most frequent to the rarest.
+            after the names, and classes come from the most frequent to the rarest.
         title: of the figure; what even attention would give is added to it. If None, the number of samples.
-        axes: a matplotlib Axes for each head, to draw into, which keep the rest of their figure as it is. If
-            None, a figure is made.
+        axes: a matplotlib Axes for each head, to draw into; the rest of their figure stays as it is. If None,
+            a figure is made.
 
     Raises:
-        ImportError: there is no matplotlib.
+        ImportError: matplotlib is not installed.
         TypeError: an attachment without its inputs.
         ValueError: a shape that does not fit, a class without name or count, or names without labels.
 
@@ -83,7 +83,7 @@ def plot_relations(
         panels = _new_panels(figure, rows, columns, len(heads))
         _describe(figure, samples, columns, classes, title)
     else:
-        figure = panels[0].figure.figure  # of a subfigure that it is in
+        figure = panels[0].figure.figure  # also if the panel is in a subfigure
     evenness = heads * samples  # [H, N, N], 1 where attention is spread evenly
     reach = max(float(np.quantile(abs(evenness - 1), 0.995)), _LEAST_REACH)
     norm = TwoSlopeNorm(1, max(0, 1 - reach), 1 + reach)
@@ -97,7 +97,7 @@ def plot_relations(
     bar = figure.colorbar(
         picture, ax=panels, label="attention (1: spread evenly)", extend="both" if reach < 1 else "max"
     )
-    if reach >= 1:  # where the colours below 1 and above have two scales
+    if reach >= 1:  # the colours below and above 1 then have two scales
         above = MaxNLocator(4).tick_values(1, 1 + reach)
         bar.set_ticks([0, 0.5, 1, *(tick for tick in above if 1 + 0.1 * reach < tick <= 1 + reach)])
     return figure
@@ -133,7 +133,7 @@ class _Classes:
         return float((shares * self.own).sum(1).mean())
 
     def draw(self, panel: "Axes") -> None:
-        """Lines between the classes, as far as they hide nothing, and as many names as fit."""
+        """Lines between the classes, unless they are too many, and as many names as fit."""
         for edge in self.edges if len(self.edges) < _MOST_LINES else ():
             panel.axhline(edge - 0.5, color="black", linewidth=0.4)
             panel.axvline(edge - 0.5, color="black", linewidth=0.4)
@@ -161,7 +161,7 @@ def _heads(heads: Any) -> Array:
     """
     if isinstance(heads, nn.Module):
         raise TypeError(
-            f"heads: expected the array that relations() gives, or a tuple of what it takes, got "
+            "heads: expected the array that relations() gives, or a tuple of its arguments, got "
             f"{type(heads).__name__}; plot_relations((attachment, inputs))"
         )
     array = _array(relations(*heads) if isinstance(heads, tuple) else heads)
@@ -201,7 +201,7 @@ def _new_panels(figure: "Figure", rows: int, columns: int, heads: int) -> list[A
     for panel in grid[:heads]:
         panel.spines[["top", "right"]].set_visible(False)
     for panel in grid[max(0, heads - columns) : heads]:
-        panel.tick_params(labelbottom=True)  # nothing is below
+        panel.tick_params(labelbottom=True)  # no panel is below
     return [*grid[:heads]]
 
 

@@ -18,9 +18,9 @@ from batchformer.disagreement import Report, digest, pack, plain, refuse, unpack
 from batchformer.ops.op import library
 
 HANDED: Counter[str] = Counter()
-"""How many elements this process has handed to collectives: "gather" and "scatter", of which nothing is
-padding, "gather padding", "scatter padding", and the "sizes" and digests that are exchanged beside them.
-Tests set it back."""
+"""How many elements this process has sent through collectives: "gather" and "scatter" without padding,
+"gather padding", "scatter padding", and "sizes" for the numbers and digests that are exchanged first. Tests
+reset it."""
 
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)  # sizes are read on the host
 _alone_was_said = False
@@ -32,7 +32,7 @@ class Ranks(NamedTuple):
     rank: int
     size: int
     group_name: str
-    """By which torch knows the group: a graph can hold it, and so can a pickle."""
+    """The group's name in torch: a graph can hold it, and so can a pickle."""
 
 
 def ranks_of(process_group: "dist.ProcessGroup | None") -> Ranks | None:
@@ -45,7 +45,7 @@ def ranks_of(process_group: "dist.ProcessGroup | None") -> Ranks | None:
     Raises:
         ValueError: not a group, or one that this process is not in.
 
-    Constants in a compiled graph, which is compiled anew when the default group is another one.
+    In a compiled graph they are constants; it is compiled anew when the default group changes.
     """
     if not dist.is_available():
         return None
@@ -63,7 +63,7 @@ def ranks_of(process_group: "dist.ProcessGroup | None") -> Ranks | None:
 
 
 def check_group(process_group: Any) -> None:
-    """Raise ValueError unless it is a group that this process is in; to others torch gives a number."""
+    """Raise ValueError unless it is a group that this process is in; to non-members torch gives a number."""
     if not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
         outside = dist.is_available() and process_group is dist.GroupMember.NON_GROUP_MEMBER
         raise ValueError(
@@ -97,13 +97,13 @@ def agree(
     Args:
         ranks: from :func:`ranks_of`.
         samples: of this rank, 0 or more.
-        facts: what has to be the same on every rank, by "argument" or "argument: what of it", as in
-            {"nhead": 4, "x: number of positions": 49}; behind "; " advice for who meets the error.
-        device: of the samples; numbers travel there if the group has nothing for the CPU.
-        fault: the sentence of an error of this rank alone; `samples` and `facts` are then not looked at.
+        facts: what has to be the same on every rank, by "argument" or "argument: property", as in {"nhead":
+            4, "x: number of positions": 49}; "; " may follow, with advice for the reader of the error.
+        device: of the samples; the numbers are exchanged on it if the group has no backend for the CPU.
+        fault: the message of an error on this rank alone; `samples` and `facts` are then ignored.
 
     Raises:
-        ValueError: on every rank, if a rank has a fault or another fact, or if none has a sample.
+        ValueError: on every rank, if one has a fault, if facts differ, or if none has a sample.
     """
     return _exchange(ranks, Report(samples, False, fault, plain(facts)), device)
 
@@ -111,24 +111,24 @@ def agree(
 def gather(
     x: Tensor, samples: Sequence[int], ranks: Ranks, facts: Mapping[str, int | str] | None = None
 ) -> Tensor:
-    """The samples of all ranks in the order of ranks, [sum(samples), ...]; each rank's gradient comes to it.
+    """The samples of all ranks in rank order, [sum(samples), ...]; each rank gets its gradient back.
 
-    The gradient is the sum over ranks, as that of a sum of all ranks' losses. DistributedDataParallel takes
-    the mean over ranks, so that with numbers of samples n that differ the loss of one process with all N
-    samples has its gradients if each rank's mean loss is weighted by n * size / N.
+    The gradient is summed over ranks, as for the sum of all ranks' losses. DistributedDataParallel takes the
+    mean over ranks: where the numbers of samples n differ, each rank's mean loss has to be weighted by n *
+    size / N for the gradients of one process with all N samples.
 
     Args:
         x (Tensor[n, ...]): of which this rank has `samples[ranks.rank]`, 0 or more.
         samples: of all ranks, from :func:`agree`; in a compiled graph `[len(x)] * ranks.size`.
         ranks: from :func:`ranks_of`.
-        facts: if given, they and the equality of `samples` are checked whenever this runs, as a compiled
-            graph, for which :func:`agree` is not, has to.
+        facts: if given, they and the equality of `samples` are checked whenever this runs. A compiled graph
+            needs that, as it cannot call :func:`agree`.
 
     Raises:
-        ValueError: on every rank, if facts are given and a rank has others, or other samples.
-        RuntimeError: torch's, after the timeout of the group or before, if a rank stays away.
+        ValueError: on every rank, if facts are given and differ between ranks, or the samples do.
+        RuntimeError: from torch, after the timeout of the group or before, if a rank does not take part.
 
-    Each rank has to come here, and run its backward, as often as the others, whatever it has of samples.
+    Each rank has to call this, and run its backward, as often as the others, even with 0 samples.
     """
     names, numbers = (None, []) if facts is None else pack(facts)
     gathered: Tensor = torch.ops.batchformer.all_gather_samples.default(
@@ -138,7 +138,7 @@ def gather(
 
 
 def _exchange(ranks: Ranks, report: Report, device: torch.device) -> list[int]:
-    """The samples of all ranks; if something is wrong anywhere, every rank asks all for their reports."""
+    """The numbers of samples of all ranks; if anything is wrong, every rank gathers all reports."""
     group = _group(ranks.rank, ranks.size, ranks.group_name)
     if "cpu:" in dist.get_backend_config(group):
         device = torch.device("cpu")
@@ -222,7 +222,7 @@ def _reduce_scatter(grad: Tensor, samples: Sequence[int], rank: int, group_name:
 def _sum_and_scatter(ours: Tensor, everyones: Tensor, rank: int, group: dist.ProcessGroup) -> None:
     try:
         dist.reduce_scatter_tensor(ours, everyones, group=group)
-    except RuntimeError as error:  # gloo and NCCL have it; MPI says so before anything is sent
+    except RuntimeError as error:  # gloo and NCCL support it; MPI raises before anything is sent
         if "not support" not in str(error):
             raise
         everyones = everyones.clone()
@@ -244,7 +244,7 @@ def _are_equal(samples: Sequence[int]) -> bool:
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:
-    """[n, ...] as [rows, ...], contiguous, with zeros behind the samples."""
+    """[n, ...] as [rows, ...], contiguous, with zeros after the samples."""
     return x.contiguous() if len(x) == rows else torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])
 
 

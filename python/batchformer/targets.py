@@ -93,7 +93,7 @@ def _count(rows: Any) -> int:
 def _stream(rows: Any, of: Any = None) -> Any:
     """Half of the rows, which a wrapped criterion then takes as they are.
 
-    Who takes the related rows computes their loss: no criterion has to be wrapped for them.
+    Code that takes the related rows computes their loss: no criterion has to be wrapped for them.
     """
     if isinstance(rows, Tensor) and not torch.compiler.is_compiling():
         mark = marks.find(of) if isinstance(of, Tensor) else None

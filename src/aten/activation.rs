@@ -1,4 +1,4 @@
-//! The feed-forward's activation with the dropout behind it, and what of the two the backward is left with.
+//! The feed-forward's activation with the dropout after it, and what they keep for the backward.
 
 use tch::Tensor;
 
@@ -6,8 +6,8 @@ use super::dropout::TensorMask;
 use super::Result;
 use crate::call::Activation;
 
-/// What is known of the hidden layer: for ReLU the result, from which the backward can tell what passed, for GELU
-/// what it was applied to. The other may be undefined.
+/// What is kept of the hidden layer: for ReLU the output, from which the backward can tell what passed, for GELU the
+/// input. The other may be undefined.
 pub struct Hidden {
     pub preactivation: Tensor,
     pub activated: Tensor,
@@ -23,7 +23,7 @@ pub fn forward(preactivation: Tensor, activation: Activation, mask: &TensorMask)
 }
 
 impl Hidden {
-    /// The result of [`forward`], made again where it was not kept.
+    /// The result of [`forward`], recomputed where it was not kept.
     pub fn activated(&self, activation: Activation, mask: &TensorMask) -> Result<Tensor> {
         match activation {
             Activation::Relu => Ok(self.activated.shallow_clone()),

@@ -16,7 +16,7 @@ struct HeadTensors {
     value: Tensor,
 }
 
-/// What `in_proj` gives, `[M, 3C]`; or the query alone, `[M, C]`, and the keys and values that count, `[L, K, 2C]`.
+/// The output of `in_proj`, `[M, 3C]`; or the query alone, `[M, C]`, and the keys and values that count, `[L, K, 2C]`.
 pub struct Projections<'a> {
     pub qkv: &'a Tensor,
     pub keys_values: Option<&'a Tensor>,
@@ -35,13 +35,13 @@ pub fn forward(of: &Projections, mask: &TensorMask, dims: &Dims) -> Result<(Tens
     Ok((attended.f_to_kind(of.qkv.f_kind()?)?, logsumexp))
 }
 
-/// The gradients of [`Projections`] for that of the heads' outputs `[M, C]`.
+/// The gradients of [`Projections`] from that of the heads' outputs `[M, C]`.
 ///
 /// With P = softmax(S), P̃ its dropout and Y = P̃ V:
 ///     `grad_V` = P̃ᵀ `grad_Y`, `grad_P` = dropout(`grad_Y` Vᵀ),
 ///     `grad_S` = P (`grad_P` - Σ P `grad_P`), `grad_Q` = scale `grad_S` K, `grad_K` = scale `grad_S`ᵀ Q.
-/// P is made again by the same softmax. Tried: exp(S - log Σ exp S) from the kept log-sum-exp, whose rounding leaves
-/// rows of scores of 1e5 with sums up to 1 % off 1, and that share of Σ P `grad_P` in every `grad_S`.
+/// P is recomputed by the same softmax. Tried: exp(S - log Σ exp S) from the kept log-sum-exp, whose rounding makes
+/// rows of P with scores of 1e5 sum to up to 1 % off 1, and adds that share of Σ P `grad_P` to every `grad_S`.
 pub fn backward(
     grad_attended: &Tensor,
     of: &Projections,

@@ -9,8 +9,8 @@ use super::{by_position, linear, Result};
 use crate::call::random::Site;
 use crate::call::{Activation, Config, Dims, Grads, Input, Needs, Params, Piece};
 
-/// What both branches need at hand, forward and backward. Masks are drawn where they are applied, so that no two
-/// are in memory at once.
+/// What both branches need, forward and backward. Masks are drawn where they are applied, so that no two are in memory
+/// at once.
 pub struct Branches<'a> {
     params: &'a Params<Tensor>,
     config: &'a Config,
@@ -22,7 +22,7 @@ pub struct Branches<'a> {
     device: Device,
 }
 
-/// What the attention branch keeps: `[M, 3C]` or `[M, C]`, `[L H, N]`, `[M, C]`, of which the last can be made again.
+/// What the attention branch keeps: `[M, 3C]` or `[M, C]`, `[L H, N]`, `[M, C]`, of which the last can be recomputed.
 pub struct AttentionSaved {
     pub qkv: Tensor,
     pub logsumexp: Tensor,
@@ -79,7 +79,7 @@ impl<'a> Branches<'a> {
         Ok((self.residual1_mask()?.apply(y)?, AttentionSaved { qkv, logsumexp, attended }))
     }
 
-    /// The gradient of what `in_proj` gives, `[M, 3C]` or `[M, C]`, if one is needed from there on; those of the output
+    /// The gradient of `in_proj`'s output, `[M, 3C]` or `[M, C]`, if one is needed from there on; those of the output
     /// projection and of keys and values go to `grads`.
     pub fn attention_backward(
         &self,
@@ -112,14 +112,15 @@ impl<'a> Branches<'a> {
         Ok(Some(grad_qkv))
     }
 
-    /// The gradient of the keys that count, `[L, K, 2C]`, in the shape of what the call brings, with 0 for the others.
+    /// The gradient of the keys that count, `[L, K, 2C]`, in the shape of the call's `keys_values`, with 0 for the
+    /// others.
     fn as_keys_values(&self, grad: &Tensor) -> Result<Tensor> {
         let Dims { keys, counted_keys, .. } = *self.dims;
         let grad = grad.f_constant_pad_nd([0, 0, 0, keys - counted_keys])?;
         by_position(&grad, self.config.batch_first)?.f_contiguous()
     }
 
-    /// The gradient of the input of `in_proj`, if one is needed from there on, for that of its output.
+    /// The gradient of the input of `in_proj`, if one is needed from there on, from that of its output.
     pub fn in_proj_backward(
         &self,
         grad_qkv: &Tensor,
@@ -140,7 +141,7 @@ impl<'a> Branches<'a> {
         Ok((self.residual2_mask()?.apply(y)?, hidden))
     }
 
-    /// The gradient of what linear1 gives, `[M, F]`, if one is needed from there on; that of linear2 goes to `grads`.
+    /// The gradient of linear1's output, `[M, F]`, if one is needed from there on; that of linear2 goes to `grads`.
     pub fn feedforward_backward(
         &self,
         grad_y: &Tensor,
@@ -164,7 +165,7 @@ impl<'a> Branches<'a> {
         hidden.backward(grad_activated, activation, &mask).map(Some)
     }
 
-    /// The gradient of the input of linear1, if one is needed from there on, for that of its output.
+    /// The gradient of the input of linear1, if one is needed from there on, from that of its output.
     pub fn linear1_backward(
         &self,
         grad_z: &Tensor,

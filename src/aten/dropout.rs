@@ -90,7 +90,7 @@ impl TensorMask {
         self.scale
     }
 
-    /// `x`, dropped and scaled; its own gradient, too.
+    /// `x`, dropped and scaled; the same computes its gradient.
     pub fn apply(&self, x: Tensor) -> Result<Tensor> {
         match &self.kept {
             KeptElements::All => Ok(x),

@@ -21,7 +21,7 @@ fn mix(state: &Tensor) -> Result<Tensor> {
     xor_shift(&state, SHIFTS[2])
 }
 
-/// `state ^ (state >>> bits)`; libtorch's own shift copies the sign, the mask takes the copies off.
+/// `state ^ (state >>> bits)`; libtorch's own shift copies the sign, the mask removes the copies.
 fn xor_shift(state: &Tensor, bits: u32) -> Result<Tensor> {
     let mut shifted = state.f_bitwise_right_shift_tensor_scalar(i64::from(bits))?;
     let _ = shifted.f_bitwise_and_((1_i64 << (64 - bits)) - 1)?;

@@ -8,7 +8,7 @@ use super::norm::{self, Statistics};
 use super::{by_position, Result};
 use crate::call::{Dims, Grads, Input, Piece, Saved, SavedTensors};
 
-/// What a forward went through, as rows `[M, ..]`, position after position.
+/// The intermediate results of a forward, as rows `[M, ..]`, position after position.
 struct Steps {
     attention: AttentionSaved,
     residual1: Tensor,
@@ -61,8 +61,8 @@ fn post_norm(x: &Tensor, input: &Input, branches: &Branches) -> Result<(Tensor, 
     Ok((y, Steps { attention, residual1, hidden, residual2, statistics1, statistics2 }))
 }
 
-/// Each sum hands its gradient to both of its terms; the input of the feed-forward is made again. None where no
-/// gradient is needed any more.
+/// Each sum passes its gradient to both of its terms; the input of the feed-forward is recomputed. None where no
+/// further gradient is needed.
 fn post_norm_backward(
     grad_y: &Tensor,
     x: &Tensor,
@@ -116,8 +116,8 @@ fn pre_norm(x: &Tensor, input: &Input, branches: &Branches) -> Result<(Tensor, S
     Ok((y, Steps { attention, residual1, hidden, residual2, statistics1, statistics2 }))
 }
 
-/// Each sum hands its gradient to both of its terms; the inputs of both branches are made again. None where no
-/// gradient is needed any more.
+/// Each sum passes its gradient to both of its terms; the inputs of both branches are recomputed. None where no further
+/// gradient is needed.
 fn pre_norm_backward(
     grad_y: &Tensor,
     x: &Tensor,
@@ -168,7 +168,7 @@ fn from_rows(rows: &Tensor, dims: &Dims) -> Result<Tensor> {
     by_position(&tokens, dims.batch_first)?.f_contiguous()
 }
 
-/// Rows to the shapes of the table, as far as they are kept.
+/// The rows that are kept, in the shapes of the table.
 fn save(steps: Steps, input: &Input, dims: &Dims) -> Result<SavedTensors> {
     let Steps { attention, residual1, hidden, residual2, statistics1, statistics2 } = steps;
     let made = Saved {

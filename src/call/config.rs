@@ -1,4 +1,4 @@
-//! What of the layer is not a tensor.
+//! The options of the layer: all that is not a tensor.
 
 /// The constructor arguments of `torch.nn.TransformerEncoderLayer` that change the result.
 #[derive(Clone)]
@@ -8,7 +8,7 @@ pub struct Config {
     pub activation: Activation,
     /// Normalise before attention and feed-forward instead of after.
     pub norm_first: bool,
-    /// `x` is `[L, N, C]` in the words of this crate: the axis that is attended over comes second.
+    /// `x` is `[L, N, C]` in this crate's notation: the axis that is attended over comes second.
     pub batch_first: bool,
     /// Epsilon of the first and of the second layer norm.
     pub layer_norm_eps: [f64; 2],
@@ -48,7 +48,7 @@ pub enum Activation {
 impl Activation {
     pub const ALL: [Self; 2] = [Self::Relu, Self::Gelu];
 
-    /// As torch's layer is told.
+    /// Its name as an argument of torch's layer.
     pub fn name(self) -> &'static str {
         match self {
             Self::Relu => "relu",

@@ -9,7 +9,7 @@ pub struct Dims {
     pub samples: i64,
     /// L: the positions that do not see each other.
     pub positions: i64,
-    /// K: the keys at each position. N of the samples' own, or as many as the call brings.
+    /// K: the keys at each position: the samples' own N, or those of `keys_values`.
     pub keys: i64,
     /// How many of them are attended to, from the first on.
     pub counted_keys: i64,

@@ -50,7 +50,7 @@ impl Input {
 /// What the forward leaves for the backward: a tensor under the name of each that is kept.
 pub type SavedTensors = Saved<Option<Tensor>>;
 
-/// The gradients that are needed, of the input, under the names of the parameters of those, and of keys and values.
+/// The gradients that are needed: of the input, of the parameters under their names, and of keys and values.
 pub struct Grads {
     pub x: Option<Tensor>,
     pub params: Params<Option<Tensor>, Option<Tensor>>,
@@ -63,7 +63,7 @@ impl Grads {
         Self { x: None, params, keys_values: None }
     }
 
-    /// Those that are there, in the order of the needs.
+    /// Those that exist, in the order of the needs.
     pub fn into_tensors(self) -> impl Iterator<Item = Tensor> {
         let Self { x, params, keys_values } = self;
         std::iter::once(x).chain(params.into_array()).chain([keys_values]).flatten()

@@ -35,7 +35,7 @@ const PRE_NORM: [Piece; 7] = [
 ];
 
 /// The gradients that are asked for. What needs none is neither computed nor saved for: a piece's backward runs if it,
-/// or one behind it, needs a gradient.
+/// or one that the backward comes to later, needs a gradient.
 #[derive(Clone, Copy)]
 pub struct Needs {
     pub x: bool,
@@ -44,7 +44,7 @@ pub struct Needs {
     norm_first: bool,
 }
 
-/// One flag for x, then one for each parameter, then one for the keys and values that a call brings.
+/// One flag for x, then one for each parameter, then one for `keys_values`.
 pub const NEEDS: usize = 1 + PARAMETERS.len() + 1;
 
 impl Needs {
@@ -67,17 +67,17 @@ impl Needs {
         affine.weight || affine.bias || (piece == Piece::InProj && self.keys_values)
     }
 
-    /// Whether the backward comes to this piece.
+    /// Whether the backward reaches this piece.
     pub fn reach(&self, piece: Piece) -> bool {
         self.order_from(piece).any(|piece| self.of(piece))
     }
 
-    /// Whether the backward goes on behind this piece.
+    /// Whether the backward continues past this piece.
     pub fn pass(&self, piece: Piece) -> bool {
         self.order_from(piece).skip(1).any(|piece| self.of(piece))
     }
 
-    /// This piece and those that the backward comes to later.
+    /// This piece and those that the backward reaches later.
     fn order_from(&self, piece: Piece) -> impl Iterator<Item = Piece> {
         let order = if self.norm_first { PRE_NORM } else { POST_NORM };
         order.into_iter().skip_while(move |&each| each != piece)

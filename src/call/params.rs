@@ -1,4 +1,4 @@
-//! The twelve tensors of the layer, under torch's names, and whatever else there is one of for each: a gradient, a need.
+//! The twelve tensors of the layer, under torch's names, and other structs of twelve: gradients, needs.
 
 use tch::Tensor;
 
@@ -19,7 +19,7 @@ pub type Norm = Affine<Tensor>;
 /// One of something for each parameter.
 #[derive(Clone, Copy)]
 pub struct Params<W, B = Option<W>> {
-    /// `[3C, C]`: query, key and value; `[C, C]`, the query alone, where a call brings keys and values.
+    /// `[3C, C]`: query, key and value; `[C, C]`, the query alone, for a call with `keys_values`.
     pub in_proj: Affine<W, B>,
     pub out_proj: Affine<W, B>,
     pub linear1: Affine<W, B>,
@@ -97,7 +97,7 @@ impl<T> Params<T, T> {
 }
 
 impl Params<Tensor> {
-    /// From the order of the schema, where any may be missing; the name of the first weight that is.
+    /// From the order of the schema, where any may be missing; the error is the name of the first missing weight.
     pub fn from_options(tensors: [Option<Tensor>; PARAMETERS.len()]) -> Result<Self, &'static str> {
         let Params { in_proj, out_proj, linear1, linear2, norm1, norm2 } =
             Params::from_array(tensors);
@@ -129,12 +129,12 @@ impl Params<Tensor> {
         })
     }
 
-    /// Every tensor that is there, with what is known of it.
+    /// Every tensor that exists, with its fact.
     pub fn present(&self) -> impl Iterator<Item = (&'static ParameterFact, &Tensor)> {
         PARAMETERS.iter().zip(self.as_options()).filter_map(|(fact, tensor)| Some((fact, tensor?)))
     }
 
-    /// The same parameters with every tensor that is there replaced.
+    /// The same parameters with every existing tensor replaced.
     pub fn map<E>(&self, mut replace: impl FnMut(&Tensor) -> Result<Tensor, E>) -> Result<Self, E> {
         let mut affine = |affine: &Affine<Tensor>| {
             let bias = affine.bias.as_ref().map(&mut replace).transpose()?;

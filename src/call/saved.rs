@@ -36,14 +36,14 @@ impl DtypeOf {
     }
 }
 
-/// The calls that have a tensor.
+/// Which calls have a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum When {
     Always,
     PostNorm,
     Relu,
     Gelu,
-    /// Several positions make it again in the backward, some at a time, while it stays in a core's cache.
+    /// With several positions the backward recomputes it, some at a time, while it stays in a core's cache.
     OnePosition,
 }
 
@@ -109,7 +109,7 @@ macro_rules! saved {
 }
 
 saved! {
-    /// Query, key and value; the query alone where the call brings keys and values.
+    /// Query, key and value; the query alone for a call with `keys_values`.
     qkv: [(1, L), (1, N), (1, P)], Linears, Always, [OutProj, OutProj];
     /// Log-sum-exp of the scores of each query.
     logsumexp: [(1, L), (1, N), (1, H)], Sums, Always, [OutProj, OutProj];
@@ -117,7 +117,7 @@ saved! {
     attended: [(1, L), (1, N), (1, C)], Linears, OnePosition, [OutProj, OutProj];
     /// x plus the attention branch.
     residual1: [(1, L), (1, N), (1, C)], X, Always, [Linear1, Linear1];
-    /// What ReLU gives, after dropout.
+    /// The output of ReLU, after dropout.
     activated: [(1, L), (1, N), (1, F)], Linears, Relu, [Linear2, Linear2];
     /// What the last norm of the post-norm layer normalises.
     residual2: [(1, L), (1, N), (1, C)], X, PostNorm, [Norm2, Norm2];
@@ -126,8 +126,8 @@ saved! {
     rstd1: [(1, L), (1, N)], Sums, Always, [Linear1, InProj];
     mean2: [(1, L), (1, N)], Sums, Always, [Norm2, Linear1];
     rstd2: [(1, L), (1, N)], Sums, Always, [Norm2, Linear1];
-    /// What GELU takes; what it gives is made again. Behind all others, so that what a forward with ReLU left is not
-    /// taken for it, whatever the sizes are.
+    /// The input of GELU, whose output is recomputed. Last of all, so that a tensor that a forward with ReLU saved is
+    /// not taken for it, whatever the sizes are.
     preactivation: [(1, L), (1, N), (1, F)], Linears, Gelu, [Linear2, Linear2];
 }
 

@@ -32,7 +32,7 @@ impl Axis {
     }
 }
 
-/// Sizes of the axes of a tensor, each some times that of the call.
+/// The size of each axis of a tensor, as a multiple of one of the call's.
 pub type Shape = &'static [(i64, Axis)];
 
 impl Dims {

@@ -1,4 +1,4 @@
-//! Multi-head attention over the N samples of each position, dealt out to a team by positions, heads and blocks.
+//! Multi-head attention over the N samples of each position, distributed over threads by positions, heads and blocks.
 
 use std::ops::Range;
 
@@ -55,10 +55,10 @@ impl<'a, T: Real> HeadRows<'a, T> {
         self.layer.channels() / self.layer.heads
     }
 
-    /// Positions that are computed at a time: one; of small ones, as many as fill the lanes, and a block of keys.
+    /// Positions computed at a time: one; if they are small, as many as fill the lanes, and a block of keys.
     ///
-    /// Several positions in a block meet in products with probabilities of 0, where what is no number would spread
-    /// from one to the others: 0 times NaN is NaN. If there is any in `values`, positions are computed one by one.
+    /// Several positions in a block are multiplied with each other, by probabilities of 0, through which a NaN or
+    /// infinity would spread: 0 times NaN is NaN. If there is any in `values`, positions are computed one by one.
     fn positions_together(&self, values: &[Matrix<T>]) -> usize {
         let LayerView { samples, keys, .. } = *self.layer;
         let positions = (LANE_STEP / samples).min(KEYS / keys);
@@ -68,7 +68,7 @@ impl<'a, T: Real> HeadRows<'a, T> {
         positions
     }
 
-    /// Where the block of a number is, of `positions` each, head after head.
+    /// The block of a number, of `positions` each, head after head.
     fn block(&self, number: usize, positions: usize) -> HeadBlock {
         let LayerView { samples, keys, heads, .. } = *self.layer;
         let first = number / heads * positions;
@@ -102,8 +102,8 @@ impl<'a, T: Real> HeadRows<'a, T> {
         }
     }
 
-    /// Keys that one thread goes through in the backward: of several positions in a block all, of a position's so few
-    /// that few heads keep several threads busy. Each such part has a gradient of the queries of its own, and those are
+    /// Keys that one thread goes through in the backward: all, if a block has several positions; else so few that
+    /// several threads are busy even with few heads. Each such part has its own gradient of the queries, and those are
     /// summed at the end.
     fn keys_of_a_part(&self, positions_together: usize) -> usize {
         if positions_together > 1 {
@@ -155,7 +155,7 @@ pub struct AttentionBackward<'a, T> {
     pub grad_keys_values: MatrixMut<'a, T>,
 }
 
-/// The gradient of qkv for that of the heads' outputs.
+/// The gradient of qkv from that of the heads' outputs.
 pub fn backward<T: Real>(
     team: &mut Team<T>,
     layer: &LayerView<T>,

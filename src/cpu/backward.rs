@@ -1,4 +1,4 @@
-//! The backward on tensors: memory for the gradients, then the steps over the rows as the plan cuts them.
+//! The backward on tensors: memory for the gradients, then the steps over the rows as the plan divides them.
 
 use tch::kind::Element;
 use tch::{TchError, Tensor};
@@ -43,7 +43,7 @@ pub fn backward<T: Real + Element>(
         Some(grad_x) => tokens_mut(grad_x, dims),
         None => MatrixMut::new(&mut [], dims.tokens() as usize, 0),
     };
-    // The steps write what nobody needs, too, where there are keys.
+    // With keys, the steps also write gradients that are not needed.
     let unneeded = grads.keys_values.is_none() && input.needs.reach(Piece::InProj);
     let mut unneeded =
         Buffers::new(keys_values.rows(), [if unneeded { keys_values.columns() } else { 0 }]);
@@ -81,7 +81,7 @@ struct BackwardCall<'a, T> {
     kept: SavedRows<'a, T>,
 }
 
-/// One of the goes of the backward, on some rows.
+/// One of the passes of the backward, on some rows.
 type Go<T> = fn(&BackwardSteps<T>, &mut Team<T>, BackwardRows<T>);
 
 impl<T: Real> BackwardCall<'_, T> {
@@ -130,7 +130,7 @@ impl<T: Real> BackwardCall<'_, T> {
         }
     }
 
-    /// Tile after tile of whole positions, or, where there is one, all of them by the whole team.
+    /// Tile after tile of whole positions, each by one thread; without tiles, all of them by the whole team.
     fn by_tiles(
         &self,
         team: &mut Team<T>,
@@ -157,7 +157,7 @@ impl<T: Real> BackwardCall<'_, T> {
         }
     }
 
-    /// All rows of one position, in three goes, of which the second is of all.
+    /// All rows of one position in three passes: by tiles, attention on all rows, by tiles.
     #[allow(clippy::redundant_closure_for_method_calls)] // the methods are those of one lifetime
     fn by_row_tiles(
         &self,
@@ -191,8 +191,8 @@ impl<T: Real> BackwardCall<'_, T> {
         }
     }
 
-    /// Gradients of a sum and of a branch, the log-sum-exp where attention is made again, and the gradient of x where it
-    /// is not kept.
+    /// Gradients of a sum and of a branch, the log-sum-exp where attention is recomputed, and the gradient of x where
+    /// it is not kept.
     fn scratch(&self, grad_x: &MatrixMut<T>) -> Buffers<T, 4> {
         let channels = self.layer.channels();
         let of_input = self.needs.pass(Piece::InProj) && grad_x.columns() == 0;

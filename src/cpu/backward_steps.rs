@@ -39,8 +39,8 @@ pub struct BackwardRows<'a, T> {
 /// pre-norm, the attention's output where it was not kept, the feed-forward's input, and what GELU gives `[rows, F]`.
 pub const GATHERED: usize = 8;
 
-/// Each sum hands its gradient to both of its terms; a norm's input gets its gradient in the place of the output's. The
-/// backward ends where nothing needs a gradient any more. Of whole positions.
+/// Each sum passes its gradient to both of its terms; the gradient of a norm's input overwrites that of its output. The
+/// backward ends where no further gradient is needed. For whole positions.
 pub fn backward<T: Real>(
     team: &mut Team<T>,
     layer: &LayerView<T>,
@@ -59,7 +59,7 @@ pub fn backward<T: Real>(
 }
 
 impl<'a, T> BackwardRows<'a, T> {
-    /// Parts of at most `rows` rows, and so many of the norms' sums.
+    /// Parts of at most `rows` rows, with `sums` rows of the norms' sums each.
     pub fn split(self, rows: usize, sums: usize) -> impl Iterator<Item = BackwardRows<'a, T>> {
         let Self { grad_y, grad_x, grad_sum, grad_branch, logsumexp, norm_rows, .. } = self;
         let own = split([grad_x, grad_sum, grad_branch, logsumexp], rows);
@@ -97,7 +97,7 @@ impl<'a, T> BackwardRows<'a, T> {
     }
 }
 
-/// The backward on some rows in three goes, of which the second is of whole positions.
+/// The backward on some rows in three passes, of which the second is of whole positions.
 pub struct BackwardSteps<'a, T> {
     pub layer: &'a LayerView<'a, T>,
     pub needs: &'a Needs,
@@ -210,7 +210,7 @@ impl<T: Real> BackwardSteps<'_, T> {
         }
     }
 
-    /// From the gradient behind the branch's last dropout to that of what linear1 gives.
+    /// From the gradient after the branch's last dropout to that of linear1's output.
     fn feedforward(
         &self,
         team: &mut Team<T>,
@@ -242,7 +242,7 @@ impl<T: Real> BackwardSteps<'_, T> {
         }
     }
 
-    /// From the gradient behind the branch's dropout to that of the heads' outputs, which are made again if there is
+    /// From the gradient after the branch's dropout to that of the heads' outputs, which are recomputed if there is
     /// room for them.
     fn projection(
         &self,
@@ -286,7 +286,7 @@ impl<T: Real> NormStep<'_, T> {
         });
     }
 
-    /// The gradient of x in the place of that of y.
+    /// The gradient of x, which overwrites that of y.
     fn backward(self, team: &mut Team<T>, x: Matrix<T>, grad: MatrixMut<T>) {
         let Self { params, statistics, sums, step } = self;
         let parts = grad.split_rows(step).zip(sums.split_rows(2)).enumerate();

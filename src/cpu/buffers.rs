@@ -1,4 +1,4 @@
-//! Several matrices of the same rows in memory of their own, to be dealt out in parts.
+//! Several matrices of the same rows in memory of their own, to be split into parts.
 
 use super::block::Block;
 use super::matrix::{Matrix, MatrixMut};

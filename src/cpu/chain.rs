@@ -1,5 +1,4 @@
-//! Rows of numbered places, newest first, from which any place can be taken: doubly linked lists without memory of
-//! their own.
+//! Doubly linked lists of numbered places, newest first, without memory of their own.
 
 /// What a place is linked to in one chain.
 #[derive(Clone, Copy)]

@@ -82,7 +82,7 @@ fn map(bytes: usize) -> Option<NonNull<u8>> {
         return Some(start);
     }
     let before = start.align_offset(HUGE_PAGE).min(slack);
-    // SAFETY: `before` is at most `slack`, so all `bytes` behind it are mapped.
+    // SAFETY: `before` is at most `slack`, so all `bytes` after it are mapped.
     let (huge, end) = unsafe { (start.add(before), start.add(before + bytes)) };
     unmap(start, before);
     unmap(end, slack - before);
@@ -148,12 +148,12 @@ pub fn class(bytes: usize) -> usize {
     CLASSES_OF_A_DOUBLING * above.trailing_zeros() as usize + eighths - 1
 }
 
-/// The payload of an unwinding that memory which could not be had has caused.
+/// The payload of an unwinding that a lack of memory has caused.
 ///
 /// # Rationale
-/// Memory is taken in the midst of a call, also in threads that C++ started, where a `Result` would have to pass
-/// through each closure that is run there. Unwinding drops what was taken so far, a thread's is carried over to the
-/// caller's, and the border makes an error of it. No panic hook runs, so nothing is printed.
+/// Memory is allocated in the middle of a call, also in threads that C++ started, where a `Result` would have to pass
+/// through each closure that is run there. Unwinding drops what was allocated so far, is carried over from a thread to
+/// its caller, and becomes an error in the binding. No panic hook runs, so nothing is printed.
 #[derive(Debug)]
 pub struct OutOfMemory {
     pub bytes: usize,

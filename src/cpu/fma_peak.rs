@@ -6,8 +6,8 @@ use super::kernels::fma_chains::FmaChains;
 use super::libtorch::in_every_thread;
 use super::simd::{run, Real};
 
-/// Runs so many rounds of fused multiply-adds in each of torch's threads: the multiplications and additions that all
-/// of them did.
+/// Runs `rounds` rounds of fused multiply-adds in each of torch's threads; returns the multiplications and additions
+/// that all of them did.
 pub fn fma_flops<T: Real>(rounds: usize) -> usize {
     let total = AtomicUsize::new(0);
     in_every_thread(&|| {

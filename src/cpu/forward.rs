@@ -1,4 +1,4 @@
-//! The forward on tensors: memory for what it gives, then the steps over the rows as the plan cuts them.
+//! The forward on tensors: memory for its outputs, then the steps over the rows as the plan divides them.
 
 use tch::kind::Element;
 use tch::{TchError, Tensor};
@@ -93,7 +93,7 @@ impl<T: Real> ForwardCall<'_, T> {
         forward_steps::forward(team, self.layer, factors, keys_values, rows);
     }
 
-    /// All rows of one position, in two goes: what attention takes is there before the first tile attends.
+    /// All rows of one position, in two passes: the inputs of attention are complete before the first tile attends.
     fn by_row_tiles(
         &self,
         team: &mut Team<T>,

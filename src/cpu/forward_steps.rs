@@ -20,7 +20,7 @@ pub struct ForwardRows<'a, T> {
     pub x: Matrix<'a, T>,
     pub y: MatrixMut<'a, T>,
     pub saved: Saved<MatrixMut<'a, T>>,
-    /// `[rows, C]`: scratch for what a norm gives.
+    /// `[rows, C]`: scratch for the output of a norm.
     pub normed: MatrixMut<'a, T>,
 }
 
@@ -70,7 +70,7 @@ pub fn up_to_attention<T: Real>(
     }
 }
 
-/// The rest of the layer on some rows, once query, key and value are there of all that they attend to.
+/// The rest of the layer on some rows, once query, key and value of all that they attend to are computed.
 pub fn behind_attention<T: Real>(
     team: &mut Team<T>,
     layer: &LayerView<T>,
@@ -171,7 +171,7 @@ impl<T: Real> ForwardSteps<'_, T> {
         multiply(team, activated.view(), self.factors.linear2, linear2.start(), y);
     }
 
-    /// `x + dropout(branch)` in the place of the branch.
+    /// `x + dropout(branch)`, which overwrites the branch.
     fn residual(&self, team: &mut Team<T>, mask: Mask<T>, x: Matrix<T>, branch: MatrixMut<T>) {
         team.for_each(branch.split_rows(ROWS).enumerate(), |(number, branch), _| {
             let rows = number * ROWS..number * ROWS + branch.rows();

@@ -1,5 +1,5 @@
-//! What of libtorch's stable C interface (torch/csrc/stable/c/shim.h) tch does not have: torch's own threads, and
-//! a tensor over memory of the pool.
+//! The parts of libtorch's stable C interface (torch/csrc/stable/c/shim.h) that tch lacks: torch's own threads, and a
+//! tensor over memory of the pool.
 
 use std::any::Any;
 use std::ffi::{c_int, c_void};
@@ -56,7 +56,7 @@ pub fn threads() -> usize {
 /// Runs `work` in each of torch's threads at once, in this one alone if torch would: inside a parallel region, or
 /// with one thread. libtorch may grant fewer threads than it has, so the work has to be shared by a queue.
 ///
-/// Tried and dropped: rayon, slower than one thread right behind a torch.mm, as OpenMP's threads spin there;
+/// Tried and dropped: rayon, slower than one thread right after a torch.mm, as OpenMP's threads spin there;
 /// `GOMP_parallel`, which is one OpenMP among several.
 pub fn in_every_thread(work: &(dyn Fn() + Sync)) {
     struct Context<'a> {

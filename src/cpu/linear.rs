@@ -9,18 +9,18 @@ use super::threads::Team;
 use super::totals::{ColumnPart, WeightPart};
 use super::workspace::Workspace;
 
-/// Rows and columns of the result that are one thread's at a time; the columns are whole panels of every
-/// instruction set.
+/// Rows and columns of the result that one thread computes at a time; the columns are whole panels of every instruction
+/// set.
 const ROWS: usize = 512;
-/// Fewest rows, for many threads: a panel is cut for so many.
+/// Fewest rows, for many threads: a panel is packed for so many.
 const LEAST_ROWS: usize = 64;
 /// Blocks of the result that each thread has, where there are as many rows.
 const BLOCKS: usize = 2;
 const COLUMNS: usize = 64;
 const _: () = assert!(divide_all(&PANEL_WIDTHS, COLUMNS));
-/// Most rows of a weight's gradient that are one thread's at a time: the input of the linear is read and cut into
-/// panels once for so many. Tried with two threads: with 96, a training step takes 1.5 % longer; blocks of 64 columns, which
-/// read the gradient of the output again instead, 5 %.
+/// Most rows of a weight's gradient that one thread computes at a time: the input of the linear is read and packed into
+/// panels once for so many. Tried with two threads: with 96, a training step takes 1.5 % longer; blocks of 64 columns,
+/// which read the gradient of the output again instead, 5 %.
 const GRAD_ROWS: usize = 256;
 /// Fewest, for many threads.
 const LEAST_GRAD_ROWS: usize = 24;
@@ -80,8 +80,8 @@ pub struct LinearGrad<'a, T: Real> {
 
 /// Adds what the rows contribute to the gradients of weights and biases.
 ///
-/// The order of the sums is that of the rows, unit after unit, whatever the threads. `widths` is what the linears'
-/// outputs have together.
+/// The order of the sums is that of the rows, unit after unit, whatever the threads. `widths` is the sum of the
+/// linears' output widths.
 pub fn parameter_grads<'a, T: Real>(
     team: &mut Team<T>,
     unit: usize,
@@ -137,8 +137,8 @@ fn add_products<T: Real>(
     }
 }
 
-/// Rows of a weight's gradient that are one thread's at a time, if there are so many in all. No sum goes over rows of
-/// it, so that results do not depend on their number.
+/// Rows of a weight's gradient that one thread computes at a time, if there are so many in all. No sum goes over rows
+/// of it, so that results do not depend on their number.
 fn most_grad_rows(widths: usize, threads: usize) -> usize {
     (widths / (GRAD_BLOCKS * threads)).clamp(LEAST_GRAD_ROWS, GRAD_ROWS)
 }

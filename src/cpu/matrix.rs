@@ -1,12 +1,12 @@
-//! Rows of numbers somewhere in memory, shared and mutable, and how the mutable ones are dealt out to threads.
+//! Rows of numbers somewhere in memory, shared and mutable, and how the mutable ones are split among threads.
 //!
 //! # Rationale
 //! A block of columns of a row-major matrix is no slice, so blocks that threads write side by side cannot be
 //! `&mut [T]`. A [`MatrixMut`] owns the right to write its block; it is split by value into blocks that share
 //! no element, and hands out one row of its own at a time. That keeps every pointer of the kernels in this file.
 //!
-//! Rows may lie in two steps: tokens of `[N, L, C]` taken position by position are rows whose first N lie
-//! `L C` apart, the next N start `C` further on. So x and y are read and written where they are.
+//! Rows may have two strides: tokens of `[N, L, C]` taken position by position are rows whose first N lie `L C` apart,
+//! the next N start `C` further on. So x and y are read and written where they are.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -242,7 +242,7 @@ impl<'a, T> MatrixMut<'a, T> {
     }
 
     /// A block for as long as the whole; `split` and `split_rows`, which give the whole up, call it for parts that
-    /// share no element, once for each. They list no parts: of many rows, the list would be memory that has to be had.
+    /// share no element, once for each. They collect no list of parts, which for many rows would need memory.
     fn part(&self, rows: &Range<usize>, columns: &Range<usize>) -> MatrixMut<'a, T> {
         MatrixMut {
             origin: self.origin,

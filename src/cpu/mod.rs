@@ -1,13 +1,13 @@
 //! The layer in fused kernels on the CPU, in float32 and float64 from one source.
 //!
-//! From the top down: `forward` and `backward` take tensors apart, `plan` says how their rows are cut, `forward_steps`
-//! and `backward_steps` are the steps on some rows, `linear` and `attention` deal a step out to threads, `kernels`
-//! compute. Beside them: `matrix`, rows of numbers and the right to write them; `pool`, memory that is used again;
-//! `threads`, torch's own; `simd`, the instruction sets; `fma_peak`, what they could do at best.
+//! From the top down: `forward` and `backward` take tensors apart, `plan` says how their rows are divided,
+//! `forward_steps` and `backward_steps` are the steps on some rows, `linear` and `attention` distribute a step over
+//! threads, `kernels` compute. Besides: `matrix`, rows of numbers and the right to write them; `pool`, memory that is
+//! used again; `threads`, torch's own; `simd`, the instruction sets; `fma_peak`, what they could do at best.
 //!
-//! Unsafe code is in six files, each for one reason: `tensors`, which takes libtorch's word for a pointer; `matrix`,
-//! as blocks of columns are no slices; `chunk`, which allocates; `block`, which makes numbers of that; `libtorch`,
-//! which calls C; `simd`, which calls what was compiled for a processor that has been asked.
+//! Unsafe code is in six files, each for one reason: `tensors`, which trusts libtorch's pointers; `matrix`, as blocks
+//! of columns are no slices; `chunk`, which allocates; `block`, which makes numbers of that; `libtorch`, which calls C;
+//! `simd`, which calls what was compiled for instructions that the processor was found to have.
 
 mod attention;
 mod backward;

@@ -1,4 +1,4 @@
-//! The weights cut into panels once a call, where many tiles are multiplied by them.
+//! The weights packed into panels once a call, where many tiles are multiplied by them.
 
 use super::block::Block;
 use super::kernels::right::{Pack, Packed, Right};
@@ -24,7 +24,7 @@ impl<T: Real> PackedFactors<T> {
         Self { panels, sizes }
     }
 
-    /// The panels as they take the weights' place.
+    /// The panels in place of the weights.
     pub fn with<R>(&self, work: impl FnOnce(&RightFactors<T>) -> R) -> R {
         let [in_proj, out_proj, linear1, linear2] = std::array::from_fn(|i| {
             Packed::new(&self.panels[i], self.sizes[i][0], self.sizes[i][1])

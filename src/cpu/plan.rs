@@ -1,37 +1,37 @@
-//! How the rows of a call are cut, so that the order of every sum is the same for any number of threads.
+//! How the rows of a call are divided, so that the order of every sum is the same for any number of threads.
 
 use super::kernels::attention::QUERIES;
 use crate::call::Dims;
 
-/// Rows that go through the whole layer while they stay in a core's cache. Tried: 96, 128 and 192 are alike.
+/// Rows that go through the whole layer while they stay in a core's cache. Tried: 96, 128 and 192 are equally fast.
 const TILE_ROWS: usize = 128;
 /// Calls with several positions go by tiles if a tile holds at least one position and there is a tile for each of a few
 /// threads.
 const TILED_SAMPLES: usize = TILE_ROWS;
 const TILED_ROWS: usize = 512;
-/// Tiles are made in eights, for two, four or eight threads.
+/// The number of tiles is a multiple of this, so that two, four or eight threads get equally many.
 const TILES: usize = 8;
-/// Blocks of a tile, over which the norms' sums run. Where there are many threads, tiles are fewer of them.
+/// Blocks of a tile; the norms' sums run over a block. With many threads, a tile has fewer blocks.
 const BLOCKS: usize = 4;
-/// Tiles that each thread has, where there are as many blocks.
+/// Tiles for each thread, if there are as many blocks.
 const TILES_OF_A_THREAD: usize = 2;
-/// With one position: a block of queries. Every step by all threads would be a wait for the slowest after each, which
-/// takes as long as the step where a layer is small.
+/// With one position: a block of queries. If all threads shared every step, they would wait for the slowest after each,
+/// which takes as long as the step if the layer is small.
 const ROW_TILE: usize = QUERIES;
-/// Weights that stay in a core's second cache beside a tile.
+/// Weights that stay in a core's L2 cache together with a tile.
 const CACHED_WEIGHTS: i64 = 1 << 17;
-/// Rows whose gradients are gathered before the weights' gradients are computed from them: so many that the
-/// weights' gradients are not read and written too often, so few that all of it stays in the last cache. Tried: 1024, 2048 and
-/// 4096 take the same time, and 1024 the least memory.
+/// Rows whose gradients are gathered before the weights' gradients are computed from them: so many that the weights'
+/// gradients are not read and written too often, so few that all of it stays in the last-level cache. Tried: 1024, 2048
+/// and 4096 take the same time, and 1024 the least memory.
 const GATHERED_ROWS: usize = 1024;
 
-/// The cut of a call. Sums run over blocks of rows and are added up over units of rows; both are cut by the sizes of the
-/// call alone. Tiles and parts are whole blocks and whole units, and as large as the number of threads allows.
+/// How a call is divided. Sums run over blocks of rows and are added up over units of rows; both depend on the sizes of
+/// the call alone. Tiles and parts are whole blocks and whole units, and as large as the number of threads allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Positions that one thread takes through the whole layer; None: threads share every step.
     pub tile: Option<usize>,
-    /// Rows of one position that one thread takes through the layer, but for their attention, which is over all.
+    /// Rows of one position that one thread takes through the layer, except for attention, which is over all rows.
     pub row_tile: Option<usize>,
     /// Positions whose backward is done before the gradients of the weights.
     pub gathered: usize,

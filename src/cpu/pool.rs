@@ -6,10 +6,10 @@
 //! So freed chunks are kept and used again. Large ones lie on huge pages where the system grants them. Chunks belong
 //! to who took them and to no thread, as two callers may run on one thread of OpenMP's.
 //!
-//! Outputs are in memory of torch's: they can be resized, and those of an evaluation that were held go back when they
-//! are deleted. Gradients live for a step and are not resized. Tried: those in memory of torch's, too. The C library
-//! keeps as much as twice its largest block, which y alone stays below: with the gradients a step of N = 16, L = 850,
-//! C = 256 took 7,600 page faults where it takes 800.
+//! Outputs are in memory of torch's: they can be resized, and those that are kept from an evaluation are freed when
+//! they are deleted. Gradients live for a step and are not resized. Tried: those in memory of torch's, too. The C
+//! library keeps as much as twice its largest block, which y alone stays below: with the gradients a step of N = 16, L
+//! = 850, C = 256 took 7,600 page faults where it takes 800.
 //!
 //! # Limitations
 //! As much is kept as was in use at once in the last [`CALLS`] to twice as many calls, at most [`MOST_CHUNKS`] chunks
@@ -75,7 +75,7 @@ pub fn count_call() {
     free_surplus();
 }
 
-/// Gives back all that waits.
+/// Gives back all chunks that wait.
 pub fn empty() {
     while with_pool(Pool::take_oldest).flatten().is_some() {}
 }
@@ -86,7 +86,7 @@ fn free_surplus() {
     while with_pool(|pool| pool.surplus(cap)).flatten().is_some() {}
 }
 
-/// The most bytes that are kept; the Python side has refused what is no number.
+/// The most bytes that are kept; the Python side has refused values that are no number.
 fn cap() -> usize {
     static CAP: OnceLock<usize> = OnceLock::new();
     *CAP.get_or_init(|| {
@@ -190,7 +190,7 @@ mod tests {
         chunk.unwrap_or_else(|| OutOfMemory { bytes }.unwind())
     }
 
-    /// Takes so many at once, then keeps them as far as they may be.
+    /// Takes `count` chunks at once, then puts them back and drops the surplus.
     fn use_at_once(pool: &mut Pool, count: usize, bytes: usize) {
         let chunks: Vec<_> = (0..count).map(|_| taken(pool, bytes)).collect();
         for chunk in chunks {

@@ -16,7 +16,7 @@ use crate::call::{Dims, Input, Saved, SavedTensors, SAVED};
 /// One buffer for each tensor of [`Saved`].
 pub type SavedBuffers<T> = Buffers<T, { SAVED.len() }>;
 
-/// Elements of a token in each tensor: of those that are kept, and of those that are made and forgotten.
+/// Elements of a token in each tensor: of those that are kept, and of temporary ones.
 #[derive(Clone, Copy)]
 pub struct SavedWidths {
     pub kept: [usize; SAVED.len()],
@@ -40,7 +40,7 @@ impl SavedWidths {
     }
 }
 
-/// Where the forward writes: of each tensor, the kept rows or, without columns, the forgotten ones.
+/// Where the forward writes: of each tensor, the kept rows or, if these have no columns, the temporary ones.
 pub fn written<'a, T: Real>(
     kept: [MatrixMut<'a, T>; SAVED.len()],
     forgotten: [MatrixMut<'a, T>; SAVED.len()],

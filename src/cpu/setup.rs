@@ -42,7 +42,7 @@ pub fn empty_grads<T: Real + Element>(input: &Input, dims: &Dims) -> Result<Grad
     Ok(grads)
 }
 
-/// The keys and values that count, if the call brings them.
+/// The keys and values that count, if the call has any.
 pub fn counted_keys(input: &Input, dims: &Dims) -> Result<Option<Tensor>, TchError> {
     let axis = i64::from(dims.batch_first);
     let counted = |each: &Tensor| readable(&each.f_narrow(axis, 0, dims.counted_keys)?);
@@ -110,7 +110,7 @@ pub struct ParamGrads<'a, T: Real> {
 }
 
 impl<'a, T: Real + Element> ParamGrads<'a, T> {
-    /// For so many units of the rows.
+    /// For `units` units of the rows.
     pub fn new(grads: &'a mut Params<Option<Tensor>, Option<Tensor>>, units: usize) -> Self {
         let Params { in_proj, out_proj, linear1, linear2, norm1, norm2 } = grads;
         let weight = |grad: &'a mut Tensor| {

@@ -1,4 +1,4 @@
-//! Tensors as rows of numbers. What libtorch does not say by a type is checked here: dtype, device, strides.
+//! Tensors as rows of numbers. What libtorch's types do not guarantee is checked here: dtype, device, strides.
 
 use tch::kind::Element;
 use tch::{Device, Kind, TchError, Tensor};
@@ -10,10 +10,10 @@ use super::pool;
 use super::simd::Real;
 use crate::call::Dims;
 
-/// From so many bytes on, memory is fresh or used again; the C library keeps smaller pieces by itself.
+/// From this many bytes on, memory is fresh or used again; the C library caches smaller pieces itself.
 const OF_POOL: usize = 1 << 20;
 
-/// `[.., C]` with neighbouring channels, as it is if they are neighbours already. The stride of an axis of size 1
+/// `[.., C]` with adjacent channels; the tensor itself, if they are adjacent already. The stride of an axis of size 1
 /// means nothing, not even in what torch calls contiguous.
 pub fn readable(tensor: &Tensor) -> Result<Tensor, TchError> {
     let (size, stride) = (tensor.size(), tensor.stride());
@@ -29,7 +29,7 @@ pub fn contiguous(tensor: &Tensor) -> Result<Tensor, TchError> {
     aligned(with_what_is_kept(|| tensor.f_contiguous())?)
 }
 
-/// The same at an address that a number of its dtype may have: `torch.frombuffer` takes any offset.
+/// The same at an address that is aligned for its dtype: `torch.frombuffer` takes any offset.
 fn aligned(tensor: Tensor) -> Result<Tensor, TchError> {
     if tensor.data_ptr() as usize % tensor.f_kind()?.elt_size_in_bytes() == 0 {
         return Ok(tensor);
@@ -57,7 +57,7 @@ pub fn empty_of_pool<T: Real + Element>(shape: &[i64]) -> Result<Tensor, TchErro
     Block::<T>::new(len).into_tensor(&sizes)
 }
 
-/// Tries it again with the pool's memory given back if it fails, as it may for want of memory.
+/// Frees the memory of the pool and tries again if it fails, as it may for lack of memory.
 fn with_what_is_kept<R>(work: impl Fn() -> Result<R, TchError>) -> Result<R, TchError> {
     work().or_else(|_| {
         pool::empty();

@@ -10,12 +10,12 @@ use super::simd::Real;
 use super::workspace::Workspace;
 use crate::call::Dims;
 
-/// Multiplications of a call below which a second thread costs more than it brings: at 3.3 million (N = 128, C = 48)
+/// Multiplications of a call below which a second thread costs more than it saves: at 3.3 million (N = 128, C = 48)
 /// forward and backward took 90 and 148 µs on one thread, 116 and 192 on two.
 const SMALL: i64 = 4 << 20;
 /// The same where threads wait for each other three times and not after every step.
 const SMALL_BY_ROWS: i64 = 1 << 20;
-/// Reading the weights takes as long as multiplying so many rows by them.
+/// Reading the weights takes as long as multiplying this many rows by them.
 const WEIGHT_ROWS: i64 = 16;
 
 /// Who does the work.

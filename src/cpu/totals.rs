@@ -7,8 +7,8 @@ use super::matrix::{Matrix, MatrixMut};
 
 use super::simd::{run, Real};
 
-/// Units of a weight's gradient that are added up before they are added to the rest: for so many the sum is one chain,
-/// and one of 625 units (M = 640,000) was three times less exact than torch's.
+/// Units of a weight's gradient that are added up before they are added to the rest. Up to this many the sum is one
+/// chain; one of 625 units (M = 640,000) was three times less exact than torch's.
 const GROUP: usize = 16;
 
 /// The gradient of a bias, and what rounding has taken from it.
@@ -43,7 +43,7 @@ impl<'a, T: Real> ColumnTotal<'a, T> {
 }
 
 impl<T: Real> ColumnPart<'_, T> {
-    /// Blocks of at most so many columns.
+    /// Blocks of at most `columns` columns.
     pub fn split(self, columns: usize) -> impl Iterator<Item = Self> {
         let blocks = self.sums.split(1, columns).zip(self.lost.split(1, columns));
         blocks.map(|(sums, lost)| ColumnPart { sums, lost })
@@ -72,7 +72,7 @@ pub struct WeightPart<'a, T> {
 }
 
 impl<'a, T: Real> WeightTotal<'a, T> {
-    /// What `sum` holds is written over by the first of so many units.
+    /// The first of the `units` overwrites what `sum` holds.
     pub fn new(sum: MatrixMut<'a, T>, units: usize) -> Self {
         let group = (units > GROUP).then(|| Block::new(sum.rows() * sum.columns()));
         Self { sum, group, units, next: 0 }
@@ -88,7 +88,7 @@ impl<'a, T: Real> WeightTotal<'a, T> {
 }
 
 impl<T: Real> WeightPart<'_, T> {
-    /// Blocks of at most so many rows.
+    /// Blocks of at most `rows` rows.
     pub fn split_rows(self, rows: usize) -> impl Iterator<Item = Self> {
         let Self { sum, group, units, next } = self;
         let groups = group.map(|group| group.split_rows(rows).map(Some));
@@ -97,8 +97,7 @@ impl<T: Real> WeightPart<'_, T> {
         blocks.map(move |(sum, group)| WeightPart { sum, group, units, next })
     }
 
-    /// Adds what `add` adds to a matrix for the next unit; to one that holds anything, `add` writes if its second
-    /// argument says so.
+    /// Adds the next unit by `add`, which adds it to a matrix, or overwrites the matrix if its second argument says so.
     pub fn add(&mut self, add: impl FnOnce(MatrixMut<T>, bool)) {
         let Self { sum, group, units, next } = self;
         let number = *next;

@@ -1,4 +1,4 @@
-//! The feed-forward's activation with the dropout behind it.
+//! The feed-forward's activation with the dropout after it.
 
 use tch::Tensor;
 
@@ -28,7 +28,7 @@ fn kernel(call: &CudaCall, name: &'static str, row_blocks: i64, warps: i64, shar
     }
 }
 
-/// `dropout(act(z))` for z `[M, F]`; ReLU's takes the place of z, whose values are lost then.
+/// `dropout(act(z))` for z `[M, F]`; with ReLU it overwrites z.
 pub fn forward(call: &CudaCall, z: &Tensor) -> Result<Tensor> {
     let CudaCall { dims, kinds, .. } = *call;
     let activated = match call.input.config.activation {
@@ -43,8 +43,8 @@ pub fn forward(call: &CudaCall, z: &Tensor) -> Result<Tensor> {
     Ok(activated)
 }
 
-/// The gradient of z, in the memory of that of what [`forward`] gave, from what is kept: that (ReLU) or z (GELU); and
-/// what it gave made again, if that is wanted and was not kept.
+/// The gradient of z, in the memory of the gradient of [`forward`]'s output, from what is kept: that output (ReLU) or z
+/// (GELU); and the output, recomputed, if it is wanted and was not kept.
 pub fn backward(
     call: &CudaCall,
     grad_activated: Tensor,

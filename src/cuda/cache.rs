@@ -1,4 +1,4 @@
-//! Compiled modules on disk, so that a process compiles what no other has before it.
+//! Compiled modules on disk, so that a process compiles only what no earlier one has compiled.
 //!
 //! A cache that cannot be read or written costs time and nothing else: no failure here is an error.
 
@@ -15,19 +15,20 @@ use super::fnv::Fnv;
 const MAGIC: &[u8] = b"batchformer 1\n";
 const HEADER: usize = MAGIC.len() + size_of::<u128>();
 
-/// `$XDG_CACHE_HOME/batchformer`, or `~/.cache/batchformer`; the former counts if it is absolute.
+/// `$XDG_CACHE_HOME/batchformer`, or `~/.cache/batchformer`; the former only if it is an absolute path.
 pub fn folder() -> Option<PathBuf> {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
     Some(caches.join("batchformer"))
 }
 
-/// The module that has been written under that hash, if it is whole.
+/// The module that was written under that hash, if it is complete.
 pub fn read(hash: Fnv) -> Option<Vec<u8>> {
     unpack(fs::read(folder()?.join(name(hash))).ok()?)
 }
 
-/// Written under another name first, so that nobody reads half of it; of two processes the later one wins, with the same.
+/// Written under another name first, so that no process reads half of it; if two write, the later wins, with equal
+/// bytes.
 pub fn write(hash: Fnv, module: &[u8]) {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let Some(folder) = folder() else { return };

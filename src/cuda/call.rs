@@ -1,4 +1,4 @@
-//! What every piece of a call needs at hand: sizes, dtypes, the seed, and the kernels' view of them.
+//! What every step of a call needs: sizes, dtypes, the seed, and the kernels' view of them.
 
 use tch::{Device, Kind, Tensor};
 
@@ -78,7 +78,7 @@ impl<'a> CudaCall<'a> {
         [seed, Arg::U32(threshold), Arg::F32(scale(threshold) as f32)]
     }
 
-    /// Not filled yet.
+    /// Uninitialised.
     pub fn empty(&self, shape: &[i64], kind: Kind) -> Result<Tensor> {
         Ok(Tensor::f_empty(shape, (kind, self.device))?)
     }
@@ -109,17 +109,17 @@ pub fn element(kind: Kind) -> Define {
     })
 }
 
-/// How many elements are 16 bytes, what a thread moves at once.
+/// How many elements are 16 bytes, which a thread loads or stores at once.
 pub fn per_piece(kind: Kind) -> i64 {
     16 / kind.elt_size_in_bytes() as i64
 }
 
-/// How many steps of this size cover so many.
+/// `count / size`, rounded up.
 pub fn steps_of(size: i64, count: i64) -> i64 {
     (count + size - 1) / size
 }
 
-/// Columns of a warp, each lane with one piece.
+/// Columns that a warp covers with one piece of 16 bytes for each lane.
 pub fn wide(kind: Kind) -> i64 {
     32 * per_piece(kind)
 }

@@ -12,7 +12,7 @@ use super::ledger::{self, Line};
 use super::{norm, self_check};
 use crate::call::{Activation, Config, Dims, Input};
 
-/// What of a call decides; numbers of samples, positions and keys do not.
+/// The properties of a call that decide; numbers of samples, positions and keys do not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Signature {
     pub device: Device,
@@ -62,7 +62,7 @@ impl Reason {
     }
 }
 
-/// What the environment variable `BATCHFORMER_CUDA` says.
+/// The value of the environment variable `BATCHFORMER_CUDA`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Switch {
     /// Kernels where they have been verified, else torch's layer.
@@ -74,7 +74,7 @@ pub enum Switch {
 }
 
 impl Switch {
-    /// As the process began.
+    /// Read once in a process.
     pub fn get() -> Self {
         static SWITCH: OnceLock<Switch> = OnceLock::new();
         *SWITCH.get_or_init(|| match std::env::var("BATCHFORMER_CUDA").as_deref() {
@@ -95,8 +95,7 @@ fn memory() -> &'static Decisions {
 /// Who asks whether kernels serve a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asker {
-    /// A module, which hands the call to torch's layer if not. A kind that has not come yet is not tried where torch's
-    /// ops are traced.
+    /// A module, which hands the call to torch's layer if not. A new kind is not tried while torch's ops are traced.
     Module { may_try: bool },
     /// The op, which runs through libtorch if not.
     Op,
@@ -105,8 +104,8 @@ pub enum Asker {
 /// Why the kernels do not serve such calls; None if they do. The first call of its kind compiles them and compares a
 /// small layer with libtorch's, unless a graph is captured.
 ///
-/// A forward and its backward are of one kind, and what the op is told once holds for good: so both run on one path, as
-/// what the forward leaves lies in another order here than on the others.
+/// A forward and its backward are of one kind, and an answer to the op is final. So both run on one path, as they must:
+/// saved tensors are in another order here than on the other paths.
 pub fn reason(of: &Signature, asker: Asker) -> Option<Reason> {
     if of.device == Device::Cpu {
         return uncovered(of); // emulated
@@ -127,7 +126,7 @@ pub fn reason(of: &Signature, asker: Asker) -> Option<Reason> {
     found
 }
 
-/// What needs no device to be said.
+/// Reasons that need no device.
 fn settled(of: &Signature) -> Option<Reason> {
     if Switch::get() == Switch::Torch {
         return Some(Reason::plain("BATCHFORMER_CUDA is torch"));
@@ -135,7 +134,7 @@ fn settled(of: &Signature) -> Option<Reason> {
     uncovered(of)
 }
 
-/// Why nothing can be tried now, while it may be later.
+/// Why nothing can be tried now, though it may be later.
 fn hindrance(of: &Signature, asker: Asker) -> Option<Reason> {
     if asker == (Asker::Module { may_try: false }) {
         return Some(Reason::plain("no such call has run yet outside of what traces this one"));
@@ -155,7 +154,7 @@ pub fn decisions() -> Vec<(Signature, Option<Reason>)> {
     decisions.iter().map(|(signature, reason)| (*signature, reason.clone())).collect()
 }
 
-/// What the ledger says of a device on which all is right.
+/// The lines of the ledger for a device on which all sources are verified.
 pub fn sources(device: Device) -> Result<Vec<Line>, CudaError> {
     Ok(ledger::lines(&device::toolchain(device)?))
 }
@@ -181,7 +180,7 @@ fn decide(of: &Signature) -> Option<Reason> {
     self_check::run(of).err().map(Reason::fault)
 }
 
-/// What no kernel covers.
+/// What no kernel supports.
 fn uncovered(of: &Signature) -> Option<Reason> {
     if of.x == Kind::Double {
         return Some(Reason::plain("float64 has no kernels"));

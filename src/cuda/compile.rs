@@ -41,7 +41,7 @@ pub fn compiler() -> Result<&'static Compiler, CudaError> {
     COMPILER.get_or_init(Compiler::load).as_ref().map_err(Clone::clone)
 }
 
-/// Of the same CUDA as torch first: a driver that is just new enough for torch does not load what a later compiler makes.
+/// That of torch's own CUDA first: a driver just new enough for torch does not load what a later compiler makes.
 fn libraries() -> &'static [&'static CStr] {
     match Library::mapped(&[c"libcudart.so.12"]) {
         Ok(_) => &[c"libnvrtc.so.12", c"libnvrtc.so.13"],
@@ -49,7 +49,7 @@ fn libraries() -> &'static [&'static CStr] {
     }
 }
 
-/// A kernel's module for the device of this capability, from the cache if it is there.
+/// A kernel's module for the device of this capability, from the cache if it has it.
 pub fn cubin(kernel: &Kernel, capability: i32) -> Result<Vec<u8>, CudaError> {
     let compiler = compiler()?;
     let text = kernel.source.text();

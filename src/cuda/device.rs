@@ -32,10 +32,10 @@ pub fn is_capturing(device: Device) -> Result<bool, CudaError> {
     driver.within(driver.primary_context(index)?, || driver.is_capturing(stream))
 }
 
-/// What of a device decides how work is cut.
+/// The properties of a device that decide how work is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Facts {
-    /// Blocks that run at once, but for those that share one.
+    /// How many multiprocessors it has.
     pub multiprocessors: i64,
     /// Bytes of shared memory that a block may have.
     pub shared: i64,

@@ -42,10 +42,10 @@ c_functions! {
 const CAPABILITY_MAJOR: c_int = 75;
 const CAPABILITY_MINOR: c_int = 76;
 const MULTIPROCESSOR_COUNT: c_int = 16;
-const MAX_SHARED_BYTES_OF_BLOCK: c_int = 97; // with permission
+const MAX_SHARED_BYTES_OF_BLOCK: c_int = 97; // by opt-in
 const MAX_DYNAMIC_SHARED_BYTES: c_int = 8;
 
-/// An address that the driver gave, of a thing that it keeps as long as the process runs: any thread may use it.
+/// A handle that the driver gave, valid as long as the process runs: any thread may use it.
 macro_rules! handles {
     ($($(#[$doc:meta])* $name:ident)*) => {
         $(
@@ -74,7 +74,7 @@ pub struct Driver {
     later: Option<Later>,
 }
 
-/// The driver, initialised; what was wrong at the first call is wrong from then on.
+/// The driver, initialised; an error of the first call is returned by all later ones.
 pub fn driver() -> Result<&'static Driver, CudaError> {
     static DRIVER: OnceLock<Result<Driver, CudaError>> = OnceLock::new();
     DRIVER.get_or_init(Driver::load).as_ref().map_err(Clone::clone)
@@ -145,7 +145,7 @@ impl Driver {
             + self.attribute(index, CAPABILITY_MINOR)?)
     }
 
-    /// How many blocks run at once, but for those that share one.
+    /// How many multiprocessors the device has.
     pub fn multiprocessors(&self, index: i32) -> Result<i32, CudaError> {
         self.attribute(index, MULTIPROCESSOR_COUNT)
     }
@@ -215,7 +215,7 @@ impl Driver {
         Ok(Module(module))
     }
 
-    /// A function of a module, loaded for good: it would else be at its first launch, which a capture may forbid.
+    /// A function of a module, loaded now: otherwise its first launch would load it, which a capture may forbid.
     pub fn function(&self, module: Module, name: &CStr) -> Result<Function, CudaError> {
         let mut function = null_mut();
         // SAFETY: the function writes one pointer; the module is one of the current context.

@@ -1,4 +1,4 @@
-//! Kernels on CPU tensors, run by what a test has put in place of the device.
+//! Kernels on CPU tensors, run by the emulator that a test has set.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -34,7 +34,7 @@ pub type Emulator = Box<dyn Fn(&Kernel, &[RawArg]) -> Result<(), String> + Send 
 
 static EMULATOR: RwLock<Option<Arc<Emulator>>> = RwLock::new(None);
 
-/// What runs the kernels of CPU tensors from now on.
+/// Sets what runs the kernels of CPU tensors from now on.
 pub fn set_emulator(emulator: Option<Emulator>) {
     let emulator = emulator.map(Arc::new);
     let before =

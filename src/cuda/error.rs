@@ -8,7 +8,7 @@ use tch::Device;
 pub enum CudaError {
     /// None of these shared libraries can be opened.
     NoLibrary { names: String, reason: String },
-    /// A shared library of another time.
+    /// A shared library of another release.
     NoFunction { library: String, function: String },
     /// A function of the driver failed.
     Driver { call: &'static str, status: i32, text: String },
@@ -20,9 +20,9 @@ pub enum CudaError {
     Stream { device: i32, status: i32 },
     /// A kernel is launched for the first time while a graph is captured, when no module can be loaded.
     Capturing { kernel: &'static str },
-    /// A launch on CPU tensors, and nothing that stands in for a device.
+    /// A launch on CPU tensors without an emulator.
     NoEmulator { kernel: &'static str },
-    /// What stands in for the device failed.
+    /// The emulator failed.
     Emulator { kernel: &'static str, message: String },
     /// Tensors of a device that has no such kernels.
     Device { got: Device },

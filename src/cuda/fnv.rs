@@ -3,8 +3,7 @@
 /// FNV-1a with 128 bits (Fowler, Noll and Vo, RFC 9923).
 ///
 /// # Limitations
-/// It tells texts of ours apart, and finds what is damaged; it is no defence against somebody who looks for two texts
-/// with one hash.
+/// It tells our own texts apart, and detects damage; it is not cryptographic: two texts with one hash can be found.
 #[derive(Clone, Copy)]
 pub struct Fnv(u128);
 

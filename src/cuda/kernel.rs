@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::fnv::Fnv;
 
-/// One launch of a kernel, but for the arguments.
+/// One launch of a kernel, without the arguments.
 #[derive(Clone, Debug)]
 pub struct Kernel {
     pub source: Source,
@@ -58,7 +58,7 @@ pub enum Source {
     Primitives,
 }
 
-/// The name of a file and what stands in it.
+/// The name of a file and its contents.
 type File = (&'static str, &'static str);
 
 macro_rules! file {
@@ -114,7 +114,7 @@ impl Source {
 }
 
 impl Source {
-    /// Of its text: what the ledger knows it by.
+    /// The hash of its text, by which the ledger lists it.
     pub fn hash(self) -> String {
         self.fnv().hex()
     }

@@ -11,8 +11,8 @@ use super::kernel::Kernel;
 use super::loaded;
 use super::stream;
 
-/// An argument of a kernel, of the type of its parameter. A tensor says what the kernel does with it, which a device does
-/// not ask, and the emulator checks.
+/// An argument of a kernel, of the type of its parameter. The variant of a tensor says what the kernel does with it,
+/// which the emulator checks and a device ignores.
 #[derive(Clone, Copy)]
 pub enum Arg<'a> {
     In(&'a Tensor),
@@ -52,8 +52,8 @@ pub fn address(tensor: &Tensor, element: i64) -> Result<usize, TchError> {
     Ok(tensor.data_ptr() as usize + element as usize * size)
 }
 
-/// Starts the kernel behind what torch's current stream of the device has to do already; the emulator runs it on the CPU.
-/// The tensors are on the device, and fit the kernel: the caller has checked it.
+/// Enqueues the kernel on torch's current stream of the device; the emulator runs it on the CPU. The tensors are on the
+/// device, and fit the kernel: the caller has checked it.
 pub fn launch(device: Device, kernel: &Kernel, args: &[Arg]) -> Result<(), CudaError> {
     match device {
         Device::Cuda(index) => launch_on_device(index as i32, kernel, args),
@@ -114,7 +114,7 @@ impl Values {
     }
 }
 
-/// Two numbers of 32 bits, one behind the other in memory: every processor beside a CUDA device is little-endian.
+/// Two numbers of 32 bits, one after the other in memory: every host of a CUDA device is little-endian.
 fn two(first: u32, second: u32) -> u64 {
     u64::from(first) | u64::from(second) << 32
 }

@@ -17,7 +17,7 @@ pub const SOURCES: [Source; 6] = [
     Source::Softmax,
 ];
 
-/// What a line says of a source but for the report.
+/// What a line says of a source, without the report.
 pub type Line = [String; 4];
 
 fn line(toolchain: &Toolchain, source: Source) -> Line {
@@ -25,7 +25,7 @@ fn line(toolchain: &Toolchain, source: Source) -> Line {
     [format!("sm_{sm}"), format!("{major}.{minor}"), source.name().to_owned(), source.hash()]
 }
 
-/// The lines of a device on which all is right.
+/// The lines for a device on which all sources are verified.
 pub fn lines(toolchain: &Toolchain) -> Vec<Line> {
     SOURCES.into_iter().map(|source| line(toolchain, source)).collect()
 }

@@ -19,7 +19,7 @@ pub struct Loaded {
     allowed: AtomicU32,
 }
 
-/// What needs no permission.
+/// Dynamic shared memory that needs no opt-in.
 const SHARED: u32 = 48 << 10;
 
 /// What is compiled as one, for one device.
@@ -45,7 +45,7 @@ impl Entry {
     }
 }
 
-/// By the hash of their kernels, which says where to look, and not what is equal.
+/// By the hash of their kernels, which narrows the search; equality is checked.
 static ENTRIES: RwLock<Option<HashMap<u64, Vec<Entry>>>> = RwLock::new(None);
 
 /// Held by the one thread that compiles and loads.
@@ -86,8 +86,8 @@ fn find(device: i32, kernel: &Kernel) -> Option<&'static Loaded> {
     alike.iter().find(|entry| entry.is(device, kernel)).map(|entry| entry.loaded)
 }
 
-/// Nothing is loaded while a graph is captured: the driver may break the capture off, if not at this kernel then at one
-/// that another thread captures.
+/// Nothing is loaded while a graph is captured: the driver may abort the capture, at this kernel or at one that another
+/// thread captures.
 fn load(device: i32, kernel: &Kernel, stream: Stream) -> Result<&'static Loaded, CudaError> {
     let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(loaded) = find(device, kernel) {

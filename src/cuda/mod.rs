@@ -3,13 +3,13 @@
 //!
 //! From the top down: `choose` says whether a call is served here, and why not; `steps` is the order of the steps;
 //! `norm`, `activation`, `attention` and `totals` are its pieces, and the only place that knows a kernel's grid, block,
-//! shared memory and defines; `call` is what all of them need at hand. `ledger` knows which sources a device has been
-//! seen to run rightly, and `self_check` runs a small layer beside libtorch's before the first call of a kind.
+//! shared memory and defines; `call` is what all of them need. `ledger` knows which sources are verified on a device,
+//! and `self_check` compares a small layer with libtorch's before the first call of a kind.
 //!
 //! Below them: `kernel` says what is launched, `launch` with which arguments; `loaded` finds the function of a kernel,
 //! which `compile` makes of the source in `kernels/` with the compiler that torch brings, `cache` keeps on disk and
-//! `driver` loads; `stream` asks torch; `emulated` stands in for the device on CPU tensors; `device` and
-//! `status` say what of all that is there.
+//! `driver` loads; `stream` asks torch; `emulated` replaces the device for CPU tensors; `device` and `status` describe
+//! the machine.
 //!
 //! Unsafe code is in five files, each for one reason: `library`, which looks up C functions by name; `driver`, `compile`
 //! and `stream`, which call them; `launch`, which hands out the addresses of the arguments.

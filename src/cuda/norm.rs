@@ -84,8 +84,8 @@ fn defines(
     ]
 }
 
-/// `norm(x + dropout(branch + bias))`, of what of it there is: without a branch x itself is normed, without a norm the
-/// sum is all.
+/// `norm(x + dropout(branch + bias))`, as far as it is there: without a branch x itself is normed, without a norm the
+/// sum is the result.
 pub fn forward(
     call: &CudaCall,
     x: &Tensor,
@@ -155,13 +155,13 @@ pub struct Seen<'a> {
     pub index: usize,
 }
 
-/// What a backward gives; undefined what there is none of.
+/// What a backward gives; undefined where there is no such gradient.
 pub struct NormGrads {
     /// Of the residual sum, `[M, C]`.
     pub residual: Tensor,
     /// Of what the branch gave before its bias and dropout, `[M, C]`.
     pub branch: Tensor,
-    /// The norm's output made again, in the dtype of the linears.
+    /// The norm's output, recomputed, in the dtype of the linears.
     pub normed: Tensor,
 }
 

@@ -1,4 +1,4 @@
-//! A small layer on the device at hand, by the kernels and by libtorch, with the same seed: what differs is not run.
+//! Compares a small layer by the kernels with libtorch's, with the same seed: kernels that differ are not run.
 
 use tch::{Device, Kind, Tensor};
 
@@ -11,11 +11,11 @@ const SAMPLES: i64 = 3;
 const POSITIONS: i64 = 2;
 /// Biases so large that no hidden unit is near 0, where rounding would decide what ReLU lets through.
 const OFF_THE_KINK: f64 = 6.0;
-/// Of the call that brings its keys.
+/// Of the call with `keys_values`.
 const KEYS: i64 = 5;
 
-/// The largest relative difference of forward and backward, with the samples' own keys and with others, if it is that of
-/// rounding; else what is wrong.
+/// The largest relative difference of forward and backward, with the samples' own keys and with others, if rounding
+/// explains it; else an error.
 pub fn run(of: &Signature) -> std::result::Result<f64, String> {
     let mut largest = 0.0_f64;
     for own_keys in [true, false] {

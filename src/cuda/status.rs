@@ -1,4 +1,4 @@
-//! What of CUDA is there on this machine, for a report of somebody whom we cannot ask.
+//! The state of CUDA on this machine, for bug reports.
 
 use super::cache;
 use super::compile::compiler;

@@ -23,7 +23,7 @@ pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, SavedTensors)> {
     Ok((as_shape(&y, &input.x.size())?, made.keep(&call)?))
 }
 
-/// A new tensor's memory in another shape, and no view of it: what is a view autograd does not let be changed in place.
+/// A new tensor's memory in another shape, and no view of it: autograd does not let views be changed in place.
 fn as_shape(tensor: &Tensor, shape: &[i64]) -> Result<Tensor> {
     Ok(tensor.f_internal_unsafe_view(shape)?)
 }
@@ -33,7 +33,7 @@ struct Made {
     qkv: Tensor,
     attended: Attended,
     residual1: Tensor,
-    /// For ReLU what it gave, for GELU what it took.
+    /// For ReLU its output, for GELU its input.
     hidden: Tensor,
     residual2: Tensor,
     mean1: Tensor,
@@ -209,7 +209,7 @@ pub fn backward(grad_y: &Tensor, input: &Input, saved: SavedTensors, dims: &Dims
     Ok(grads)
 }
 
-/// What the forward left, as rows; undefined where nothing needs it.
+/// What the forward saved, as rows; undefined where nothing needs it.
 struct Kept {
     qkv: Tensor,
     logsumexp: Tensor,
@@ -249,7 +249,7 @@ impl Kept {
     }
 }
 
-/// A backward on its way.
+/// The state of a backward.
 struct Backward<'a> {
     call: &'a CudaCall<'a>,
     kept: Kept,
@@ -258,7 +258,7 @@ struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// Each sum hands its gradient to both of its terms. None where no gradient is needed any more.
+    /// Each sum passes its gradient to both of its terms. None where no further gradient is needed.
     fn post_norm(&mut self, grad_y: &Tensor, x: &Tensor) -> Result<Option<Tensor>> {
         let (call, needs) = (self.call, &self.call.input.needs);
         let branch = needs.pass(Piece::Norm2).then(|| branch2_grad(call));
@@ -303,7 +303,7 @@ impl Backward<'_> {
         pass.then(|| add_product(norm1.residual, &grad_qkv, &call.params.in_proj)).transpose()
     }
 
-    /// Each sum hands its gradient to both of its terms. None where no gradient is needed any more.
+    /// Each sum passes its gradient to both of its terms. None where no further gradient is needed.
     fn pre_norm(&mut self, grad_y: &Tensor, x: &Tensor) -> Result<Option<Tensor>> {
         let (call, needs) = (self.call, &self.call.input.needs);
         let params = &call.params;
@@ -386,7 +386,7 @@ impl Backward<'_> {
         }
     }
 
-    /// The gradient of what linear1 gives, if one is needed from there on, for that of what linear2 gives.
+    /// The gradient of linear1's output from that of linear2's output, if one is needed from there on.
     fn linear2(&mut self, grad: &Tensor) -> Result<Option<Tensor>> {
         let (call, hidden) = (self.call, &self.kept.hidden);
         let (linear2, needs) = (&call.params.linear2, &call.input.needs);
@@ -414,7 +414,7 @@ impl Backward<'_> {
         Ok(Some(grad_z))
     }
 
-    /// The gradient of linear1's weight alone, which nothing is needed behind.
+    /// The gradient of linear1's weight alone, where the backward ends.
     fn linear1_alone(&mut self, grad_z: &Tensor) -> Result<()> {
         let params = &self.call.params;
         let Input { config, needs, .. } = self.call.input;
@@ -435,7 +435,7 @@ impl Backward<'_> {
         Ok(())
     }
 
-    /// The gradient of what `in_proj` gives, if one is needed from there on, for that of what `out_proj` gives.
+    /// The gradient of `in_proj`'s output from that of `out_proj`'s output, if one is needed from there on.
     fn attention(&mut self, grad: &Tensor) -> Result<Option<Tensor>> {
         let (call, kept) = (self.call, &self.kept);
         let (out_proj, needs) = (&call.params.out_proj, &call.input.needs);
@@ -485,7 +485,7 @@ impl Backward<'_> {
         Ok(())
     }
 
-    /// A norm's output made again, in the dtype of the linears.
+    /// A norm's output, recomputed, in the dtype of the linears.
     fn normed(&self, residual: &Tensor, norm: &Norm, eps: f64) -> Result<Tensor> {
         let (normed, narrow) = (!self.call.is_mixed(), self.call.is_mixed());
         let wanted = Wanted { residual: false, normed, narrow, statistics: false };
@@ -504,7 +504,7 @@ fn branch2_grad(call: &CudaCall) -> BranchGrad {
     BranchGrad { site: Site::Residual2, p, bias: totals::LINEAR2_BIAS }
 }
 
-/// The gradient of a linear's weight `[out, in]`, for that of its output `[M, out]` and its input `[M, in]`.
+/// The gradient of a linear's weight `[out, in]`, from that of its output `[M, out]` and its input `[M, in]`.
 fn weight_grad(grad: &Tensor, x: &Tensor) -> Result<Tensor> {
     Ok(grad.f_transpose(0, 1)?.f_mm(x)?)
 }

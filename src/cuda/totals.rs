@@ -1,6 +1,6 @@
-//! Gradients that are sums over rows: biases and the norms' parameters. Every kernel that meets them leaves partial sums,
-//! a row of one matrix for each of its blocks, and one kernel at the end adds the rows: no atomics, so the same numbers
-//! every time.
+//! Gradients that are sums over rows: biases and the norms' parameters. Every kernel that computes terms of them writes
+//! partial sums, a row of one matrix for each of its blocks, and one kernel at the end adds the rows: no atomics, so
+//! the results are deterministic.
 
 use tch::{Kind, Tensor};
 
@@ -10,7 +10,7 @@ use super::launch::{launch, Arg};
 use super::Result;
 use crate::call::{Grads, Params, PARAMETERS};
 
-/// The places of the parameters in their table.
+/// The indices of the parameters in their table.
 pub const IN_PROJ_BIAS: usize = 1;
 pub const OUT_PROJ_BIAS: usize = 3;
 pub const LINEAR1_BIAS: usize = 5;
@@ -61,7 +61,7 @@ impl Totals {
         self.ends[SUMMED.len() - 1]
     }
 
-    /// The first column of a parameter, by its place in the table; -1 if its gradient is not needed.
+    /// The first column of a parameter, by its index in the table; -1 if its gradient is not needed.
     pub fn at(&self, index: Option<usize>) -> Arg<'static> {
         let place = index.and_then(|index| SUMMED.iter().position(|&each| each == index));
         let column = place.map_or(-1, |place| {
@@ -151,7 +151,7 @@ fn kernel(call: &CudaCall, name: &'static str, grid: [u32; 3], warps: i64, share
 /// Blocks of rows of every kernel that leaves partial sums, two for each multiprocessor at most.
 ///
 /// A block writes three floats a column, as much as the four half-precision rows of a token cost: with 8 rows the sums
-/// are a third of the work. Fewer rows only where multiprocessors would stand idle, and 4 at least.
+/// are a third of the work. Fewer rows only where multiprocessors would be idle, and at least 4.
 fn blocks(rows: i64, multiprocessors: i64) -> u32 {
     let few = steps_of(4, rows).min(multiprocessors);
     steps_of(8, rows).max(few).min(2 * multiprocessors).max(1) as u32

@@ -48,7 +48,7 @@ pub enum LayerError {
         got: Kind,
         shape: Vec<i64>,
     },
-    /// What says how many keys count is no number of the CPU.
+    /// `key_count` is no 0-d int64 tensor on the CPU.
     KeyCount {
         got: Kind,
         shape: Vec<i64>,
@@ -88,7 +88,7 @@ pub enum LayerError {
 }
 
 impl LayerError {
-    /// What unwound a call: memory that could not be had, or else a panic.
+    /// The cause of an unwinding: a lack of memory, or else a panic.
     pub fn from_panic(payload: Box<dyn Any + Send>) -> Self {
         let payload = match payload.downcast::<OutOfMemory>() {
             Ok(out_of_memory) => return LayerError::OutOfMemory { bytes: out_of_memory.bytes },
@@ -182,7 +182,7 @@ impl fmt::Display for LayerError {
             LayerError::Torch(TchError::Torch(message)) => f.write_str(first_lines(message)),
             LayerError::Torch(error) => error.fmt(f),
             LayerError::Cuda(error) => error.fmt(f),
-            // As torch says it of its own.
+            // In torch's own words.
             LayerError::OutOfMemory { bytes } => write!(
                 f,
                 "DefaultCPUAllocator: can't allocate memory: you tried to allocate {bytes} bytes. Error code 12 \

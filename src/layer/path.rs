@@ -23,9 +23,9 @@ pub enum Path {
 /// kernels serve. Libtorch's path has four times the launches of torch's layer. Meta has shapes alone.
 pub const OP_DEVICES: [&str; 3] = ["cpu", "cuda", "meta"];
 
-/// Where torch's own layer is faster than the op on the CPU, whose kernels compute half precision in float32: where the
-/// processor multiplies in half precision, and the products, which grow with C², outweigh what torch's layer takes longer
-/// for, which grows with N.
+/// Where torch's own layer is faster than the op on the CPU, whose kernels compute half precision in float32: if the
+/// processor multiplies in half precision, and the products, which grow with C², outweigh the steps in which torch's
+/// layer is slower, which grow with N.
 ///
 /// torch's time over the op's, N x L x C, on a Xeon with AMX for bfloat16 and AVX-512 FP16: bfloat16 96 x 1 x 256 1.47,
 /// 64 x 197 x 384 2.24, 96 x 1 x 512 0.81, 256 x 1 x 512 1.09, 1024 x 1 x 512 1.83, 32 x 50 x 512 0.95, 512 x 1 x 1024 0.69,
@@ -110,7 +110,7 @@ pub fn aten_alone(alone: bool) {
 
 impl Path {
     /// Which of the dtypes of a call a saved tensor has: the fused path, whose kernels are of float32 and float64, keeps
-    /// what they gave. Tried: rounded to half precision as torch keeps it; attention made again from a rounded query and
+    /// their results. Tried: rounded to half precision as torch keeps it; attention recomputed from a rounded query and
     /// key does not fit its log-sum-exp.
     pub fn saved_dtype(self, fact: &SavedFact) -> DtypeOf {
         match self {

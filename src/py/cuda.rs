@@ -1,4 +1,4 @@
-//! Kernels of a CUDA device as tests and reports see them: one launch, what stands in for the device, what is there.
+//! CUDA kernels for tests and reports: launch one, set an emulator, describe what is installed.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -12,14 +12,14 @@ use super::ops::outside_gil;
 use crate::cuda::{self, Access, Arg, CudaError, Define, Emulator, Kernel, RawArg, Source};
 use crate::layer::LayerError;
 
-/// What of CUDA is there, by name; None for what is not, "error" says why.
+/// Facts about CUDA by name; None for what is missing, "error" says why.
 #[pyfunction]
 pub fn cuda_status(py: Python<'_>) -> BTreeMap<&'static str, Option<String>> {
     py.allow_threads(cuda::status).into_iter().collect()
 }
 
-/// Calls `callback` for each launch on CPU tensors with the names of source and kernel, the defines, grid, block, shared
-/// memory and, for each argument, `(access, address, bytes)`, None, or the bytes of a value. None takes it away.
+/// Calls `callback` for each launch on CPU tensors with the names of source and kernel, the defines, grid, block,
+/// shared memory and, for each argument, `(access, address, bytes)`, None, or the bytes of a value. None removes it.
 #[pyfunction]
 pub fn emulate_cuda(py: Python<'_>, callback: Option<Py<PyAny>>) {
     let emulator = callback.map(|callback| -> Emulator {
@@ -55,7 +55,7 @@ fn argument<'py>(py: Python<'py>, arg: &RawArg) -> PyResult<Bound<'py, PyAny>> {
     })
 }
 
-/// Of the text of a source and its defines: a kernel that has changed has another.
+/// The hash of the text of a source and its defines: a changed kernel has another.
 #[pyfunction]
 pub fn cuda_hash(source: &str, defines: Vec<(String, String)>) -> PyResult<String> {
     let none = (source.to_owned(), String::new(), defines, [0; 3], 0, 0);

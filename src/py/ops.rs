@@ -7,7 +7,7 @@ use tch::Kind;
 use super::arguments::{input, PyConfig, PyNeeds, PyParameters};
 use crate::layer::{self, LayerError};
 
-/// Runs `work` without the GIL; a panic of it, or memory that cannot be had, is an error like others.
+/// Runs `work` without the GIL; a panic, or a lack of memory, becomes an error like others.
 pub fn outside_gil<R: Send>(
     py: Python<'_>,
     work: impl FnOnce() -> Result<R, LayerError> + Send,
@@ -78,7 +78,7 @@ pub fn empty_cache(py: Python<'_>) {
     py.allow_threads(layer::empty_cache);
 }
 
-/// The floating point operations of so many rounds of fused multiply-adds in each of torch's threads.
+/// The floating point operations of `rounds` rounds of fused multiply-adds in each of torch's threads.
 #[pyfunction]
 #[pyo3(signature = (rounds, *, double))]
 pub fn fma_flops(py: Python<'_>, rounds: usize, double: bool) -> PyResult<usize> {

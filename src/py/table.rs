@@ -31,7 +31,7 @@ pub fn saved_facts() -> Vec<(&'static str, PyShape)> {
     SAVED.iter().map(|fact| (fact.name, shape(fact.shape))).collect()
 }
 
-/// Whether the backward goes on behind `in_proj`, `out_proj`, linear1 and linear2, and whether through attention.
+/// Whether the backward continues past `in_proj`, `out_proj`, linear1 and linear2, and whether through attention.
 #[pyfunction]
 pub fn passed(config: PyConfig, needs: PyNeeds) -> PyResult<([bool; 4], bool)> {
     let config = from_python(config)?;

@@ -10,7 +10,7 @@ import torch
 
 from batchformer.cuda import __main__ as program
 
-NO_DEVICE = "no CUDA device is there: the kernels of the CPU run, and torch's own layer elsewhere"
+NO_DEVICE = "no CUDA device found: the CPU kernels run, and torch's own layer elsewhere"
 
 
 class Properties(NamedTuple):

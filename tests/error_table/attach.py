@@ -75,7 +75,8 @@ NOBODY_GETS = Mistake(
     "Leave out one of the two.",
 )
 BY_INDEX = Mistake(
-    "A block of the DETR family is named by its path, which doubles the tokens and not what goes with them.",
+    "A block of the DETR family is named by its path, which doubles the tokens, but not their masks and "
+    "positions.",
     "`attach(model, after=0)`.",
 )
 DETECTOR = Mistake(
@@ -93,12 +94,12 @@ NO_CLASSIFIER = Mistake(
     "Give it one before `attach`: `model.reset_classifier(10)`, `model.fc = nn.Linear(512, 10)`.",
 )
 DROPPED_PATCHES = Mistake(
-    "timm's EVA drops other patches of each sample, whose rotary positions go from block to block beside "
-    "them.",
+    "timm's EVA drops different patches of each sample, and passes their rotary positions from block to "
+    "block.",
     "Build it with `patch_drop_rate=0.0`.",
 )
 SHARDED = Mistake(
-    "`attach` stands behind `fully_shard`.",
+    "`attach` is called after `fully_shard`.",
     "Attach first, and shard the model with what was attached.",
 )
 NO_LABELS = Mistake(
@@ -106,7 +107,7 @@ NO_LABELS = Mistake(
     "Attach to the model that is fine-tuned with labels afterwards.",
 )
 NO_FEATURES = Mistake(
-    "The model classifies each token, or makes one vector of a sample after it was classified.",
+    "The model classifies each token, or pools the tokens after they were classified.",
     "Insert after a block, where tokens are related position by position: "
     "`attach(model, after='bert.encoder.layer.8')`.",
 )
@@ -115,7 +116,7 @@ FEWER_BLOCKS = Mistake(
     "Name a block: `attach(model, after=3)`.",
 )
 BEHIND_THE_QUERIES = Mistake(
-    "EoMT is judged at each block that has the queries, and those before the first place have one stream.",
+    "EoMT has a loss at each block with queries, and blocks before the first place have one stream.",
     "Name a block before the queries: `attach(model, after=6)`.",
 )
 ONE_LAYOUT = Mistake(
@@ -139,7 +140,7 @@ NAME_TAKEN = Mistake(
     "Rename that attribute, or attach to the part of the model that has the classifier.",
 )
 UNKNOWN_FAMILY = Mistake(
-    "The model is of no family that `attach` knows, or is one under other names.",
+    "The model is of no family that `attach` knows, or its classes have other names.",
     "Name the place: `attach(model, before='fc')`, or `attach(model, after='blocks.8')`.",
 )
 OTHER_FAMILY = Mistake(
@@ -148,10 +149,10 @@ OTHER_FAMILY = Mistake(
 )
 NOT_ITS_OPTION = Mistake(
     "The option means nothing for this family or kind of place.",
-    "Leave it out; the sentence lists what there is.",
+    "Leave it out; the message lists what there is.",
 )
 WRAPPED_ALREADY = Mistake(
-    "`attach` stands behind the line that wraps the model.",
+    "`attach` is called after the line that wraps the model.",
     "Attach first: `attach(model, …)`, then `DistributedDataParallel(model)` or `torch.compile(model)`.",
 )
 DATA_PARALLEL = Mistake(
@@ -360,23 +361,23 @@ ATTACH = (
     Row(
         lambda: bf.attach(of_transformers("ViTMAEForPreTraining")),
         ValueError,
-        "model: expected one that is trained on labels, got ViTMAEForPreTraining, whose targets are the "
-        "images that it is given, and cannot be doubled for it",
+        "model: expected one that is trained on labels, got ViTMAEForPreTraining, whose targets are its "
+        "input images, which cannot be doubled",
         *NO_LABELS,
     ),
     Row(
         lambda: bf.attach(of_transformers("BertForTokenClassification")),
         ValueError,
-        "model: expected one Linear behind the base model that gives the 0 numbers of config.num_labels from "
+        "model: expected one Linear after the base model that gives the 0 numbers of config.num_labels from "
         "features [N, C], or a place by its path (before=, after=), got BertForTokenClassification, which "
-        "has none or two, classifies tokens, pools behind that layer, or has a forward of its own",
+        "has none or two, classifies tokens, pools after that layer, or has a forward of its own",
         *NO_FEATURES,
     ),
     Row(
         lambda: bf.attach(with_dropped_patches()),
         ValueError,
-        "model: expected no patch_drop_rate with rotary positions, which then are of each sample and of one "
-        "stream, got a Sequential with 0.5",
+        "model: expected no patch_drop_rate with rotary positions, which then differ between samples and "
+        "have one stream, got a Sequential with 0.5",
         *DROPPED_PATCHES,
     ),
     Row(
@@ -435,7 +436,7 @@ ATTACH = (
     Row(
         lambda: bf.attach(eomt(), after=9),
         ValueError,
-        "after: expected a first block from 0 to 8, as those behind get the queries and have a loss each, "
+        "after: expected a first block from 0 to 8, as later blocks get the queries and have a loss each, "
         "got 9",
         *BEHIND_THE_QUERIES,
     ),
@@ -475,21 +476,21 @@ ATTACH = (
     Row(
         lambda: bf.attach(detector(), before="head"),
         ValueError,
-        "model: expected torchvision's RetinaNet itself, with no place, or one of its backbone, as its "
+        "model: expected torchvision's RetinaNet itself without a place, or a place in its backbone, as its "
         "targets have to be doubled with its maps, got 'head' in RetinaNet",
         *DETECTOR,
     ),
     Row(
         lambda: bf.attach(nn.ModuleDict({"detector": detector()}), after="detector.backbone"),
         ValueError,
-        "model: expected torchvision's RetinaNet itself, with no place, or one of its backbone, as its "
+        "model: expected torchvision's RetinaNet itself without a place, or a place in its backbone, as its "
         "targets have to be doubled with its maps, got 'detector.backbone' in ModuleDict",
         *DETECTOR,
     ),
     Row(
         lambda: bf.attach(detector(), after="head"),
         ValueError,
-        "after: expected the path of a block inside of 'backbone' of RetinaNet, as what is behind takes "
+        "after: expected the path of a block inside of 'backbone' of RetinaNet, as later modules take "
         "regions, not images, got 'head'",
         *DETECTOR,
     ),
@@ -497,7 +498,7 @@ ATTACH = (
         lambda: bf.attach(detector(Forward())),
         ValueError,
         "after: expected the path of a block of 'backbone' in RetinaNet, as Forward has neither a pyramid "
-        "nor one width (out_channels) of all that it gives, got None",
+        "nor one width (out_channels) for all its outputs, got None",
         *DETECTOR_BACKBONE,
     ),
     Row(
@@ -518,7 +519,7 @@ ATTACH = (
         lambda: bf.attach(sharded(), before="0"),
         ValueError,
         "model: expected one whose parameters are not sharded yet, as those of BatchFormer would stay out of "
-        "it, got one behind fully_shard; attach() before",
+        "it, got one after fully_shard; attach() before",
         *SHARDED,
     ),
     Row(

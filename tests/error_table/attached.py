@@ -23,16 +23,16 @@ NOT_TOKENS = Mistake(
     "The block returns a dict or an object of its own.",
     "Insert after a module that returns a tensor, or a tuple with it in front: often one inside the block.",
 )
-PAST_THE_DOOR = Mistake(
-    "A model of transformers is called past its backbone, where the batch is not doubled yet.",
+PAST_THE_BACKBONE = Mistake(
+    "A model of transformers is called without its backbone, where the batch is not doubled yet.",
     "Pass `pixel_values`, and call the model that was attached to, not its `.model`.",
 )
 TARGETS_OF_IMAGES = Mistake(
-    "A detector gets more targets than images, or fewer, so that those of the related images are not theirs.",
+    "A detector gets more or fewer targets than images, so that the doubled ones would not match.",
     "Pass one target for each image; one without objects has boxes of shape [0, 4].",
 )
 BACKBONE_ALONE = Mistake(
-    "The backbone of a detector that has BatchFormer is called past the detector, in training.",
+    "The backbone of a detector that has BatchFormer is called by itself, in training.",
     "Call the detector, or `model.eval()` before.",
 )
 NO_PADDING = Mistake(
@@ -40,7 +40,7 @@ NO_PADDING = Mistake(
     "`model.config.pad_token_id = tokenizer.pad_token_id`, as it is needed for any batch of two.",
 )
 PAST_THE_TOKENS = Mistake(
-    "The classifier of a language model is called by itself, where nobody knows which token is the last.",
+    "The classifier of a language model is called by itself, where it is not known which token is the last.",
     "Call the model that was attached to, or `attachment.eval()` before it.",
 )
 NOT_A_CHECKPOINT = Mistake(
@@ -142,13 +142,13 @@ ATTACHED = (
         lambda: transformers_detr()(torch.randn(2, 3, 64, 64), inputs_embeds=torch.randn(2, 4, 32)),
         ValueError,
         "inputs_embeds: expected None in training with BatchFormer, got a value",
-        *PAST_THE_DOOR,
+        *PAST_THE_BACKBONE,
     ),
     Row(
         lambda: transformers_detr().model(torch.randn(2, 3, 64, 64)),
         RuntimeError,
         "model: expected a call of DetrForObjectDetection, which has BatchFormer, got one of a part of it",
-        *PAST_THE_DOOR,
+        *PAST_THE_BACKBONE,
     ),
     Row(
         lambda: torchvision_detector()([torch.rand(3, 64, 64)], [{"boxes": torch.zeros(0, 4)}] * 2),
@@ -167,12 +167,12 @@ ATTACHED = (
         lambda: transformers_detr()(pixel_mask=torch.ones(2, 64, 64)),
         ValueError,
         "pixel_values: expected images of that name in training with BatchFormer, got None",
-        *PAST_THE_DOOR,
+        *PAST_THE_BACKBONE,
     ),
     Row(
         lambda: llama()(torch.ones(2, 4, dtype=torch.long)),
         ValueError,
-        "pad_token_id: expected one in the config of the model, as both streams are a batch of two at least, "
+        "pad_token_id: expected one in the config of the model, as both streams are at least two samples, "
         "got None",
         *NO_PADDING,
     ),

@@ -1,4 +1,4 @@
-"""Rows of batches larger than a process: options of modules whose samples meet those of others."""
+"""Rows of batches larger than a process: options of modules whose samples attend to others."""
 
 import pickle
 from types import SimpleNamespace
@@ -43,7 +43,7 @@ LARGER_BATCHES = (
         lambda: bf.BatchFormer(16, memory_bank_size=(1024, 16)),
         ValueError,
         "memory_bank_size: expected a number of samples, 0 or more, got (1024, 16)",
-        "The size is negative, or written as in another library, with the width behind it.",
+        "The size is negative, or written as in another library, with the width after it.",
         "Write the number of samples alone: `memory_bank_size=1024`.",
     ),
     Row(
@@ -64,10 +64,10 @@ LARGER_BATCHES = (
     Row(
         lambda: pickle.dumps(of_a_group()),
         TypeError,
-        "process_group: expected None in a module that is pickled, as a group is of its processes alone, got "
-        "'pairs'; save the state_dict",
+        "process_group: expected None in a module that is pickled, as a group exists in its processes alone, "
+        "got 'pairs'; save the state_dict",
         "A module with a `process_group` of its own is pickled, as `torch.save(model)` does.",
-        "`torch.save(model.state_dict(), file)`; a deep copy goes on with the same group.",
+        "`torch.save(model.state_dict(), file)`; a deep copy uses the same group.",
     ),
     Row(
         lambda: bf.BatchFormer(16, gather_distributed="no"),
@@ -104,7 +104,7 @@ LARGER_BATCHES = (
         replica,
         RuntimeError,
         "BatchFormer: expected no replica of nn.DataParallel with gather_distributed or memory_bank_size, as "
-        "replicas are of one step and one process, got one; use DistributedDataParallel",
+        "replicas live for one step in one process, got one; use DistributedDataParallel",
         "`nn.DataParallel` copies the module for each step, in threads of one process.",
         "Use `DistributedDataParallel`, one process for each device.",
     ),
@@ -131,8 +131,8 @@ LARGER_BATCHES = (
             X.unsqueeze(1), src_key_padding_mask=torch.zeros(1, 6, dtype=torch.bool), keys=Keys()
         ),
         ValueError,
-        "keys: expected no mask beside them, got one",
-        "A layer is called with the samples of others, and with a mask of its own.",
-        "Leave the mask out: `keys` is for BatchFormer, whose samples all meet each other.",
+        "keys: expected a call without a mask, got one with a mask",
+        "A layer is called with keys of other samples, and with a mask.",
+        "Leave the mask out: `keys` is for BatchFormer, whose samples all attend to each other.",
     ),
 )

@@ -20,14 +20,14 @@ NO_TORCH = Mistake(
 )
 OTHER_TORCH = Mistake(
     "Another package moved torch to another release after batchformer was installed.",
-    f"The command builds batchformer for it; or back to `pip install 'torch=={BUILT_FOR}.*'`, pinned.",
+    f"The command builds batchformer for it; or go back to `pip install 'torch=={BUILT_FOR}.*'`, pinned.",
 )
 NO_EXTENSION = Mistake(
     "A checkout was put on the path without being built, or the wheel is for another platform.",
     "`make build` in a checkout, else `pip install --force-reinstall batchformer`.",
 )
 OTHER_EXTENSION = Mistake(
-    "A checkout was updated and not built anew: the extension is older than the Python files.",
+    "A checkout was updated and not built again: the extension is older than the Python files.",
     "`make build`.",
 )
 NO_SUCH_ISA = Mistake(
@@ -106,7 +106,7 @@ IMPORT = (
         with_an_older_extension,
         ImportError,
         f"batchformer._core: expected the fields {list(arguments.Config._fields)}, got ['nhead']; build it "
-        "anew: make build",
+        "again: make build",
         *OTHER_EXTENSION,
     ),
     Row(

@@ -52,10 +52,9 @@ MEMORY = (
     Row(
         lambda: in_a_backward(lambda grad: MemoryBank(8).look(grad)),
         RuntimeError,
-        "checkpoint: expected to run a forward again that the memory bank has seen, and not long ago, got "
-        "another (inside of a hook on gradients, by the checkpoint of another package, of a module that was "
-        "copied before its backward, or before hundreds of others); use torch.utils.checkpoint, or leave "
-        "memory_bank_size out",
+        "checkpoint: expected to run a forward again that the memory bank has seen recently, got another (in "
+        "a hook on gradients, by another package's checkpoint, of a module copied before its backward, or "
+        "hundreds of forwards later); use torch.utils.checkpoint, or leave memory_bank_size out",
         "A forward runs inside of a backward, and what its bank held when it ran first is not known: "
         "gradients would be those of other keys.",
         "Use `torch.utils.checkpoint.checkpoint`, with `use_reentrant=False` if many forwards come before "
@@ -64,8 +63,8 @@ MEMORY = (
     Row(
         of_another_shape,
         RuntimeError,
-        "checkpoint: expected to run a forward with x of shape [6, 5, 16] again, got [4, 5, 16], so that the "
-        "part of the model does not do what it did",
+        "checkpoint: expected to run a forward with x of shape [6, 5, 16] again, got [4, 5, 16]: the part of "
+        "the model did not do the same again",
         "The part of the model in a checkpoint depends on something that has changed between its forward and "
         "its backward.",
         "Make it depend on its inputs alone, or leave it out of the checkpoint.",

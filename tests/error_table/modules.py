@@ -55,7 +55,7 @@ STREAMS = Mistake(
 )
 ONE_STREAM = Mistake(
     "`streams=2` says that the batch was doubled before, but it has an odd number of samples.",
-    "Write `streams=2` only behind a first insertion: `second(blocks(first(x)), streams=2)`.",
+    "Write `streams=2` only after a first insertion: `second(blocks(first(x)), streams=2)`.",
 )
 NOT_A_SEQUENCE = Mistake(
     "The input of the layer has another rank, or its last axis is not the `d_model` channels.",
@@ -80,7 +80,7 @@ BATCHFORMER = (
     Row(
         lambda: bf.BatchFormer(16)(X[:5], streams=2),
         ValueError,
-        "x: expected an even number of samples on axis 0, as streams=2 says both are there, got [5, 16]",
+        "x: expected an even number of samples on axis 0, as streams=2 means two streams, got [5, 16]",
         *ONE_STREAM,
     ),
     Row(lambda: bf.BatchFormer(16)(X.long()), TypeError, NOT_FLOATING_SENTENCE, *NOT_FLOATING),
@@ -213,7 +213,7 @@ BATCHFORMER_V2 = (
     Row(
         lambda: bf.BatchFormerV2(16)(TOKENS[:5], streams=2),
         ValueError,
-        "x: expected an even number of samples on axis 0, as streams=2 says both are there, got [5, 5, 16]",
+        "x: expected an even number of samples on axis 0, as streams=2 means two streams, got [5, 5, 16]",
         *ONE_STREAM,
     ),
     Row(

@@ -83,7 +83,7 @@ NO_BIAS = Mistake(
 )
 NOT_THE_KEYS = Mistake(
     "The op is called by hand with keys and values of other positions, another width or dtype.",
-    "Project them with the last two thirds of `in_proj_weight`: `[K, L, 2C]`, beside x `[N, L, C]`.",
+    "Project them with the last two thirds of `in_proj_weight`: `[K, L, 2C]`, for x `[N, L, C]`.",
 )
 NO_COUNT = Mistake(
     "The op is called by hand, with a number of keys that is no tensor on the CPU, or too large.",
@@ -306,7 +306,7 @@ DERIVATIVES = (
         with_tangent,
         NotImplementedError,
         "batchformer::encoder_layer: forward-mode AD is not supported. torch.nn.TransformerEncoderLayer, "
-        "whose state_dict is the same, has what torch has of it.",
+        "whose state_dict is the same, has torch's support for it.",
         *NO_FORWARD_MODE,
     ),
     Row(

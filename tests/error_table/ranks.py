@@ -1,4 +1,4 @@
-"""Rows of gather_distributed: what ranks disagree on, which every one of them says."""
+"""Rows of gather_distributed: disagreements of ranks, which every rank reports."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,14 +15,14 @@ NOT_ITS_GROUP = Mistake(
 )
 OTHER_GROUP = Mistake(
     "A compiled step, or a backward, runs after the process group was destroyed and made with other ranks.",
-    "Call `torch.compiler.reset()` behind `init_process_group`, and finish a backward before.",
+    "Call `torch.compiler.reset()` after `init_process_group`, and finish every backward before it.",
 )
 OTHER_BATCH = Mistake(
     "The collectives are called by hand with a tensor of another batch than was announced.",
     "Pass the tensor whose length went to `agree`.",
 )
 FAULT = Mistake(
-    "One rank got an input that it cannot take; the others say so too, as they would wait for it.",
+    "One rank got an input that it cannot take; the others raise, too, as they would wait for it.",
     "Look at the rank that is named: its data or its model are not like the others'.",
 )
 OTHER_FACT = Mistake(
@@ -86,7 +86,7 @@ RANKS = (
     Row(
         lambda: refuse([report(), report(fault="x: expected shape [N, 16], got [16]")]),
         ValueError,
-        "x: expected shape [N, 16], got [16] on rank 1; a fault of one rank stops all 2",
+        "x: expected shape [N, 16], got [16] on rank 1; an error on one rank stops all 2",
         *FAULT,
     ),
     Row(
@@ -111,8 +111,8 @@ RANKS = (
     Row(
         lambda: refuse([report(6, equal=True), report(5, equal=True)]),
         ValueError,
-        "x: expected the same number of samples on every rank, as ranks 0 and 1 took for granted "
-        "(a compiled graph does), got 6 on rank 0 and 5 on rank 1",
+        "x: expected the same number of samples on every rank, as ranks 0 and 1 assumed (a compiled graph "
+        "does), got 6 on rank 0 and 5 on rank 1",
         *LAST_BATCH,
     ),
 )

@@ -16,7 +16,7 @@ WITH_KDIM = nn.TransformerEncoderLayer(16, 4)
 WITH_KDIM.self_attn = nn.MultiheadAttention(16, 4, kdim=8, vdim=8)
 
 NOT_ONE_LAYER = Mistake(
-    "`relations` gets a model or a stack, in which no single attention is meant.",
+    "`relations` gets a model or a stack, which has no single attention.",
     "Pass one layer: `relations(module.encoder.layers[0], x)`, or `relations(attachment.inserted[0], x)`.",
 )
 NOT_ONE_PROJECTION = Mistake(
@@ -86,7 +86,7 @@ RELATIONS = (
         lambda: bf.relations(LAYER, TOKENS),
         ValueError,
         "x: expected shape [N, 16], got [6, 5, 16]",
-        "The samples come with more than one position, of which there would be a picture each.",
+        "The samples come with more than one position, each of which has relations of its own.",
         "Pass one position of the token map: `relations(module, x[:, 0])`.",
     ),
     Row(lambda: bf.relations(LAYER, X.double()), ValueError, DTYPE_SENTENCE, *OTHER_DTYPE),
@@ -151,10 +151,10 @@ RELATIONS = (
     Row(
         lambda: bf.relations(REMOVED, torch.ones(3, 8)),
         RuntimeError,
-        "place: expected Sequential to come by '0', got a forward that does not: the place was skipped or "
-        "replaced, or the attachment was removed",
+        "place: expected Sequential to run '0' in its forward, got one that does not: the place was skipped "
+        "or replaced, or the attachment was removed",
         "The model has lost its attachment, or does not run the module at the place for this batch.",
-        "Ask before `attachment.remove()`, and of a place that every forward runs.",
+        "Call it before `attachment.remove()`, for a place that every forward runs.",
     ),
     Row(
         without_matplotlib,
@@ -167,7 +167,7 @@ RELATIONS = (
     Row(
         lambda: bf.plot_relations(FEATURES, torch.randn(4, 8)),
         TypeError,
-        "heads: expected the array that relations() gives, or a tuple of what it takes, got Attachment; "
+        "heads: expected the array that relations() gives, or a tuple of its arguments, got Attachment; "
         "plot_relations((attachment, inputs))",
         "An attachment and its inputs are passed as two arguments, of which the second is for labels.",
         "`plot_relations((attachment, inputs), labels)`.",
@@ -176,7 +176,7 @@ RELATIONS = (
         lambda: bf.plot_relations(np.ones((2, 3, 4))),
         ValueError,
         "heads: expected shape [heads, N, N], got [2, 3, 4]",
-        "An array is drawn that is not between the samples of one batch.",
+        "The array is not one of relations between the samples of one batch.",
         "Pass what `relations` returns, or its arguments as a tuple: `plot_relations((attachment, images))`.",
     ),
     Row(

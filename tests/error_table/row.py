@@ -21,7 +21,7 @@ class Row(NamedTuple):
     cause: str
     remedy: str
     computed: bool = False
-    """Whether BatchFormer runs before it can be known."""
+    """Whether the error is found only after BatchFormer has run."""
 
 
 class Unreached(NamedTuple):

@@ -17,11 +17,11 @@ from error_table.row import Mistake, Row
 X, Y = torch.randn(6, 8), torch.arange(6) % 5
 
 NOT_RUN = Mistake(
-    "The head was replaced, or is called in a way that passes its hooks, so that BatchFormer did not run.",
+    "The head was replaced, or is called in a way that bypasses its hooks, so that BatchFormer did not run.",
     "Replace heads before `attach`, call modules themselves, and name what is skipped on purpose.",
 )
 CALLED_ALONE = Mistake(
-    "The children of the model were put together anew, as in `nn.Sequential(*model.children())`.",
+    "A new model was built from the children of the model, as in `nn.Sequential(*model.children())`.",
     "Leave the child `batchformer` out, or attach to the new model.",
 )
 TRACED = Mistake(
@@ -45,7 +45,7 @@ NEGATIVES = Mistake(
 )
 MANY_BATCHES = Mistake(
     "A criterion without targets is given outputs of more than two views at once.",
-    "Wrap the term of two views, and call it for each two; or pair equal streams alone.",
+    "Wrap the term of two views, and call it for each pair of views; or pair equal streams alone.",
 )
 SHAPES = Mistake(
     "A criterion without targets selects rows by their values, as hard pairs, and does not reduce them.",
@@ -56,7 +56,7 @@ PAIRS = Mistake(
     "`attachment.wrap(criterion, targets=[])`, or compute them in the criterion.",
 )
 HIDDEN_PAIRS = Mistake(
-    "Behind a compiled model, features are as wide as both streams are long.",
+    "A compiled model returns features with 2N channels, as many as both streams have rows.",
     "Compute similarities in the criterion, or change the size of the batch; CLIP takes `return_loss=True`.",
 )
 GIVES_PAIRS = Mistake(
@@ -76,7 +76,8 @@ AFTER_DDP = Mistake(
     "Attach first, then `DistributedDataParallel(model)`.",
 )
 SHARDED_INSIDE = Mistake(
-    "`fully_shard` was given each child of the model, or each layer, and so what is only held or read.",
+    "`fully_shard` was given each child of the model, or each layer, among them modules that are never "
+    "called.",
     "Shard the blocks, the modules in `attachment.inserted`, and then the model.",
 )
 SHARDED_BESIDE = Mistake(
@@ -96,7 +97,7 @@ NO_TARGETS = Mistake(
     "Pass them as tensors, lists, dicts or dataclasses; without targets `wrap(criterion, targets=[])`.",
 )
 UNCLEAR = Mistake(
-    "A vector is as long as the batch and as there are classes, and nothing says which it is about.",
+    "A vector's length is both the batch size and the number of classes, and nothing says which is meant.",
     "Name the targets: `attachment.wrap(criterion, targets=['labels'])`.",
 )
 PAIRS = Mistake(
@@ -117,19 +118,19 @@ TERM = Mistake(
     "Wrap each term: `penalty = attachment.wrap(penalty, targets=[])`.",
 )
 DEAD_END = Mistake(
-    "The module at the place gives several things, and the model goes on with another than the first.",
-    "Insert behind it: `attach(model, before='fc')`.",
+    "The module at the place returns several tensors, and the model uses another than the first.",
+    "Insert after it: `attach(model, before='fc')`.",
 )
 SPLITS = Mistake(
     "A criterion such as timm's for AugMix takes a third of the rows for a view of all images.",
     "Compute it of `bf.original(outputs)` and of `bf.related(outputs)`, with `wrapped=False`.",
 )
 IN_ONE_LIST = Mistake(
-    "The boxes of all images are in one tensor, beside the image that each belongs to.",
+    "The boxes of all images are in one tensor, with the index of the image that each belongs to.",
     "Give the criterion a list with the targets of each image.",
 )
 INDICES = Mistake(
-    "A criterion takes rows by their number, which are the originals alone.",
+    "A criterion selects rows by index, which gives the originals alone.",
     "Name the targets, and take the rows of both: `torch.cat([index, index + len(outputs) // 2])`.",
 )
 IN_PLACE = Mistake(
@@ -311,15 +312,15 @@ TRAINING = (
         "model: expected '1' to run in every forward in training, got one in which BatchFormer did not: the "
         "module was replaced after attach() (attachment.remove(), and attach() again), called past its hooks "
         "(its .forward, its weights alone, a checkpoint of its layers, a graph compiled for such a model "
-        "without BatchFormer: torch.compiler.reset()) or skipped; what is skipped on purpose is named: "
+        "without BatchFormer: torch.compiler.reset()) or skipped; name what is skipped on purpose: "
         "attach(..., optional=[...])",
         *NOT_RUN,
     ),
     Row(
         lambda: attached()[1](X),
         RuntimeError,
-        "model: expected to be called itself, as its hooks run BatchFormer, got a call of its child "
-        "'batchformer'; leave that out where the children of a model are put together anew",
+        "model: expected a call of the model, as its hooks run BatchFormer, got one of its child "
+        "'batchformer'; leave it out of a new model that is built from the children",
         *CALLED_ALONE,
     ),
     Row(
@@ -332,10 +333,9 @@ TRAINING = (
     Row(
         lambda: attached()[0](X).sum().backward(),
         RuntimeError,
-        "criterion: expected one that is wrapped, as the outputs have both streams, got a gradient "
-        "of another: "
-        "criterion = attachment.wrap(criterion); or attach(..., wrapped=False) if the script doubles the "
-        "targets",
+        "criterion: expected a wrapped one, as the outputs have both streams, got the gradient of one that "
+        "is not: criterion = attachment.wrap(criterion); or attach(..., wrapped=False) if the script doubles "
+        "the targets",
         *NOT_WRAPPED,
         computed=True,
     ),
@@ -360,24 +360,24 @@ TRAINING = (
     Row(
         lambda: of_transformers(embedded=True)(X, Y),
         ValueError,
-        "labels: expected one for each of the 12 samples at 'head', got 6; what is made of labels before "
-        "BatchFormer cannot have both streams",
+        "labels: expected one for each of the 12 samples at 'head', got 6; what is computed from labels "
+        "before BatchFormer has one stream only",
         *LABELS_BEFORE,
     ),
     Row(
         lambda: reentrant().backward(),
         RuntimeError,
         "checkpoint: expected to know whether the 4 samples at 'blocks.1' have both streams, got a reentrant "
-        "one, which does not tell; pass use_reentrant=False",
+        "one, which does not show it; pass use_reentrant=False",
         *REENTRANT,
         computed=True,
     ),
     Row(
         lambda: NO_GRAD_CRITERION(NO_GRAD, Y),
         ValueError,
-        "criterion: expected outputs of a model that ran with gradients, as those of the related "
-        "rows would be "
-        "lost, got some of one that ran without (a reentrant checkpoint); pass use_reentrant=False",
+        "criterion: expected outputs of a model that ran with gradients, as the gradients of the related "
+        "rows would be lost, got some of one that ran without (a reentrant checkpoint); pass "
+        "use_reentrant=False",
         *REENTRANT,
     ),
     Row(
@@ -424,18 +424,17 @@ TRAINING = (
     Row(
         lambda: CRITERION(LOGITS, Y[:4]),
         ValueError,
-        "criterion: expected targets with an entry for each of the 6 samples, as the outputs have "
-        "both streams, "
-        "got none; what takes a part of the batch gets that part of the outputs (attach(..., "
-        'outputs="originals")), and of a loss without targets say so: attachment.wrap(criterion, targets=[])',
+        "criterion: expected targets with an entry for each of the 6 samples, as the outputs have both "
+        "streams, got none; for a part of the batch pass that part of the outputs (attach(..., "
+        'outputs="originals")), for a loss without targets call attachment.wrap(criterion, targets=[])',
         *NO_TARGETS,
     ),
     Row(
         lambda: OF_FIVE(FIVE, Y[:5], torch.rand(5)),
         ValueError,
-        "criterion: expected to know whether argument 2 has an entry for each of the 5 samples or for each "
-        "class, as both are as many, got neither name nor targets=; attachment.wrap(criterion, "
-        "targets=[...]) says which arguments are targets",
+        "criterion: expected to know whether argument 2 has an entry for each sample or for each class, as "
+        "there are 5 of both, got neither name nor targets=; attachment.wrap(criterion, targets=[...]) says "
+        "which arguments are targets",
         *UNCLEAR,
     ),
     Row(
@@ -458,49 +457,46 @@ TRAINING = (
         lambda: REJOINING(ORIGINALS * 2, Y),
         ValueError,
         "criterion: expected the outputs that the model returned, or views of them, as the related rows are "
-        "kept for them, got what was computed from one, of shape [6, 5]; compute it inside: "
+        "known for those alone, got a tensor computed from one, of shape [6, 5]; compute it inside: "
         "attachment.wrap(lambda outputs, targets: ...)",
         *COMPUTED,
     ),
     Row(
         lambda: F.cross_entropy(criterion_of("originals")[0], Y).backward(),
         RuntimeError,
-        "criterion: expected every loss of the outputs to be wrapped, as only then it has the "
-        "related rows, got "
-        "a gradient of another: attachment.wrap() for each term",
+        "criterion: expected every loss of the outputs to be wrapped, as only wrapped losses get the related "
+        "rows, got the gradient of one that is not: attachment.wrap() for each term",
         *TERM,
         computed=True,
     ),
     Row(
         lambda: after_lstm()(torch.randn(4, 3, 8)),
         RuntimeError,
-        "model: expected outputs that depend on what comes out at 'lstm', got none, as of a model that takes "
-        "another output of that module; name one further down",
+        "model: expected outputs that depend on the output at 'lstm', got none, as if the model used another "
+        "output of that module; name a later module",
         *DEAD_END,
         computed=True,
     ),
     Row(
         lambda: attached()[1].wrap(type("Jsd", (nn.Module,), {"num_splits": 3})()),
         ValueError,
-        "criterion: expected one that takes each row for a sample, got Jsd, which takes the splits "
-        "of a batch "
-        "apart; attach(..., wrapped=False), and call it for each stream",
+        "criterion: expected one for which each row is a sample, got Jsd, which splits the batch itself; "
+        "attach(..., wrapped=False), and call it for each stream",
         *SPLITS,
     ),
     Row(
         lambda: OF_SIX(SIX, {"img": torch.rand(6, 3, 2, 2), "batch_idx": Y}),
         ValueError,
-        "criterion: expected targets with an entry for each sample, got 'batch_idx', by which targets of all "
-        "samples are in one list; make a list for each image of them, or double them by hand: attach(..., "
-        "wrapped=False)",
+        "criterion: expected targets with an entry for each sample, got 'batch_idx', which tells that one "
+        "list holds the targets of all samples; make a list of targets for each image, or double them by "
+        "hand: attach(..., wrapped=False)",
         *IN_ONE_LIST,
     ),
     Row(
         lambda: OF_SIX(SIX, Y, index=torch.tensor([0, 2])),
         ValueError,
-        "criterion: expected no indices of rows, as those of the related rows are others, got "
-        "argument 'index'; "
-        "take the rows before, or name the targets: attachment.wrap(criterion, targets=[...])",
+        "criterion: expected no indices of rows, as the related rows have other indices, got argument "
+        "'index'; take the rows before, or name the targets: attachment.wrap(criterion, targets=[...])",
         *INDICES,
     ),
     Row(
@@ -513,8 +509,8 @@ TRAINING = (
     Row(
         lambda: OF_PAIRS(*(SEEING(X) for _ in range(3))),
         ValueError,
-        "criterion: expected outputs of at most 2 batches, whose streams are paired each with each, got some "
-        'of 3; wrap the term of each two, or attach(..., pairings="aligned")',
+        "criterion: expected outputs of at most 2 batches, as all their streams are paired, got some of 3; "
+        'wrap the term of each pair of batches, or attach(..., pairings="aligned")',
         *MANY_BATCHES,
         computed=True,
     ),
@@ -531,7 +527,7 @@ TRAINING = (
         ValueError,
         "criterion: expected outputs of samples, got similarities between them, of shape [12, 12], in which "
         "the other stream of a sample is a negative of it; attachment.wrap(criterion, targets=[]) is called "
-        "for each pairing of streams, with the targets of one",
+        "for each pairing of streams, with the targets of one stream",
         *PAIRS,
         computed=True,
     ),
@@ -539,15 +535,15 @@ TRAINING = (
         lambda: OF_PAIRS(hidden_pairs()),
         ValueError,
         "criterion: expected to know whether an output of shape [12, 12] is of samples or of pairs of them, "
-        "got it from a compiled graph, which does not tell; compute similarities in the criterion, take "
-        "batches of another size, or let a model that can compute its loss",
+        "got it from a compiled graph, which does not show it; compute similarities in the criterion, take "
+        "batches of another size, or let the model compute its loss, if it can",
         *HIDDEN_PAIRS,
     ),
     Row(
         lambda: similarities()(X),
         ValueError,
-        'outputs: expected "both" of a model that gives similarities between samples, as each of them is of '
-        'two streams, got "originals" and an output of shape [12, 12]',
+        'outputs: expected "both" of a model that gives similarities between samples, as each of them '
+        'belongs to two streams, got "originals" and an output of shape [12, 12]',
         *GIVES_PAIRS,
         computed=True,
     ),

@@ -43,9 +43,9 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seen: list[float] = []
     step = Optimization.step
 
-    def watched(self: Optimization, loss: torch.Tensor, clip: float | None = None) -> None:
+    def watched(self: Optimization, loss: torch.Tensor) -> None:
         seen.append(loss.item())
-        step(self, loss, clip)
+        step(self, loss)
 
     monkeypatch.setattr(Optimization, "step", watched)
     return seen

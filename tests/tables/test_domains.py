@@ -67,8 +67,8 @@ def test_the_average_is_that_of_the_weights_after_each_of_the_last_steps(
     model, attachment, images = small(arm)
     step = Optimization.step
 
-    def watched(optimization, loss, clip=None):
-        step(optimization, loss, clip)
+    def watched(optimization, loss):
+        step(optimization, loss)
         after.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
 
     monkeypatch.setattr(Optimization, "step", watched)

@@ -1,5 +1,6 @@
 """`python -m examples.tables`: what it runs, what it refuses, and how it is interrupted."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -183,14 +184,14 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
-def test_ctrl_c_ends_all_processes_at_once_and_keeps_what_they_have_done(tmp_path):
+@pytest.fixture
+def slow_program(tmp_path):
+    """A program of two workers that has done the runs of the first seed, 12; those of the second are slow."""
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
-    command = [sys.executable, str(script), "made_up", "--workers", "2", "--out", str(tmp_path / "out")]
     started = subprocess.Popen(
-        command,
+        [sys.executable, str(script), "made_up", "--workers", "2", "--out", str(tmp_path / "out")],
         env=os.environ | {"PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -201,18 +202,31 @@ def test_ctrl_c_ends_all_processes_at_once_and_keeps_what_they_have_done(tmp_pat
         give_up = time.monotonic() + 300  # a machine may be busy
         while len(files(tmp_path / "out")) < 12 and time.monotonic() < give_up and started.poll() is None:
             time.sleep(0.2)
-        os.killpg(started.pid, signal.SIGINT)  # as a terminal does: to all of its processes
-        printed, complaints = started.communicate(timeout=60)
+        yield started
     finally:
-        if started.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
-    assert started.returncode == INTERRUPTED, complaints
+        started.communicate()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
+def test_ctrl_c_ends_all_processes_at_once_and_keeps_what_they_have_done(tmp_path, slow_program):
+    os.killpg(slow_program.pid, signal.SIGINT)  # as a terminal does: to all of its processes
+    printed, complaints = slow_program.communicate(timeout=60)
+    assert slow_program.returncode == INTERRUPTED, complaints
     assert "Interrupted. 12 of 48 runs" in printed
     assert complaints == ""
     done = Results(tmp_path / "out", TABLE).load_all(jobs())
     assert [result.job.seed for result in done] == [0] * 12
     assert [asdict(result.outcome) for result in done] == [asdict(train(result.job)) for result in done]
     assert len(files(tmp_path / "out")) == 12  # none half written
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
+def test_workers_end_with_a_program_that_is_killed(slow_program):
+    slow_program.kill()
+    # A pipe ends when all of the processes that hold it have ended, workers included.
+    slow_program.communicate(timeout=60)
 
 
 def test_the_program_says_which_tables_there_are(capsys):

@@ -198,6 +198,25 @@ def test_what_other_commands_have_left_out_is_said(write_page):
     assert f"Not computed yet for this page: {second}." in text
 
 
+def test_a_system_that_is_computed_later_is_added_to_what_the_docs_have(tmp_path, write_page):
+    first, second = TABLE.systems
+    write_page([run for run in results() if run.job.system == first])
+    shutil.rmtree(tmp_path / "results")
+    text = write_page([run for run in results() if run.job.system == second])
+    shutil.rmtree(tmp_path / "results")
+    assert text == write_page(results())
+
+
+def test_what_the_docs_have_of_other_settings_or_versions_is_not_added_to(tmp_path, write_page, monkeypatch):
+    first, second = TABLE.systems
+    write_page([run for run in results() if run.job.system == first])
+    shutil.rmtree(tmp_path / "results")
+    monkeypatch.setattr(stored, "versions", lambda: VERSIONS | {"torch": "1.0"})
+    text = write_page([run for run in results() if run.job.system == second])
+    assert f"Not computed yet for this page: {first}." in text
+    assert "| torch | 1.0 |" in text
+
+
 def test_a_table_without_results_is_announced(write_page, tmp_path):
     write_page(results(range(2)))
     page.main(["--docs", str(tmp_path)], [TABLE, replace(TABLE, name="another", title="Another")])

@@ -80,7 +80,7 @@ def test_losses_of_timm(name, outputs, figure):
 
 def test_augmix_is_refused_for_a_wrapped_criterion():
     _, attachment, _ = pair("timm")
-    with refused(ValueError, saying="takes the splits of a batch apart"):
+    with refused(ValueError, saying="splits the batch itself"):
         attachment.wrap(JsdCrossEntropy(3))
 
 

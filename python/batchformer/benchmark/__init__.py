@@ -1,4 +1,4 @@
-"""How fast the encoder layer is beside torch's own and beside its bare matrix products.
+"""How fast the encoder layer is, compared with torch's own and with its bare matrix products.
 
 Run `python -m batchformer.benchmark --help`.
 """

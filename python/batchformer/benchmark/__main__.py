@@ -22,19 +22,19 @@ except ImportError as error:
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 JOBS = max(1, min(8, (os.cpu_count() or 1) // 2))
-"""Processes that compile beside each other for a device."""
+"""Processes that compile in parallel for a device."""
 EXPLAINED = (
     "Medians of a training step; saved and peak memory in floats for each element of the input (M C); "
-    "products: the linears' bare matrix products, for one position with those of attention; "
-    "share of FMA peak: the operations of the layer's products, beside those that a loop of fused "
-    "multiply-adds does in the time of a step of ours; frozen: only the input needs a gradient."
+    "products: the bare matrix products of the linears and, for one position, of attention; "
+    "share of FMA peak: the operations of the layer's products, divided by those that a loop of fused "
+    "multiply-adds does in the time of our step; frozen: only the input needs a gradient."
 )
 EXPLAINED_ON_DEVICE = (
-    "On a device: time between two events of its queue, with steps one behind the other for at least 5 ms "
-    "and inputs that take turns, so that its cache does not hold them (the host's clock is in the JSON); "
-    "kernels: how many run in a step; busy: the time that they take, added up; peak: beside what is there "
-    "before the step; first step: with what is compiled and planned in it, the compilers on "
-    f"{JOBS} shapes at once."
+    "On a device: time between two CUDA events, over consecutive steps for at least 5 ms, with "
+    "alternating inputs, so that the cache does not hold them (wall-clock times are in the JSON); "
+    "kernels: how many run in a step; busy: the sum of their times; peak: above what is in use "
+    "before the step; first step: with compilation and planning, "
+    f"{JOBS} shapes compiling in parallel."
 )
 
 
@@ -42,14 +42,14 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m batchformer.benchmark",
-        description="Time and memory of the encoder layer beside torch's own and its bare matrix products.",
+        description="Time and memory of the encoder layer, torch's own and its bare matrix products.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--shapes",
         nargs="+",
         metavar="SET",
-        help=f"of {', '.join(SETS)}, or part of a shape's name; else paper, on a device gpu",
+        help=f"{', '.join(SETS)}, or part of a shape's name; if not given: paper, on a device gpu",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
     parser.add_argument(
@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--tf32", action="store_true", help="products of float32 in TF32, which torch has off by default"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dropout", type=float, default=0.5, help="in all places")
+    parser.add_argument("--dropout", type=float, default=0.5, help="all dropout probabilities of the layer")
     parser.add_argument(
         "--rounds", type=int, default=10, help="measured runs of each competitor, at least 10"
     )
@@ -71,8 +71,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="torch.compile as well, on a device also in its mode reduce-overhead; slow to build; "
-        "without a word there on a device alone",
+        help="time torch.compile, too, on a device also its mode reduce-overhead; slow to build; "
+        "if not given: only on a device",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def competitors_of(device: torch.device, *, compiled: bool | None) -> list[str]:
-    """Whom to time: on a device torch's compiled layers, too, if nothing else is said."""
+    """The competitors to time: by default torch's compiled layers only on a device."""
     modes = [COMPILED, GRAPHED] if device.type == "cuda" else [COMPILED]
     asked = device.type == "cuda" if compiled is None else compiled
     return [OURS, EAGER, *(modes if asked else []), PRODUCTS]

@@ -18,7 +18,7 @@ from batchformer.modules.encoder_layer import TransformerEncoderLayer
 OURS, EAGER, COMPILED, PRODUCTS = "ours", "eager", "compile", "products"
 GRAPHED = "reduce-overhead"  # torch's layer compiled in that mode: replays of CUDA graphs
 MODES = {COMPILED: None, GRAPHED: "reduce-overhead"}  # of torch.compile
-OWN_KEYS = "own keys"  # our layer as it is, beside itself with the keys of the same samples brought to it
+OWN_KEYS = "own keys"  # our layer as it is, to compare with itself on given keys
 MOST_BATCHES = 64
 
 
@@ -66,7 +66,7 @@ class Competitor:
 
     name: str
     step: Callable[[], Any]
-    forward: Callable[[], Any] | None  # None: of what is compiled, where a graph waits for its backward
+    forward: Callable[[], Any] | None  # None: compiled, where a graph waits for its backward
 
 
 def make_layer(name: str, shape: Shape, setting: Setting) -> nn.Module:
@@ -82,8 +82,8 @@ def make_layer(name: str, shape: Shape, setting: Setting) -> nn.Module:
     )
     layer.requires_grad_(not setting.frozen)
     if name in MODES:
-        # By torch.compile, as the compilers of some releases leave alone what a class of torch.nn compiles in
-        # place; whoever trains has one shape, or few.
+        # By torch.compile, as layer.compile() does nothing for classes of torch.nn in some releases;
+        # static, as a training has one shape, or few.
         return cast(nn.Module, torch.compile(layer, mode=MODES[name], dynamic=False))
     return layer
 
@@ -116,7 +116,7 @@ def make_call(name: str, shape: Shape, setting: Setting) -> Call:
 
 
 class _Gathered(torch.autograd.Function):
-    """A rank's own keys and values among those of all, which have arrived; the gradient of its own."""
+    """A rank's own keys and values among those of all, as if received; backward: the gradient of its own."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, everyones: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class _Gathered(torch.autograd.Function):
 
 
 def layer_competitor(name: str, shape: Shape, setting: Setting) -> Competitor:
-    """A layer through its public nn.Module, or as that runs it with keys, and autograd."""
+    """A layer called as its public nn.Module or, with keys, as the module calls it; and autograd."""
     layer, x, forward = make_call(name, shape, setting)
     grad_y = setting.randn(shape.samples, shape.positions, shape.channels)
     batches = _taking_turns(x, grad_y, setting.device)
@@ -138,7 +138,7 @@ def layer_competitor(name: str, shape: Shape, setting: Setting) -> Competitor:
     def step() -> None:
         x, grad_y = next(batches)
         if name == GRAPHED:
-            torch.compiler.cudagraph_mark_step_begin()  # nothing of the step before is read any more
+            torch.compiler.cudagraph_mark_step_begin()  # outputs of the previous step are no longer read
         forward(x).backward(grad_y)
         x.grad = None
         layer.zero_grad()
@@ -150,9 +150,9 @@ def layer_competitor(name: str, shape: Shape, setting: Setting) -> Competitor:
 
 
 def _taking_turns(x: Tensor, grad_y: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs for step after step: on a device so many that its cache has lost one when its turn comes again.
+    """Inputs for the steps: on a device so many that each has left the cache when it is used again.
 
-    The parameters stay, and so does what the step before has left, as they do in training.
+    The parameters stay in the cache, and so does what the previous step left, as in training.
     """
     batches = [(x, grad_y)]
     if device.type == "cuda":
@@ -167,7 +167,7 @@ def _taking_turns(x: Tensor, grad_y: Tensor, device: torch.device) -> Iterator[t
 def product_competitor(shape: Shape, setting: Setting) -> Competitor:
     """The least that the layer computes: the products of its four linears, for V1 with those of attention.
 
-    With K keys the projection is of the rank's own, as others come projected.
+    With K keys only the rank's own samples are projected, as those of others arrive projected.
 
     Forward, gradient of the input and, unless frozen, of the weight through torch.mm, with allocated outputs.
     """

@@ -1,4 +1,4 @@
-"""What some ratios say of the ratio behind them: their mean and how well it is known."""
+"""The geometric mean of ratios, and how well it is known."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ RESAMPLES = 10_000
 
 
 class Interval(NamedTuple):
-    """A geometric mean, and the bounds that hold the true one with 95 %."""
+    """A geometric mean, and the bounds of its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -17,10 +17,10 @@ class Interval(NamedTuple):
 
 
 def ratio_interval(ratios: Sequence[float]) -> Interval:
-    """Geometric mean of the ratios with its percentile bootstrap interval: that of the mean logarithm.
+    """Geometric mean of the ratios with its interval, by a percentile bootstrap of the mean logarithm.
 
     The resamples are the same in every call. With few ratios the interval is too narrow: by 6 % with 30 of
-    them, by 18 % with 10 (beside Student's t, if the logarithms are normal).
+    them, by 18 % with 10 (compared with Student's t, if the logarithms are normal).
 
     Raises:
         ValueError: fewer than two ratios.

@@ -1,4 +1,4 @@
-"""What a step starts on a device, as torch's profiler sees it: kernels, launches, and how long they work."""
+"""What a step launches on a device, as torch's profiler sees it: kernels, launches, and how long they run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cuGraphLaunch", "cudaLaunchCooperative")
-"""How the names of the calls begin that start kernels: one for each kernel, or for a whole graph of them."""
+"""How the names of calls begin that launch kernels: one kernel each, or a whole graph of them."""
 COPIES = ("Memcpy", "Memset")
 BOTH = (ProfilerActivity.CUDA, ProfilerActivity.CPU)
 
@@ -32,12 +32,12 @@ class Launches:
     """A step as the device and its queue see it."""
 
     kernels: int
-    launches: int  # calls of the host: the kernels of a graph have one
+    launches: int  # calls of the host; a whole graph of kernels is one
     busy: float  # seconds that kernels and copies take, added up
 
 
 class Profile(NamedTuple):
-    """All that ran on the device, in its order, and what of the host started it."""
+    """All that ran on the device, in order, and the host's calls that launched it."""
 
     ran: list[Kernel]
     launches: int
@@ -50,7 +50,7 @@ class Profile(NamedTuple):
 
 
 def profile_step(step: Callable[[], object], device: torch.device) -> Profile | None:
-    """One step under the profiler; None where the machine keeps its counters to itself."""
+    """One step under the profiler; None where the machine does not allow profiling."""
     _begin_once(device)
     torch.cuda.synchronize(device)
     with profile(activities=BOTH, acc_events=True) as profiler:
@@ -70,7 +70,7 @@ def _begin_once(device: torch.device) -> None:
 
 
 def read(events: list[torch._C._autograd._KinetoEvent]) -> Profile:
-    """What of a profiler's events is work of the device; ranges that users or compilers name are none."""
+    """The device's work among the profiler's events; ranges named by users or compilers are left out."""
     ran = [
         (event.start_ns(), Kernel(event.name(), event.duration_ns() / 1e9))
         for event in events

@@ -1,6 +1,6 @@
 """What a step keeps for its backward, and the most memory that it takes at once.
 
-On the CPU a process of its own tells the latter, on a device torch's allocator.
+On the CPU the latter is measured in a fresh process, on a device by torch's allocator.
 """
 
 import gc
@@ -53,10 +53,10 @@ def peak_floats(name: str, shape: Shape, setting: Setting, threads: int) -> floa
 
 
 def peak_on_device(step: Callable[[], object], shape: Shape, setting: Setting) -> float:
-    """Most memory that a step takes beside what is there before it, as a multiple of M C.
+    """Most memory that a step takes above what is in use before it, as a multiple of M C.
 
     All gradients count; input and parameters do not. The step has to have run before: what is compiled or
-    planned for it stays.
+    planned for it stays allocated.
     """
     gc.collect()
     before = _resident(setting.device, reset_peak=True)
@@ -71,7 +71,7 @@ def _measure_here(task: dict[str, Any]) -> float:
     shape, setting = case_from_json(task)
     torch.set_num_threads(task["threads"])
     small = Shape("warm-up", 2, 1, 8)
-    layer_competitor(task["name"], small, setting).step()  # libraries are loaded, threads are there
+    layer_competitor(task["name"], small, setting).step()  # loads libraries, starts threads
     before = _resident(setting.device, reset_peak=True)
     competitor = layer_competitor(task["name"], shape, setting)
     competitor.step()

@@ -1,8 +1,8 @@
-"""`python -m batchformer.benchmark.pairs --other DIR`: this build of the package beside another one.
+"""`python -m batchformer.benchmark.pairs --other DIR`: compares this build of the package with another one.
 
-Two builds cannot be loaded into one process, and processes differ by more than builds do: in where their
-memory lies, in what else the machine does. So each build runs in many processes, in turn, and every process
-of the one is compared with the process of the other beside it.
+Two builds cannot be loaded into one process, and processes differ by more than builds do: in the layout of
+their memory, and in the other load of the machine. So each build runs in many processes, in turn, and each
+process of one build is compared with the other build's process of the same pair.
 """
 
 import argparse
@@ -33,7 +33,7 @@ except ImportError as error:
 WORKER = Path(__file__).with_name("pairs_worker.py")
 THIS = Path(batchformer.__file__).absolute().parents[1]
 SECONDS, STEPS = 0.35, 3
-"""At least so long and so often is a shape run in a process: the paper's shapes take about 8 s."""
+"""The least seconds and repeats of a shape in a process: the paper's shapes take about 8 s."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m batchformer.benchmark.pairs",
-        description="Time of a training step with this build of batchformer beside another one, in pairs of "
+        description="Time of a training step with this and with another build of batchformer, in pairs of "
         "processes: ratio this / other, its geometric mean with a 95 % interval (bootstrap of the mean "
         "logarithm), and its median.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--other", type=Path, required=True, metavar="DIR", help="holds another build: an unpacked wheel"
+        "--other", type=Path, required=True, metavar="DIR", help="folder of another build (unpacked wheel)"
     )
     parser.add_argument("--pairs", type=int, default=30, help="processes of each build, at least 2")
     parser.add_argument("--shapes", choices=SETS, default="paper", help="which systems' shapes")

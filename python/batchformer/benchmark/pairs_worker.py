@@ -1,6 +1,6 @@
 """One process of `pairs`: times the shapes with the build of batchformer that a folder holds, prints JSON.
 
-It is run as a file, and uses nothing of the package but what every release has.
+It is run as a file, and uses only what every release of the package has.
 """
 
 import json

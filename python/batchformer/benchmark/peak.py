@@ -7,7 +7,7 @@ import torch
 from batchformer._extension import core
 
 ROUNDS = 1 << 19
-"""A millisecond: short enough to fall between two disturbances, long beside the start of the threads."""
+"""A millisecond: short enough to fall between two disturbances, long compared with starting the threads."""
 RUNS = 200
 
 

@@ -1,7 +1,7 @@
 """Compiling beforehand: several processes fill the caches of the compilers, each with some of the shapes.
 
-A step of torch's layer takes some five seconds to compile, most of it in one thread of Python, and the
-kernels of ours some. What comes of it is kept on disk, so that the process that measures finds it.
+Compiling a step of torch's layer takes about five seconds, most of them in one Python thread; our kernels
+take some, too. The results are cached on disk, where the measuring process finds them.
 """
 
 import json
@@ -29,8 +29,8 @@ from batchformer.benchmark.timing import measure_calls
 def compile_beforehand(cases: Sequence[Case], names: Sequence[str], jobs: int) -> list[dict[str, float]]:
     """Seconds of the first step of each competitor that compiles, ours and torch's modes, case by case.
 
-    The second of a case's modes finds kernels of the first. With `jobs` processes beside each other, each is
-    slower than it would be alone.
+    The second mode of a case reuses kernels of the first. With `jobs` processes in parallel, each is slower
+    than it would be alone.
     """
     compiling = [name for name in names if name == OURS or name in MODES]
     jobs = min(jobs, len(cases))

@@ -1,4 +1,4 @@
-"""The rows of the table, case by case: first steps, times, memory, and what a device was given to do."""
+"""The rows of the table, case by case: first steps, times, memory, and what a step launches on a device."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -99,7 +99,7 @@ def measure_rows(
 def _run_first_steps(
     competitors: list[Competitor], setting: Setting, console: Console
 ) -> tuple[list[Competitor], dict[str, float]]:
-    """Who can run a step on the device, and the seconds of their first one; what they cannot is printed."""
+    """The competitors that can run a step on the device, and the seconds of the first; others are printed."""
     able, seconds = [], {}
     for competitor in competitors:
         try:
@@ -112,7 +112,7 @@ def _run_first_steps(
 
 
 def _peaks(competitors: Sequence[Competitor], shape: Shape, setting: Setting) -> dict[str, float]:
-    """Peak memory of the layers; what a graph takes is not the allocator's to tell."""
+    """Peak memory of the layers; the allocator does not know what a CUDA graph takes."""
     found: dict[str, float] = {}
     for competitor in competitors:
         name = competitor.name
@@ -142,7 +142,7 @@ def _fits(name: str, shape: Shape, setting: Setting) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had."""
+    """Bytes of free memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     for line in Path("/proc/meminfo").read_text().splitlines():

@@ -7,8 +7,8 @@ from typing import NamedTuple
 class Shape(NamedTuple):
     """N samples, L positions, C channels, H heads; the feed-forward is C wide.
 
-    With K keys the N samples attend to those of all ranks, their own among them, as `gather_distributed` lets
-    them, but for the way of the keys from rank to rank.
+    With K keys the N samples attend to those of all ranks, their own among them, as with
+    `gather_distributed`, but without the communication.
     """
 
     name: str
@@ -60,7 +60,7 @@ SETS = {"paper": V2 + V1, "v1": V1, "v2": V2, "gpu": GPU, "scale": SCALE, "gathe
 
 
 def find_shapes(words: Sequence[str]) -> tuple[Shape, ...]:
-    """The shapes of these sets; another word picks those that have it in their text, as "N=2 L=850" does.
+    """The shapes of these sets; another word selects the shapes whose text has it, as "N=2 L=850" does.
 
     Raises:
         ValueError: a word that no set and no shape has.

@@ -14,7 +14,7 @@ WARM_UP = 2
 WARM_UP_ON_DEVICE = 5
 """A graph of reduce-overhead is recorded in the second step and replayed from the third on."""
 ROUND_SECONDS = 0.005
-"""What a round on a device takes at least, in as many steps: the clock and the wait are then below 1 %."""
+"""The least time of a round on a device, filled with steps: the clock and the wait are then below 1 %."""
 MOST_STEPS = 50
 
 
@@ -85,7 +85,7 @@ def _warm_up(
     device: torch.device,
     after_round: Callable[[], None],
 ) -> dict[tuple[str, str], int]:
-    """How many calls make a round of each: one on the CPU, more of those that are short on a device."""
+    """How many calls of each make a round: one on the CPU; on a device more, if they are short."""
     repeats = dict.fromkeys(calls, 1)
     on_device = device.type == "cuda"
     for number in range(WARM_UP):

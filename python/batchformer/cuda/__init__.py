@@ -1,1 +1,1 @@
-"""What the CUDA kernels do on the machine at hand: `python -m batchformer.cuda --check`."""
+"""What the CUDA kernels do on this machine: `python -m batchformer.cuda --check`."""

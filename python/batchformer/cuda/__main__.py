@@ -1,4 +1,4 @@
-"""`python -m batchformer.cuda`: tries the kernels on the machine at hand, and writes what one can send us."""
+"""`python -m batchformer.cuda`: checks the kernels on this machine, and writes a report to send to us."""
 
 import argparse
 import sys
@@ -18,25 +18,25 @@ DTYPES = (
     ("float32", "bfloat16", "float32"),
     ("float32", "float16", "float32"),
 )
-"""Of x, of the linears and of the norms; the mixed ones are those of autocast."""
+"""Dtypes of x, of the linears and of the norms; the mixed ones are those of autocast."""
 WIDTHS = ((192, 4), (256, 8), (384, 4), (512, 4), (2048, 4))
 """Channels and heads of the systems that BatchFormer trains in."""
 OPTIONS = ((False, False), (True, True))
-"""GELU, and the norms before the blocks."""
+"""Pairs (GELU, norm_first)."""
 
 
 class Checked(NamedTuple):
-    """What was found of a kind of call."""
+    """The result for one kind of call."""
 
     kind: Signature
     finding: str
     runs_rightly: bool
     declined: str | None
-    """Why torch's own layer runs all the same."""
+    """Why torch's own layer runs instead."""
 
     @property
     def sentence(self) -> str:
-        """What was found and, where the kernels run rightly and are declined, why."""
+        """The finding and, if the kernels are right but declined, why."""
         return f"{self.finding}; {self.declined}" if self.runs_rightly and self.declined else self.finding
 
 
@@ -44,20 +44,20 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m batchformer.cuda",
-        description="Whether batchformer's CUDA kernels run rightly on this machine.",
+        description="Whether batchformer's CUDA kernels compute correctly on this machine.",
     )
     parser.add_argument("--check", action="store_true", help="compare the kernels with libtorch")
     parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write that, with what lists a GPU, as Markdown"
+        "--report", type=Path, metavar="FILE", help="write the result and this GPU's ledger as Markdown"
     )
     parser.add_argument(
-        "--device", type=int, default=0, metavar="INDEX", help="of the CUDA device (default: 0)"
+        "--device", type=int, default=0, metavar="INDEX", help="index of the CUDA device (default: 0)"
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 if the kernels run rightly, 1 if one does not, 2 for bad options or no device."""
+    """Exit status: 0 if the kernels are right, 1 if one is not, 2 for bad options or no device."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     if not options.check and options.report is None:
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = list(facts(options.device))
     print("\n".join(lines))
     if not devices:
-        print("no CUDA device is there: the kernels of the CPU run, and torch's own layer elsewhere")
+        print("no CUDA device found: the CPU kernels run, and torch's own layer elsewhere")
         return 2
     checked = []
     width = max(len(str(kind)) for kind in kinds(options.device))
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def facts(device: int) -> Iterator[str]:
-    """Lines on the machine and what of CUDA is there."""
+    """Lines about the machine and its CUDA libraries."""
     versions = (batchformer.__version__, torch.__version__, torch.version.cuda)
     yield "batchformer {}, torch {}, CUDA of torch {}".format(*versions)
     if torch.cuda.device_count():
@@ -93,7 +93,7 @@ def facts(device: int) -> Iterator[str]:
 
 
 def kinds(device: int) -> Iterator[Signature]:
-    """Those of the systems that BatchFormer trains in, in every dtype."""
+    """The kinds of calls in the systems that BatchFormer trains in, in every dtype."""
     for dtypes in DTYPES:
         for channels, heads in WIDTHS:
             for gelu, norm_first in OPTIONS:
@@ -129,7 +129,7 @@ def report(lines: Sequence[str], checked: Sequence[Checked], device: int) -> str
 {ledger}
 ```
 
-## Beside libtorch, relative in the 2-norm
+## Difference from libtorch, relative, in the 2-norm
 
 | call | finding |
 | --- | --- |

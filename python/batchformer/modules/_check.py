@@ -1,4 +1,4 @@
-"""Sentences for arguments that cannot be right: argument, rule, fact."""
+"""Checks of arguments; an error names argument, rule and fact."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ def tensor(name: str, value: Any) -> None:
 def dense(name: str, value: Any) -> None:
     """Raise TypeError unless `value` is a tensor with strides and without names.
 
-    Others fail in torch's layer, too, but with sentences about reshape and memory formats.
+    Others fail in torch's layer, too, but with messages about reshape and memory formats.
     """
     tensor(name, value)
     if value.layout is not torch.strided:

@@ -1,4 +1,4 @@
-"""The encoder layer composed of its own modules, for keys and values of others where the op does not run."""
+"""The encoder layer run module by module, on given keys and values, where the op does not run."""
 
 import contextlib
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ def composed(
         x (Tensor[N, L, C]): or Tensor[L, N, C] with batch_first.
         keys_values (Tensor[K, L, 2C]): or Tensor[L, K, 2C] with batch_first.
         key_count: how many of the K count; None if all.
-        projection: of the layer's attention, from which the queries are made.
+        projection: in_proj of the layer's attention, whose query part is applied.
         rank: of this process, if others have keys, too: ranks with equal random states draw different masks.
-            In a compiled graph they draw equal ones, as those of all dropout of torch's are.
+            In a compiled graph they draw equal ones, as in all of torch's dropout.
     """
     if rank is not None and _drops(layer) and not torch.compiler.is_compiling():
         with _random_state_of(rank, x.device):
@@ -63,14 +63,14 @@ def check_attention(layer: nn.Module) -> None:
 
 
 def _drops(layer: nn.TransformerEncoderLayer) -> bool:
-    """Whether the layer draws masks of dropout, as it would for the op: else no state is touched."""
+    """Whether the layer draws dropout masks; if not, the random state is left alone."""
     places = (layer.dropout, layer.dropout1, layer.dropout2)
     return layer.training and (layer.self_attn.dropout > 0 or any(place.p > 0 for place in places))
 
 
 @contextlib.contextmanager
 def _random_state_of(rank: int, device: torch.device) -> Iterator[None]:
-    """A random state of the rank's own, drawn from the present one, which goes on alike on all ranks."""
+    """A random state for this rank, seeded from the current one, which advances equally on all ranks."""
     seed = int(mix(torch.randint(2**63 - 1, (), device="cpu"), rank))
     if device.type == "cpu":
         with torch.random.fork_rng([]):

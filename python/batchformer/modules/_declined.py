@@ -16,20 +16,21 @@ from batchformer._extension import core
 from batchformer.ops.forward_mode import has_tangent
 
 OP_DEVICES = tuple(core.op_devices())
-"""Where the op has kernels that win, on CUDA for calls that they serve. Elsewhere torch's own layer runs, and
-torch.compile sees into it."""
+"""Devices where the op has kernels that are faster; on CUDA for the calls that they support. Elsewhere
+torch's own layer runs, and torch.compile sees into it."""
 
 TORCH_IS_FASTER = {
     getattr(torch, dtype): (channels, divisor) for dtype, channels, divisor in core.torch_is_faster()
 }
-"""Where the processor multiplies in half precision: above how many channels torch's own layer wins, and by
-what their square is divided for the number of samples from which on it does not."""
+"""By dtype, if the processor multiplies in half precision: (width, divisor). Torch's own layer is faster with
+C channels above that width and fewer than C² / divisor samples."""
 
 MOST_POSITIONS = 65_535
-"""What torch's attention on an accelerator takes at once, as a grid of CUDA has no more blocks on that axis:
-flash attention fails above, memory-efficient attention refuses dropout (pytorch/pytorch, issue 146704)."""
+"""The most positions that torch's attention on an accelerator takes at once, as a CUDA grid has no more
+blocks on that axis: flash attention fails above, memory-efficient attention refuses dropout (pytorch/pytorch,
+issue 146704)."""
 ANY_POSITIONS = ("cpu", "meta")
-"""Types of devices where there is no such bound."""
+"""Types of devices without that limit."""
 
 _PLAIN = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
 _LINEARS = (nn.Linear, NonDynamicallyQuantizableLinear)
@@ -47,7 +48,7 @@ _TRACERS = ("torch.fx.", "torch.export.", "torch._export.", "torch._dynamo.")
 
 
 def for_call(src: Tensor) -> str | None:
-    """Why a call without a mask is not the op's, whatever the layer."""
+    """Why the op does not take a call without a mask, whatever the layer; None if it does."""
     if src.is_nested:
         return "src is nested"
     if src.device.type not in OP_DEVICES:
@@ -98,7 +99,7 @@ def for_modules(layer: nn.TransformerEncoderLayer, inside: dict[str, Any]) -> st
 
 
 def for_precision(src: Tensor, batch_first: bool) -> str | None:
-    """Why a call in half precision, by its dtype or by autocast, is not the op's."""
+    """Why the op does not take a call in half precision, by its dtype or by autocast."""
     dtype = src.dtype
     if torch.is_autocast_enabled("cpu") and dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cpu")
@@ -108,14 +109,14 @@ def for_precision(src: Tensor, batch_first: bool) -> str | None:
     samples, channels = src.shape[-2 if batch_first else 0], src.shape[-1]
     if channels <= wide:
         return None
-    # A symbolic number of samples would become a guard: then the width alone decides.
+    # A symbolic number of samples would add a guard: then the width alone decides.
     if type(samples) is int and samples * divisor >= channels**2:
         return None
     return f"torch's layer is the faster one in {dtype} at this width"
 
 
 def for_tensors(src: Tensor, parameters: ops.Parameters) -> str | None:
-    """Why these tensors, all that the op would be given, are not for it."""
+    """Why the op does not take these tensors, all that it would be given."""
     for tensor in (src, *parameters):
         if tensor is None:
             continue
@@ -129,7 +130,7 @@ def for_tensors(src: Tensor, parameters: ops.Parameters) -> str | None:
 
 
 def activation_name(activation: Any) -> str | None:
-    """What the op calls an activation; None if it does not have it."""
+    """The op's name for an activation; None if it does not support it."""
     if activation is F.relu or activation is torch.relu or type(activation) is nn.ReLU:
         return "relu"
     if activation is F.gelu or (type(activation) is nn.GELU and activation.approximate == "none"):
@@ -166,7 +167,7 @@ def changed(module: nn.Module) -> str | None:
 
 
 def _mode_of_the_user() -> str | None:
-    """The mode that would see torch's layer at work; torch's default device and tracers look at any op."""
+    """A mode that has to see the ops in torch's layer; torch's default device and tracers accept any op."""
     for i in range(torch._C._len_torch_function_stack()):
         mode = type(torch._C._get_function_stack_at(i))
         if mode is not DeviceContext and not mode.__module__.startswith(_TRACERS):
@@ -190,8 +191,8 @@ _CALLED: tuple[tuple[Any, str], ...] = (
     (F, "layer_norm"),
     (F, "dropout"),
 )
-"""What runs inside torch's layer. Libraries replace these for all layers at once: context parallelism and
-other kernels the attention, ZeRO and profilers the linear."""
+"""The functions that run inside torch's layer. Libraries replace some for all layers at once: the attention,
+for context parallelism or other kernels, and the linear, for ZeRO and profilers."""
 
 
 def _in_place() -> list[Any]:
@@ -199,7 +200,7 @@ def _in_place() -> list[Any]:
 
 
 def _replaced() -> str | None:
-    """What of `_CALLED` is not torch's; torch's own tracer, which replaces __call__, looks at any op."""
+    """What was replaced of `_CALLED`, by name; torch's tracer, which replaces __call__, accepts any op."""
     for (owner, name), now, before in zip(_CALLED, _in_place(), _AT_IMPORT, strict=True):
         if now is not before and not hasattr(now, "_Patcher__fx_already_patched"):
             return f"{owner.__name__}.{name}"

@@ -1,4 +1,4 @@
-"""The encoder inside BatchFormer and BatchFormerV2, and how it is led across the batch."""
+"""The encoder inside BatchFormer and BatchFormerV2, and how it is applied across the batch."""
 
 import warnings
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from batchformer.modules.encoder_layer import TransformerEncoderLayer
 
 
 class _Layers(nn.TransformerEncoder):
-    """torch.nn.TransformerEncoder, whose layers may attend to others, each to those of its own."""
+    """torch.nn.TransformerEncoder whose layers may also attend to others, each to those of its own layer."""
 
     def forward(self, src: Tensor, *arguments: Any, others: Others | None = None, **named: Any) -> Tensor:
         """Output of all layers, in the shape of `src`."""
@@ -91,6 +91,6 @@ def _attend(encoder: nn.Module, x: Tensor, others: Others | None = None) -> Tens
 
 
 def _attends_over_second_axis(encoder: nn.Module) -> bool:
-    """Whether the encoder was made with batch_first, which is about its own batch, our positions."""
+    """Whether the encoder was made with batch_first; its batch axis is our axis of positions."""
     layer = encoder.layers[0] if isinstance(encoder, nn.TransformerEncoder) else encoder
     return bool(getattr(getattr(layer, "self_attn", None), "batch_first", False))

@@ -1,4 +1,4 @@
-"""What of samples and layers has to be the same on all ranks, and of samples to fit the layers."""
+"""What has to be the same on all ranks, of samples and layers, and whether samples fit the layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ _ONE_SIZE = "pad or resize all maps to one size"
 
 
 def facts(x: Tensor, positions: Sequence[int] | None, layers: Sequence[Any]) -> dict[str, int | str]:
-    """By name, as :func:`batchformer.ranks.agree` compares them; the first that differs is the one told.
+    """By name, as :func:`batchformer.ranks.agree` compares them; the error names the first that differs.
 
     Args:
         x (Tensor[N, L, C]): the samples.
-        positions: height and width of the map that the L positions are of; None if they are of none.
+        positions: height and width of the map, if the L positions come from one; else None.
         layers: of the encoder.
     """
     first, device = layers[0], x.device.type
@@ -45,13 +45,13 @@ def layers_of(encoder: nn.Module) -> list[Any]:
 
 
 def check_fits(x: Tensor, weight: Tensor) -> None:
-    """Raise unless x is of the device and dtype of the layer: before others wait for its keys."""
+    """Raise unless x has the layer's device and dtype, before other ranks wait for its keys."""
     if x.device != weight.device:
         raise ValueError(f"x: expected device {weight.device} as in_proj_weight has, got {x.device}")
     got = _name(x.dtype)
     if not x.is_floating_point():
         raise TypeError(f"x: expected a dtype of float16, bfloat16, float32 and float64, got {got}")
-    # Of a shard the dtype says nothing yet: what gathers it may change that.
+    # The dtype of a shard says nothing yet: gathering may change it.
     plain = type(weight) in (Tensor, nn.Parameter)
     if plain and x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(f"x: expected dtype {_name(weight.dtype)} as in_proj_weight has, got {got}")

@@ -1,4 +1,4 @@
-"""Keys and values that samples attend to beside their own: of other ranks and earlier steps."""
+"""Keys and values that samples attend to in addition to their own: of other ranks and earlier steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,32 +12,32 @@ from batchformer.ranks import Ranks, gather
 
 
 class Keys(NamedTuple):
-    """Whom the samples of one layer attend to."""
+    """What the samples of one layer attend to."""
 
     ranks: Ranks | None = None
-    """Those whose samples answer, too; None if that is this process alone."""
+    """The ranks whose samples are attended to, too; None if this process is alone."""
     samples: Sequence[int] = ()
     """How many samples each rank has."""
     facts: Mapping[str, int | str] | None = None
-    """What has to be the same on all ranks, for a compiled graph to look at when it runs."""
+    """What has to be the same on all ranks, for a compiled graph to check when it runs."""
     rows: Tensor | None = None
     """Remembered inputs of the layer, [M, L, C]."""
     row_count: Tensor | None = None
-    """How many of these rows count, if not all."""
+    """How many of these rows are samples; None: all."""
     uniform: bool = False
-    """Whether all keys are attended to alike."""
+    """Whether all keys get equal attention."""
 
 
 def are_of_own_samples_alone(keys: Keys) -> bool:
-    """Whether there is nobody to attend to but the samples themselves.
+    """Whether the samples attend to each other alone.
 
-    No property, as the compiler of torch 2.10 does not see those of tuples.
+    Not a property, as the compiler of torch 2.10 does not see properties of tuples.
     """
     return keys.ranks is None and (keys.rows is None or keys.rows.shape[0] == 0)
 
 
 class InProjection(NamedTuple):
-    """in_proj of an attention, apart into what makes queries and what makes keys and values."""
+    """in_proj of an attention, split into the part for queries and the part for keys and values."""
 
     query_weight: Tensor  # [C, C]
     query_bias: Tensor | None  # [C]
@@ -46,7 +46,7 @@ class InProjection(NamedTuple):
 
 
 def of_queries(parameters: Parameters, projection: InProjection) -> Parameters:
-    """The op's parameters for a call that brings keys and values."""
+    """The op's parameters for a call with given keys and values."""
     return parameters._replace(in_proj_weight=projection.query_weight, in_proj_bias=projection.query_bias)
 
 
@@ -67,7 +67,7 @@ def _values_alone(tensor: Tensor) -> Tensor:
 
 
 def split_in_proj(attention: nn.MultiheadAttention, *, uniform: bool) -> InProjection:
-    """The parts of :func:`in_proj`. As splits, so that the backward makes one gradient of theirs."""
+    """The parts of :func:`in_proj`, made by split, so that the backward makes one gradient of theirs."""
     weight, bias = in_proj(attention, uniform=uniform)
     channels = weight.shape[1]
     query_weight, key_weight = weight.split([channels, 2 * channels])
@@ -78,15 +78,15 @@ def split_in_proj(attention: nn.MultiheadAttention, *, uniform: bool) -> InProje
 def keys_and_values(
     layer: nn.TransformerEncoderLayer, x: Tensor, keys: Keys, projection: InProjection
 ) -> tuple[Tensor, Tensor | None]:
-    """Keys and values `[K, L, 2C]` of all samples that answer, and how many of the K count, None if all.
+    """Keys and values `[K, L, 2C]` of all samples attended to, and how many of the K count (None: all).
 
-    Own samples are among them once. Remembered ones are projected with today's norm1 and weights, which
-    learn from them. With batch_first the first is `[L, K, 2C]`.
+    Own samples are among them once. Remembered ones are projected with the current norm1 and weights, which
+    get gradients from them. With batch_first the first is `[L, K, 2C]`.
 
     Args:
         layer: whose norm1 and attention are taken.
         x (Tensor[N, L, C]): or Tensor[L, N, C] with batch_first.
-        keys: who answers.
+        keys: which samples are attended to.
         projection: of the layer's attention.
     """
 

@@ -1,4 +1,4 @@
-"""The memory bank of one place and one layer: what the latest samples gave the layer to read."""
+"""The memory bank of one place and one layer: the layer's inputs for the latest samples."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ class Remembered(NamedTuple):
 
     rows: Tensor
     """[M, L, C], the newest first, without a history, in dtype and on the device of the call's x."""
-    count: Tensor | None  # type: ignore[assignment]  # a tuple's own count() is not missed
+    count: Tensor | None  # type: ignore[assignment]  # hides tuple.count()
     """How many of the rows there are, a 0-d int64 tensor on the CPU; None: all."""
     enters: bool
     """Whether the samples of the call are to enter the bank."""
@@ -26,7 +26,7 @@ class MemoryBank:
     """The inputs of a layer for the last `size` samples, which a later batch attends to, too.
 
     It is no module and has no buffers: it is in no state_dict, and neither DistributedDataParallel nor an
-    average of weights touches it. Copies and pickles have its rows.
+    average of weights touches it. Copies and pickles include its rows.
 
     Args:
         size: samples that it holds at most, at least 1.
@@ -53,20 +53,19 @@ class MemoryBank:
         self._forwards = Forwards()
 
     def look(self, x: Tensor, positions: Sequence[int] | None = None) -> Remembered:
-        """What the bank holds, or held when the forward that a checkpoint runs again came by first.
+        """What the bank holds; in a checkpoint's recomputation, what it held in the first forward.
 
-        Samples enter once, with gradients: not under no_grad, nor in a recomputation, unless the forward of
-        a checkpoint with use_reentrant=True was without them. In a compiled graph all `size` rows are given
-        and their count beside, as shapes are fixed there.
+        Samples enter once, in a forward with gradients: not under no_grad, nor in a recomputation, except
+        that of a checkpoint with use_reentrant=True, whose forward is without gradients. In a compiled graph
+        all `size` rows are returned together with their count, as shapes are fixed there.
 
         Args:
             x (Tensor[N, L, C]): the input of the layer.
-            positions: height and width of the map that the L positions are of; None if they are of none.
+            positions: height and width of the map, if the L positions come from one; else None.
 
         Raises:
             ValueError: other positions than the remembered samples have.
-            RuntimeError: a recomputation of which it is not known what its forward saw; a transform of
-                torch.func.
+            RuntimeError: a recomputation whose first forward is not known; a transform of torch.func.
         """
         self.check(x, positions)
         rows, count = self.rows, self.count
@@ -101,7 +100,7 @@ class MemoryBank:
             )
 
     def enter(self, entering: Tensor, positions: Sequence[int] | None = None) -> None:
-        """None; puts samples in front of the others, of which the oldest go where there are too many.
+        """None; puts samples in front of the others, and drops the oldest beyond `size`.
 
         Args:
             entering (Tensor[n, L, C]): of this process, or of all.
@@ -114,7 +113,7 @@ class MemoryBank:
         if rows is None:
             rows = entering.new_zeros((self.size, *entering.shape[1:]))
         kept = rows[: max(self.size - samples, 0)].to(entering)
-        # A new tensor, as the old one is what earlier forwards saw.
+        # A new tensor, as earlier forwards hold the old one.
         self.rows = torch.cat([entering[: self.size], kept])  # [size, L, C]
         self.count = (self.count + samples).clamp(max=self.size)
 
@@ -124,7 +123,7 @@ class MemoryBank:
             return
         had_values = not self.rows.is_meta
         self.rows = convert(self.rows)
-        if not had_values and not self.rows.is_meta:  # memory as it came, by to_empty()
+        if not had_values and not self.rows.is_meta:  # uninitialised memory, from to_empty()
             self.rows, self.count = None, _none()
 
     def __getstate__(self) -> dict[str, Any]:

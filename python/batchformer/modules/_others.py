@@ -1,4 +1,4 @@
-"""Whom the samples of a module meet beside each other: samples of other ranks, and remembered ones."""
+"""The other samples that those of a module attend to: samples of other ranks, and remembered ones."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from numbers import Integral
@@ -18,7 +18,7 @@ from batchformer.ranks import Ranks, agree, check_group, gather, ranks_of
 
 
 class Others:
-    """Whom the samples of one forward of a module meet, layer by layer."""
+    """The other samples that those of one forward attend to, layer by layer."""
 
     def __init__(
         self,
@@ -35,14 +35,14 @@ class Others:
 
     @property
     def alone(self) -> bool:
-        """Whether no rank but this one has samples to meet."""
+        """Whether no other rank has samples to attend to."""
         return self._ranks is None
 
     def through(self, layer: Any, number: int, x: Tensor) -> Tensor:
         """Output of a layer, by its number in the encoder, in the shape of x.
 
-        The layer is called as a module, and projects keys in its forward: hooks around it, as of FSDP2, see
-        all that its parameters do.
+        The layer is called as a module, and projects keys in its forward, so that hooks around it, as of
+        FSDP2, cover every use of its parameters.
 
         Args:
             layer: of the encoder.
@@ -65,7 +65,7 @@ class Others:
 
 
 class _Group:
-    """A process group, which cannot be copied: a copy of a module goes on with the same."""
+    """A process group, which cannot be copied: a copy of a module shares it."""
 
     def __init__(self, group: Any) -> None:
         self.group = group
@@ -75,13 +75,13 @@ class _Group:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"process_group: expected None in a module that is pickled, as a group is of its processes "
+            f"process_group: expected None in a module that is pickled, as a group exists in its processes "
             f"alone, got {self.group.group_name!r}; save the state_dict"
         )
 
 
 class AcrossSamples(nn.Module):
-    """A module whose samples meet each other, and others, too, if it is asked for that."""
+    """A module whose samples attend to each other and, on request, to those of other ranks and steps."""
 
     encoder: nn.Module
     # As class attributes for modules that an earlier release has pickled.
@@ -118,16 +118,16 @@ class AcrossSamples(nn.Module):
 
     @property
     def process_group(self) -> Any:
-        """Whose samples are met; None is the default group, looked up at every call."""
+        """The ranks whose samples are attended to; None is the default group, looked up at every call."""
         return None if self._group is None else self._group.group
 
     def _meet(
         self, bank: Hashable, check: Callable[..., Tensor], *arguments: Any
     ) -> tuple[Tensor, Others | None]:
-        """The samples `[N, L, C]` that `check` makes of the arguments, and whom they meet.
+        """The samples `[N, L, C]` that `check` makes of the arguments, and the others that they attend to.
 
         Raises:
-            ValueError: what `check` raises, on every rank; or ranks whose samples cannot meet.
+            ValueError: what `check` raises, on every rank; or ranks that differ.
         """
         asked = self.gather_distributed or self.memory_bank_size > 0
         if not asked and self.attend != "uniform":
@@ -135,8 +135,8 @@ class AcrossSamples(nn.Module):
         if asked and getattr(self, "_is_replica", False):
             raise RuntimeError(
                 f"{type(self).__name__}: expected no replica of nn.DataParallel with gather_distributed or "
-                f"memory_bank_size, as replicas are of one step and one process, got one; use "
-                f"DistributedDataParallel"
+                "memory_bank_size, as replicas live for one step in one process, got one; use "
+                "DistributedDataParallel"
             )
         bank_of = None if self.memory_bank_size == 0 else lambda layer: self._bank(bank, layer)
         ranks = ranks_of(self.process_group) if self.gather_distributed else None
@@ -149,12 +149,12 @@ class AcrossSamples(nn.Module):
         except (TypeError, ValueError) as error:
             if ranks is not None and not compiling:
                 device = next(self.encoder.parameters()).device
-                agree(ranks, 0, {}, device, fault=str(error))  # raises: nobody waits for this rank
+                agree(ranks, 0, {}, device, fault=str(error))  # raises on every rank, so that none waits
             raise
         samples: list[int] = []
         told = None if ranks is None else self._facts(x, positions, bank)
         if ranks is not None and told is not None:
-            if compiling:  # equal numbers by contract, which the graph looks at
+            if compiling:  # equal numbers by contract, which the graph checks
                 samples = [x.shape[0]] * ranks.size
             else:
                 samples, told = agree(ranks, x.shape[0], told, x.device), None
@@ -183,7 +183,7 @@ class AcrossSamples(nn.Module):
         if key in self._banks:
             return self._banks[key]
         new = MemoryBank(self.memory_bank_size)
-        if not isinstance(new.count, FakeTensor):  # else nothing real may meet it
+        if not isinstance(new.count, FakeTensor):  # a real tensor must not be mixed with a fake one
             self._banks[key] = new
         return new
 
@@ -195,19 +195,19 @@ class AcrossSamples(nn.Module):
             "two_stream": int(bool(getattr(self, "two_stream", True))),
             "bank": str(bank),
         }
-        if self.memory_bank_size and not torch.compiler.is_compiling():  # a graph has no numbers of tensors
+        if self.memory_bank_size and not torch.compiler.is_compiling():  # a graph reads no values of tensors
             found["memory bank: number of samples"] = int(self._bank(bank, 0).count)
         return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AcrossSamples":
-        """With the parameters the remembered samples."""
+        """Converts the remembered samples with the parameters."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for bank in self._banks.values():
             bank.apply(fn)
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of an earlier release, too, that had no banks."""
+        """Also for the state of an earlier release, which had no banks."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.__dict__.setdefault("_banks", {})
 

@@ -1,15 +1,16 @@
-"""What a forward saw, found again by the recomputations of checkpoints.
+"""What the memory bank held in a forward, found again when a checkpoint recomputes that forward.
 
-Which recomputation belongs to which forward is told by what runs it, never by its numbers, which kernels may
-round otherwise the second time:
+A recomputation is matched to its forward by what runs it, never by its values, which kernels may round
+differently the second time:
 
-- With use_reentrant=False a part of the model has a frame of torch's, in its forward as in its recomputation;
-  the calls in it come in the same order. What they saw goes when the frame goes, with the graph.
-- With use_reentrant=True the forward has no gradients, and no frame. A node of the graph runs it again, which
-  was made just before it: of all calls without gradients, those that came next are its own. A call does not
-  tell whether a checkpoint makes it, so the latest are kept, and no older node is answered.
+- With use_reentrant=False torch has a frame for each checkpointed part, the same in forward and
+  recomputation; the calls in it come in the same order. What they saw is freed with the frame, as the graph
+  is freed.
+- With use_reentrant=True the forward has no gradients, and no frame. A node of the graph, made just before
+  the forward, runs it again: its calls are the next ones without gradients after the node. A call does not
+  show whether a checkpoint makes it, so the latest are kept; for an older node an error is raised.
 
-Whatever does not fit is refused: it would give finite gradients of something else.
+Whatever does not match raises: it would silently give the gradients of something else.
 """
 
 import inspect
@@ -26,13 +27,13 @@ from torch.utils.checkpoint import _CheckpointFrame
 
 from batchformer.marks import in_backward
 
-_THREAD = threading.local()  # torch numbers nodes by thread, and Python uses a thread's number again
+_THREAD = threading.local()  # torch numbers nodes per thread, and Python reuses the ids of threads
 _MOST_CALLS = 256
 _MOST_SNAPSHOTS = 3  # each may be as large as the bank
 
 
 class Snapshot(NamedTuple):
-    """The state of a bank; it is replaced and never written."""
+    """The state of a bank; it is replaced, never modified."""
 
     rows: Tensor | None
     samples: Tensor
@@ -54,7 +55,7 @@ class _Call(NamedTuple):
 
 
 class _Region(NamedTuple):
-    """A pair of hooks on saved tensors that the thread is under."""
+    """A pair of hooks on saved tensors that is active in the thread."""
 
     pack: Any
     frame: _CheckpointFrame | None  # None: not of torch's checkpoint
@@ -67,16 +68,16 @@ class Forwards:
     def __init__(self) -> None:
         self._of_frames: weakref.WeakKeyDictionary[_CheckpointFrame, list[Forward]]
         self._of_frames = weakref.WeakKeyDictionary()
-        self._found: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by the recomputation
+        self._found: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # by recomputation
         self._calls: deque[_Call] = deque()
         self._calls_of_backward: list[_Call] = []  # of checkpoints inside of one that runs again
-        self._forgotten = -1  # the latest moment of a call that is not kept any more
+        self._forgotten = -1  # the latest moment of a call that is no longer kept
 
     def call(self, shape: torch.Size, snapshot: Snapshot) -> tuple[Forward, bool]:
-        """The forward that this call is, or runs again, and whether its samples enter the bank now.
+        """The forward that this call is, or recomputes, and whether its samples enter the bank now.
 
         Raises:
-            RuntimeError: it runs again what is not known, or with another shape.
+            RuntimeError: it recomputes an unknown forward, or one with another shape.
         """
         regions, gradients = _regions(), torch.is_grad_enabled()
         last = max((index for index, region in enumerate(regions) if region.again), default=None)
@@ -88,15 +89,15 @@ class Forwards:
             found = self._by_node(regions) if last is None else self._by_frame(regions[last])
             if found is None:
                 raise RuntimeError(
-                    "checkpoint: expected to run a forward again that the memory bank has seen, and not long "
-                    "ago, got another (inside of a hook on gradients, by the checkpoint of another package, "
-                    "of a module that was copied before its backward, or before hundreds of others); use "
-                    "torch.utils.checkpoint, or leave memory_bank_size out"
+                    "checkpoint: expected to run a forward again that the memory bank has seen recently, got "
+                    "another (in a hook on gradients, by another package's checkpoint, of a module copied "
+                    "before its backward, or hundreds of forwards later); use torch.utils.checkpoint, or "
+                    "leave memory_bank_size out"
                 )
             if found.shape != shape:
                 raise RuntimeError(
                     f"checkpoint: expected to run a forward with x of shape {list(found.shape)} again, got "
-                    f"{list(shape)}, so that the part of the model does not do what it did"
+                    f"{list(shape)}: the part of the model did not do the same again"
                 )
             forward, enters = found, gradients and not found.entered
             forward.entered |= enters
@@ -130,10 +131,10 @@ class Forwards:
         return calls[index] if index < len(calls) else None
 
     def _by_node(self, regions: list[_Region]) -> Forward | None:
-        """The call that comes next after the node was made that runs now."""
+        """The first call after the node that is running was made."""
         node = torch._C._current_autograd_node()
         if not isinstance(node, BackwardCFunction):
-            return None  # no function of Python's, which alone can run a forward
+            return None  # not a Python function, and only those can run a forward
         if any(region.frame is None for region in regions) and "Checkpoint" not in node.name():
             return None  # another package's checkpoint, which works by hooks on saved tensors
         made = node._sequence_nr()
@@ -153,9 +154,9 @@ def _call(forward: Forward | None) -> _Call:
 
 
 def _regions() -> list[_Region]:
-    """What the thread is under, outermost first.
+    """The hooks on saved tensors that are active in the thread, outermost first.
 
-    Torch tells the innermost alone, so all are taken off and put back.
+    Torch shows the innermost alone, so all are taken off and put back.
     """
     autograd, hooks = torch._C._autograd, []
     try:

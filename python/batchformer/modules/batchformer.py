@@ -47,19 +47,19 @@ def batchformer(x: Tensor, y: Targets, encoder: nn.Module, is_training: bool) ->
 class BatchFormer(AcrossSamples):
     """Samples that learn from one another, in training; see :func:`batchformer`. The identity in evaluation.
 
-    With `gather_distributed` the n samples of a rank attend to the N of all ranks, and their gradients go
-    back to those. The ranks may have different numbers of samples, also none if another has some: its
-    gradients are zeros. With equal numbers DistributedDataParallel then gives the gradients of one process
-    with all samples. Else weight the mean loss of each rank by n * (number of ranks) / N, or what is the
-    same, take the sum over its samples times (number of ranks) / N. Everything else has to be the same on all
-    ranks, in a compiled step the numbers of samples, too, and each has to run forward and backward as often
-    as the others. In evaluation nothing is exchanged. Without a process group there is one rank, which a
-    warning says.
+    With `gather_distributed` the n samples of a rank attend to the N of all ranks, and gradients flow back to
+    all of them. Ranks may have different numbers of samples, even 0 if another has some: the gradients of
+    that rank are then zeros. With equal numbers DistributedDataParallel gives the gradients of one process
+    with all samples. Else weight the mean loss of each rank by n * (number of ranks) / N or, equivalently,
+    multiply the sum over its samples by (number of ranks) / N. Everything else has to be the same on all
+    ranks, in a compiled step the numbers of samples, too, and each rank has to run forward and backward as
+    often as the others. In evaluation nothing is exchanged. Without a process group a warning says that this
+    process is the only rank.
 
     With `memory_bank_size` they also attend to the last samples of earlier steps (of all ranks, if those are
-    gathered). The inputs of each layer are kept, without a gradient; today's weights make keys of them, and
-    learn from them. A forward with gradients enters its samples once: none in evaluation, under no_grad, or
-    when a checkpoint runs it again. What is remembered is in copies and pickles, not in the state_dict.
+    gathered). The inputs of each layer are kept, detached; the current weights make keys of them, and get
+    gradients from them. A forward with gradients enters its samples once; none enter in evaluation, under
+    no_grad, or when a checkpoint runs it again. The bank is in copies and pickles, not in the state_dict.
 
     Args:
         dim: C, the width of the features.
@@ -73,8 +73,8 @@ class BatchFormer(AcrossSamples):
         num_layers: more than 1 puts that many layers into ``encoder.layers``.
         recompute: keep the layer's input alone for the backward, which then runs the forward again.
         gather_distributed: samples attend to those of all ranks of torch.distributed, with gradient.
-        memory_bank_size: and to this many of earlier steps, without one.
-        process_group: which ranks; None is the default group, looked up at every call.
+        memory_bank_size: samples attend to this many of earlier steps, too, without gradient.
+        process_group: the ranks to gather from; None is the default group, looked up at every call.
         norm_first, layer_norm_eps, bias, device, dtype: as for torch.nn.TransformerEncoderLayer.
 
     Raises:
@@ -150,15 +150,15 @@ class BatchFormer(AcrossSamples):
             y: targets, or None.
             streams: 2 if x and y already hold both streams, from an insertion before this one: only the
                 second half of x is transformed.
-            bank: of a module that is called more than once in a step, whose remembered samples these are:
-                each value has a bank of its own.
+            bank: a key, for a module that is called more than once in a step: each key has a memory bank of
+                its own.
 
         Raises:
             TypeError: x is not a tensor, or not of a floating point dtype.
-            ValueError: x is not [N, C] with N > 0, y has another length; streams that cannot be. With
-                gather_distributed on every rank, and for ranks that differ.
-            RuntimeError: nn.DataParallel with gather_distributed or memory_bank_size; a checkpoint of which
-                the memory bank does not know what it runs again.
+            ValueError: x is not [N, C] with N > 0, y has another length, or streams is wrong. With
+                gather_distributed on every rank, and if ranks differ.
+            RuntimeError: nn.DataParallel with gather_distributed or memory_bank_size; a checkpoint that
+                recomputes a forward unknown to the memory bank.
         """
         if not self.training:
             return x, y
@@ -176,14 +176,14 @@ class BatchFormer(AcrossSamples):
         _check.dense("x", x)
         if x.dim() == 0 or x.shape[0] % 2:
             raise ValueError(
-                f"x: expected an even number of samples on axis 0, as streams=2 says both are there, got "
+                "x: expected an even number of samples on axis 0, as streams=2 means two streams, got "
                 f"{list(x.shape)}"
             )
         check_batch_size(y, x.shape[0])
         return _one_position(x.chunk(2)[1], None, self.dim)
 
     def extra_repr(self) -> str:
-        """What does not show in the encoder."""
+        """Options that do not show in the repr of the encoder."""
         return f"two_stream={self.two_stream}, {super().extra_repr()}"
 
 

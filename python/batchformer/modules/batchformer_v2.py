@@ -29,12 +29,13 @@ _LAYOUTS = {
 class BatchFormerV2(AcrossSamples):
     """A token map for both streams, originals first: twice the batch in training, x itself in evaluation.
 
-    Put it after a block of a vision transformer or on a feature map; everything behind it is shared by the
+    Put it after a block of a vision transformer or on a feature map; everything after it is shared by the
     two streams, so double the targets with :func:`duplicate`. Each position attends over the batch by itself.
     A second insertion gets x of both streams: pass streams=2, and only the second half is transformed.
 
-    :class:`BatchFormer` says what `gather_distributed` and `memory_bank_size` do. Here samples meet at every
-    position, so that all ranks, and all steps with a memory bank, need the same number L of them.
+    See :class:`BatchFormer` for `gather_distributed` and `memory_bank_size`. Here samples attend to each
+    other at every position, so that all ranks, and all steps with a memory bank, need the same number L of
+    positions.
 
     Args:
         dim: C, the width of the tokens.
@@ -49,8 +50,8 @@ class BatchFormerV2(AcrossSamples):
         num_layers: more than 1 puts that many layers into ``encoder.layers``.
         recompute: keep the layer's input alone for the backward, which then runs the forward again.
         gather_distributed: samples attend to those of all ranks of torch.distributed, with gradient.
-        memory_bank_size: and to this many of earlier steps, without one.
-        process_group: which ranks; None is the default group, looked up at every call.
+        memory_bank_size: samples attend to this many of earlier steps, too, without gradient.
+        process_group: the ranks to gather from; None is the default group, looked up at every call.
         norm_first, layer_norm_eps, bias, device, dtype: as for torch.nn.TransformerEncoderLayer.
 
     Raises:
@@ -108,7 +109,7 @@ class BatchFormerV2(AcrossSamples):
             activation,
             num_layers=num_layers,
             recompute=recompute,
-            batch_first=layout == "LNC",  # the encoder then reads x where it lies
+            batch_first=layout == "LNC",  # the encoder then reads x without a copy
             norm_first=norm_first,
             layer_norm_eps=layer_norm_eps,
             bias=bias,
@@ -122,15 +123,15 @@ class BatchFormerV2(AcrossSamples):
         Args:
             x: the token map.
             streams: 2 if x already holds both streams, from an insertion before this one.
-            bank: of a module that is called more than once in a step, whose remembered samples these are:
-                each value has a bank of its own.
+            bank: a key, for a module that is called more than once in a step: each key has a memory bank of
+                its own.
 
         Raises:
             TypeError: x is not a tensor, or not of a floating point dtype.
-            ValueError: x does not have the layout, or is empty; streams that cannot be; another L than the
-                memory bank has. With gather_distributed on every rank, and for ranks that differ.
-            RuntimeError: nn.DataParallel with gather_distributed or memory_bank_size; a checkpoint of which
-                the memory bank does not know what it runs again.
+            ValueError: x does not have the layout, or is empty; streams is wrong; another L than the memory
+                bank has. With gather_distributed on every rank, and if ranks differ.
+            RuntimeError: nn.DataParallel with gather_distributed or memory_bank_size; a checkpoint that
+                recomputes a forward unknown to the memory bank.
         """
         if not self.training:
             return x
@@ -141,7 +142,7 @@ class BatchFormerV2(AcrossSamples):
         return torch.cat([original, related], dim=axis) if self.two_stream else related
 
     def tokens(self, x: Tensor) -> Tensor:
-        """The samples at each position, `[N, L, C]`, of x; :meth:`forward` says what raises."""
+        """The samples at each position, `[N, L, C]`, of x; :meth:`forward` lists the errors."""
         return self._samples(x, streams=1)
 
     def _samples(self, x: Tensor, streams: int) -> Tensor:
@@ -182,8 +183,8 @@ class BatchFormerV2(AcrossSamples):
             )
         if streams == 2 and x.shape[layout.batch_axis] % 2:
             raise ValueError(
-                f"x: expected an even number of samples on axis {layout.batch_axis}, as streams=2 says both "
-                f"are there, got {list(x.shape)}"
+                f"x: expected an even number of samples on axis {layout.batch_axis}, as streams=2 means two "
+                f"streams, got {list(x.shape)}"
             )
 
     @property
@@ -192,5 +193,5 @@ class BatchFormerV2(AcrossSamples):
         return _LAYOUTS[self.layout].batch_axis
 
     def extra_repr(self) -> str:
-        """What does not show in the encoder."""
+        """Options that do not show in the repr of the encoder."""
         return f"layout={self.layout!r}, two_stream={self.two_stream}, {super().extra_repr()}"

@@ -28,7 +28,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     exact GELU, nested or empty inputs, transforms of torch.func, forward-mode AD, tensor subclasses, and
     whatever was put inside the layer or around all modules: hooks, other modules, replaced forwards, torch
     function modes. So do devices other than the CPU and those with CUDA on which the kernels have been
-    verified. :meth:`declined` tells.
+    verified. :meth:`declined` says why.
 
     Args:
         d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps: as for torch's layer.
@@ -98,12 +98,12 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             src_mask: as for torch's layer, which then runs.
             src_key_padding_mask: as for torch's layer, which then runs.
             is_causal: as for torch's layer, which then runs.
-            keys: whom the S attend to beside each other, as :class:`BatchFormer` tells its layers.
+            keys: further samples that the S attend to, as :class:`BatchFormer` passes them.
 
         Raises:
             TypeError: src is not a tensor, not dense, or not of a floating point dtype.
             ValueError: a src of another rank or width, or of another dtype or device than the layer; a mask
-                beside keys.
+                together with keys.
         """
         _check.tensor("src", src)
         if not src.is_nested:
@@ -111,7 +111,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             self._check_shape(src)
         if keys is not None:
             if src_mask is not None or src_key_padding_mask is not None or is_causal:
-                raise ValueError("keys: expected no mask beside them, got one")
+                raise ValueError("keys: expected a call without a mask, got one with a mask")
             return self._forward_with_keys(src, keys)
         parameters = self._parameters_or_reason(src, src_mask, src_key_padding_mask, is_causal)
         if isinstance(parameters, str):
@@ -170,7 +170,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             return ops.encoder_layer(src, parameters, self._config(), recompute=self.recompute)
         check_attention(self)
         projection = split_in_proj(attention, uniform=keys.uniform)
-        # Outside of what is recomputed: keys of others are exchanged once, and stay those of this forward.
+        # Outside of the recomputed part: keys of others are exchanged once, and stay those of this forward.
         keys_values, key_count = keys_and_values(self, src, keys, projection)
         rank = None if keys.ranks is None else keys.ranks.rank
         if isinstance(parameters, str):
@@ -189,15 +189,15 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         return self._recomputed(super().forward, *arguments)
 
     def _recomputed(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        """What the function gives; with `recompute` its arguments alone are kept."""
-        # torch.func's gradients do not take the hooks on saved tensors that checkpoint works with
+        """The output of the function; with `recompute` its arguments alone are kept for the backward."""
+        # torch.func's gradients do not support the hooks on saved tensors that checkpoint uses
         if not self.recompute or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             return function(*arguments)
         y: Tensor = checkpoint(function, *arguments, use_reentrant=False)
         return y
 
     def _inside(self) -> dict[str, Any]:
-        """The modules of the layer. Every call needs all; by attribute they take three times as long."""
+        """The modules of the layer. Every call needs all; attribute access takes three times as long."""
         return self._modules
 
     def _check_shape(self, src: Tensor) -> None:
@@ -245,7 +245,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
 
 
 def _tensor(module: nn.Module, name: str) -> Any:
-    """`module.name`, without nn.Module's own look-up where it is registered, three times as long."""
+    """`module.name`, for parameters without nn.Module.__getattr__, which takes three times as long."""
     parameters = module._parameters
     return parameters[name] if name in parameters else getattr(module, name)
 

@@ -1,4 +1,4 @@
-"""The attention probabilities of an encoder layer, of one position or in the mean over all."""
+"""The attention probabilities of an encoder layer, at one position or averaged over all."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def relations(encoder: nn.Module, x: Tensor, *, uniform: bool = False) -> NDArra
     for name, tensor in (("x", x), ("in_proj_weight", weight)):
         if tensor.is_meta:  # the core would take it for another device
             raise ValueError(f"{name}: expected a tensor with values, got one on meta")
-    # The core refuses an x that does not fit, with a sentence; norm1 would be first, with torch's.
+    # The core refuses an x that does not fit, with our message; norm1 would raise first, with torch's.
     fits = x.shape[1:] == weight.shape[1:] and x.dtype == weight.dtype and x.device == weight.device
     with torch.no_grad():
         attended = layer.norm1(x) if layer.norm_first and fits else x
@@ -41,13 +41,13 @@ def relations(encoder: nn.Module, x: Tensor, *, uniform: bool = False) -> NDArra
 
 
 def mean_relations(encoder: nn.Module, x: Tensor, *, uniform: bool = False) -> NDArray[np.floating[Any]]:
-    """The mean `[heads, N, N]` over the positions of x `[N, L, C]` of :func:`relations` at each.
+    """The mean `[heads, N, N]` of :func:`relations` over the positions of x `[N, L, C]`.
 
     Raises:
         TypeError: as :func:`relations`.
         ValueError: as :func:`relations`.
     """
-    mean = relations(encoder, x[:, 0], uniform=uniform)  # which refuses what does not fit
+    mean = relations(encoder, x[:, 0], uniform=uniform)  # which checks x
     samples, positions, channels = x.shape
     if positions == 1 or uniform:
         return mean
@@ -79,7 +79,7 @@ def _probabilities(layer: nn.TransformerEncoderLayer, x: Tensor) -> Tensor:
         attention.in_proj_weight[: 2 * channels],
         None if bias is None else bias[: 2 * channels],
     )  # [N, L, 2C]
-    if query_and_key.dtype in (torch.float16, torch.bfloat16):  # as the core
+    if query_and_key.dtype in (torch.float16, torch.bfloat16):  # as the core does
         query_and_key = query_and_key.float()
     heads = query_and_key.view(samples, positions, 2, attention.num_heads, -1)  # [N, L, 2, H, D]
     query, key = heads.permute(2, 1, 3, 0, 4)  # each [L, H, N, D]

@@ -11,8 +11,8 @@ from batchformer._extension import core
 class Parameters(NamedTuple):
     """The layer's tensors, named like their keys in the state_dict; a bias that is not there is None."""
 
-    in_proj_weight: Tensor  # [3C, C]; [C, C], that of the queries, for a call that brings keys and values
-    in_proj_bias: Tensor | None  # [3C], or [C]
+    in_proj_weight: Tensor  # [3C, C]; with keys_values [C, C], of the queries alone
+    in_proj_bias: Tensor | None  # [3C]; with keys_values [C]
     out_proj_weight: Tensor  # [C, C]
     out_proj_bias: Tensor | None  # [C]
     linear1_weight: Tensor  # [F, C]
@@ -26,27 +26,28 @@ class Parameters(NamedTuple):
 
 
 class Config(NamedTuple):
-    """What of the layer is not a tensor."""
+    """The options of the layer: all that is not a tensor."""
 
     nhead: int
     """Heads of the attention, a divisor of C."""
     dropout: Sequence[float]
-    """With which probability attention probabilities, hidden layer, first and second residual are dropped."""
+    """Dropout probabilities of: attention probabilities, hidden layer, first residual, second residual."""
     activation: str
     """"relu" or "gelu"."""
     norm_first: bool
-    """Whether a norm stands in front of each block instead of behind it."""
+    """Whether each norm comes before its block instead of after it."""
     batch_first: bool
     """Whether x is [L, N, C] instead of [N, L, C]. The layer attends over N."""
     layer_norm_eps: Sequence[float]
-    """Of norm1 and of norm2."""
+    """eps of norm1 and of norm2."""
 
 
-# The classes are for readers and type checkers; the core's table is what holds.
+# The classes are for readers and type checkers; the core's table is authoritative.
 for _fields, _facts in ((Parameters._fields, core.parameter_facts()), (Config._fields, core.config_facts())):
     if list(_fields) != (_names := [fact[0] for fact in _facts]):
         raise ImportError(
-            f"batchformer._core: expected the fields {list(_fields)}, got {_names}; build it anew: make build"
+            f"batchformer._core: expected the fields {list(_fields)}, got {_names}; build it again: make "
+            "build"
         )
 
 PARAMETER_COUNT = len(Parameters._fields)
@@ -56,7 +57,7 @@ NEEDS_COUNT = 1 + PARAMETER_COUNT + 1
 
 
 class Arguments(NamedTuple):
-    """What both ops take behind their leading tensors."""
+    """What both ops take after their leading tensors."""
 
     parameters: Parameters
     keys_values: Tensor | None
@@ -70,7 +71,7 @@ class Arguments(NamedTuple):
 
 
 def unpack(arguments: Sequence[Any]) -> Arguments:
-    """The arguments by what they are, from (*parameters, keys_values, key_count, seed, *config, ..)."""
+    """The arguments by name, from (*parameters, keys_values, key_count, seed, *config, ..)."""
     parameters, rest = arguments[:PARAMETER_COUNT], arguments[PARAMETER_COUNT:]
     keys_values, key_count, seed, *rest = rest
     config = Config(*rest[:CONFIG_COUNT])

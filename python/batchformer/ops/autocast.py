@@ -48,7 +48,7 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype, norms_in_float32: bool)
 
 
 def _backward_kernel(dispatch_key: torch._C.DispatchKey) -> Callable[..., list[Tensor]]:
-    """Of the backward, whose dtypes are those of its forward, whatever autocast is where it runs."""
+    """The kernel of the backward, whose dtypes are those of its forward, whatever autocast is active."""
     autocast_keys = torch._C.DispatchKeySet(dispatch_key)
 
     def outside_autocast(*arguments: Any) -> list[Tensor]:

@@ -1,8 +1,8 @@
-"""Past the dispatcher: whether a call may go from Python to the core, for the sake of small layers.
+"""Whether a call may bypass the dispatcher and go from Python to the core, which makes small layers faster.
 
 The dispatcher is for what has to see the op: modes of torch and of users, the profiler, autocast, tracers and
-compilers, transforms, subclasses of tensors. Where none of those is there, its way from kernel to kernel
-decides nothing, and takes as long as a layer of two samples and eight channels.
+compilers, transforms, subclasses of tensors. If none of those is active, dispatching decides nothing, and
+takes as long as a layer of two samples and eight channels.
 """
 
 from collections.abc import Iterable
@@ -13,13 +13,13 @@ from torch.autograd import forward_ad
 
 _keys_of = torch._C._dispatch_keys
 _plain = {_keys_of(torch.empty(0, device="cpu")).raw_repr()}
-"""The dispatch keys of numbers in the memory of a device: no other layout, no negative view, no batch.
+"""The dispatch keys of plain tensors on a device: dense, with no negative view, not batched.
 
-Those of CUDA from the first call with such a tensor on."""
+Those of CUDA are added at the first call with a CUDA tensor."""
 
 
 def nobody_watches(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a call with these tensors comes to the same without the dispatcher."""
+    """Whether a call with these tensors gives the same without the dispatcher."""
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -49,5 +49,5 @@ def _is_plain_on_cuda(tensor: Tensor) -> bool:
 
 
 def saved_as_they_are() -> bool:
-    """Whether what a node saves comes back as it was: no hooks on saved tensors are there."""
+    """Whether saved tensors come back as they were: no hooks on saved tensors are active."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is None

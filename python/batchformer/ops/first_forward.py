@@ -10,9 +10,9 @@ library.define("first_forward(Tensor count) -> Tensor", tags=(torch.Tag.pt2_comp
 
 
 def first_forward(count: Tensor) -> Tensor:
-    """A copy of `count`, a tensor of any shape, of a forward that no backward runs.
+    """A copy of `count`, a tensor of any shape, in a forward that no backward runs.
 
-    A compiled graph has no code of Python's that could look, and would take a recomputation for a forward.
+    A compiled graph runs no Python code that could check, and would take a recomputation for a first forward.
 
     Raises:
         RuntimeError: a backward runs this forward.

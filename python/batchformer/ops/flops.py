@@ -1,4 +1,4 @@
-"""What torch.utils.flop_counter counts for the ops: what it counts in torch's own layer."""
+"""What torch.utils.flop_counter counts for the ops: as much as for torch's own layer."""
 
 from math import prod
 from typing import Any
@@ -40,10 +40,10 @@ def _linears(x: torch.Size, arguments: tuple[Any, ...]) -> list[int]:
 
 
 def _scores(x: torch.Size, arguments: tuple[Any, ...]) -> int:
-    """Of q kᵀ, and of each other product of attention."""
+    """FLOPs of q kᵀ, and of each other product of attention."""
     first, second, channels = x
     unpacked = unpack(arguments)
-    brought: Any = unpacked.keys_values  # a shape, as all tensors here
+    brought: Any = unpacked.keys_values  # a shape, as are all tensors here
     axis = 1 if unpacked.config.batch_first else 0
     keys = x[axis] if brought is None else brought[axis]
     return first * second * int(keys) * channels
@@ -52,8 +52,8 @@ def _scores(x: torch.Size, arguments: tuple[Any, ...]) -> int:
 def _attention_products(arguments: tuple[Any, ...]) -> tuple[int, int]:
     """How many are counted in torch's layer, forward and backward.
 
-    Without dropout torch runs a fused kernel, which makes the scores again in its backward; the table of
-    formulas has that of the CPU in later releases only.
+    Without dropout torch runs a fused kernel, whose backward computes the scores again; torch counts the
+    fused kernel of the CPU in later releases only.
     """
     if unpack(arguments).config.dropout[0] > 0:
         return 2, 4

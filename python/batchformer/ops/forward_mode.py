@@ -1,4 +1,4 @@
-"""Forward-mode AD, which the ops do not have: a tangent raises, where it would be lost in silence."""
+"""Forward-mode AD, which the ops do not support: a tangent raises, instead of being lost silently."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +12,7 @@ def refuse_tangents(arguments: Iterable[Any]) -> None:
     if has_tangent(arguments):
         raise NotImplementedError(
             "batchformer::encoder_layer: forward-mode AD is not supported. "
-            "torch.nn.TransformerEncoderLayer, whose state_dict is the same, has what torch has of it."
+            "torch.nn.TransformerEncoderLayer, whose state_dict is the same, has torch's support for it."
         )
 
 

@@ -20,7 +20,7 @@ heads of 512, N=4096: 2167 and 18537, 22534 and 26763.
 
 
 MOST_SAMPLES_OF_A_TILE = 64
-"""That attention keeps in registers, whatever the width of the heads is."""
+"""The most samples whose scores attention keeps in registers, whatever the width of the heads is."""
 
 
 class Signature(NamedTuple):
@@ -28,7 +28,7 @@ class Signature(NamedTuple):
 
     device: int
     x: str
-    """The dtype, as those of the linears' parameters and of the norms'."""
+    """The dtype of x; the next two are those of the linears' and of the norms' parameters."""
     linears: str
     norms: str
     channels: int
@@ -45,7 +45,7 @@ class Signature(NamedTuple):
 
 
 _served: set[tuple[object, ...]] = set()
-"""Kinds of calls that the kernels serve, for good: the core takes longer to say so."""
+"""Kinds of calls known to be served; asking the core takes longer."""
 _warned = False
 
 
@@ -55,8 +55,8 @@ def reason(
     """Why the kernels do not serve a call with this src on a CUDA device; None if they do.
 
     The first call of a kind (device, dtypes, widths, activation, place of the norms) compiles the kernels and
-    compares a small layer with libtorch's. With BATCHFORMER_CUDA=kernels every call is the op's, which raises
-    where they do not serve.
+    compares a small layer with libtorch's. With BATCHFORMER_CUDA=kernels every call runs the op, which raises
+    where the kernels do not serve.
     """
     x, linears, norms = src.dtype, parameters.in_proj_weight.dtype, parameters.norm1_weight.dtype
     if torch.is_autocast_enabled("cuda") and torch.float64 not in (x, linears, norms):
@@ -66,7 +66,7 @@ def reason(
     gelu = activation == "gelu"
     kind = (src.device.index or 0, x, linears, norms, channels, nhead, feedforward, gelu, norm_first)
     compiling = torch.compiler.is_compiling()
-    if compiling or kind not in _served:  # a graph would be guarded by all that the set has
+    if compiling or kind not in _served:  # a graph would be guarded on the whole set
         sentence: str | None = _decided(*kind)
         if sentence is not None:
             return sentence
@@ -80,7 +80,7 @@ def reason(
 
 def _better_by_torch(samples: int, positions: int, width: int, itemsize: int) -> str | None:
     """Why torch's layer is to run calls of these sizes, with heads of that width, though kernels would."""
-    if type(samples) is not int:  # it would become a guard: then the kernels run
+    if type(samples) is not int:  # it would add a guard: then the kernels run
         return None
     if samples > MOST_SAMPLES and width <= WIDEST_HEAD_OF_FLASH:
         return f"torch's attention is the faster one among {samples} samples"
@@ -91,7 +91,7 @@ def _better_by_torch(samples: int, positions: int, width: int, itemsize: int) ->
 
 
 def _is_there() -> bool:
-    """Whether this is no fake tensor, and no torch that calls another maker's devices cuda."""
+    """Whether CUDA is NVIDIA's (ROCm calls its devices cuda, too) and a device can be used."""
     return torch.version.cuda is not None and torch.cuda.is_available()
 
 
@@ -123,7 +123,7 @@ def _decided(
     of_x, of_linears, of_norms = names
     traced = torch._C._len_torch_dispatch_stack() > 0
     kind = Signature(device, of_x, of_linears, of_norms, channels, heads, feedforward, gelu, norm_first)
-    # What is compared has its dtypes already.
+    # The comparison sets its dtypes itself.
     with torch.autocast("cuda", enabled=False):
         found = core.cuda_reason(kind, not traced)
     if found is None:
@@ -140,17 +140,17 @@ def _warn_once(sentence: str) -> None:
         _warned = True
         warnings.warn(
             f"batchformer's CUDA kernels do not run here, so torch's own layer does: {sentence}. "
-            "Details: python -m batchformer.cuda --check; to be quiet: BATCHFORMER_CUDA=torch",
+            "Details: python -m batchformer.cuda --check; to silence this: BATCHFORMER_CUDA=torch",
             RuntimeWarning,
             stacklevel=2,
         )
 
 
 def declined() -> list[str]:
-    """The kinds of calls on CUDA that the kernels do not serve, as far as they came in this process, and why.
+    """The kinds of calls on CUDA in this process that the kernels did not serve, and why.
 
-    What decides beside the kind is not on it, many samples, say:
-    :meth:`batchformer.TransformerEncoderLayer.declined` tells of a call.
+    Reasons beyond the kind, such as many samples, are not listed:
+    :meth:`batchformer.TransformerEncoderLayer.declined` gives the reason for one call.
 
     >>> all(line.startswith("cuda:") and ": " in line for line in declined())
     True

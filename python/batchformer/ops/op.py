@@ -23,7 +23,7 @@ library = torch.library.Library("batchformer", "DEF")
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LARGEST_SEED = 2**63 - 1
-# Of SplitMix64, whose finaliser makes unrelated states of what differs in any bit.
+# Of SplitMix64, whose finaliser makes unrelated states of seeds that differ in any bit.
 _ODD = 0x9E37_79B9_7F4A_7C15
 _NOTHING = (False,) * NEEDS_COUNT
 _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(torch._C.DispatchKey.AutocastCUDA)
@@ -78,25 +78,24 @@ def encoder_layer(
 
 
 def mix(seed: Tensor, rank: int) -> Tensor:
-    """A seed of this rank, int64 from 0 to 2⁶³ - 1 as `seed` is: of equal seeds each rank has another."""
+    """A seed for this rank, int64 from 0 to 2⁶³ - 1 as `seed` is: equal seeds become different ones."""
     return seed ^ (rank * _ODD & _LARGEST_SEED)  # times an odd number: one to one modulo 2⁶³
 
 
 def path_counts() -> dict[str, int]:
     """How often each path has run a forward or a backward in this process.
 
-    {"cpu": calls, "cuda": calls, "aten": calls}; calls that torch's own layer ran are none of the op's.
+    {"cpu": calls, "cuda": calls, "aten": calls}; calls that torch's own layer ran are not counted.
     """
     return dict(core.path_counts())
 
 
 def empty_cache() -> None:
-    """None; gives the memory back to the system that the "cpu" path has kept for its next calls.
+    """None; returns the memory to the system that the "cpu" path keeps for later calls.
 
-    That is scratch, what the forward saves, and large gradients, freed and not used again yet: at most as
-    much as was in use at once in the last few hundred calls, and at most 1024 MiB, or as many as the
-    environment variable BATCHFORMER_POOL_MB named when the path first ran (0: nothing is kept). Outputs are
-    in memory of torch's.
+    That is freed memory of scratch buffers, saved tensors and large gradients: at most as much as was in use
+    at once in the last few hundred calls, and at most 1024 MiB, or the MiB that the environment variable
+    BATCHFORMER_POOL_MB named when the path first ran (0: nothing is kept). Outputs use torch's allocator.
 
     >>> empty_cache()
     """
@@ -155,7 +154,7 @@ torch.library.register_fake("batchformer::encoder_layer_backward", _backward_fak
 
 
 class Call(NamedTuple):
-    """What the forward takes beside the tensors that may have gradients."""
+    """What the forward takes besides the tensors that may have gradients."""
 
     key_count: Tensor | None
     seed: Tensor | None
@@ -168,10 +167,10 @@ Inputs: TypeAlias = Sequence[Any]
 
 
 class _EncoderLayer(torch.autograd.Function):
-    """The op with its derivative. A forward that left too little is run again by the backward.
+    """The op with its derivative. A forward that saved too little is run again by the backward.
 
-    `torch.library.register_autograd` would make the same, but reads the schema's arguments one by one at
-    every call: 90 µs, more than a small layer takes.
+    `torch.library.register_autograd` would do the same, but reads the schema's arguments one by one at every
+    call: 90 µs, more than a small layer takes.
     """
 
     @staticmethod
@@ -182,7 +181,7 @@ class _EncoderLayer(torch.autograd.Function):
         call: Call,
         *inputs: Tensor | None,
     ) -> Tensor:
-        """`left` takes what the op leaves; as an output of this function each of it would become a node."""
+        """`left` takes what the op saves; as outputs of this function these tensors would become nodes."""
         y, saved = forward(inputs, call)
         ctx.config, ctx.needs = call.config, call.needs
         ctx.plain = forward is _forward_core and saved_as_they_are()
@@ -201,7 +200,7 @@ class _EncoderLayer(torch.autograd.Function):
         forward, backward = _CORE if direct else _OPS
         if any(want and not need for want, need in zip(wanted, call.needs, strict=True)):
             call = call._replace(needs=wanted)
-            with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):  # the inputs have the dtypes of the first time
+            with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):  # the inputs have their dtypes already
                 _, saved = forward(inputs, call)
         grads = iter(backward(grad_y, inputs, call, saved))
         return *(None,) * 3, *(next(grads) if need else None for need in call.needs)

@@ -1,4 +1,4 @@
-"""The schemas of the ops and the shapes of what they give, made from the core's table."""
+"""The schemas of the ops and the shapes of their outputs, made from the core's table."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -23,7 +23,7 @@ BACKWARD_SCHEMA = (
 
 
 def empty_saved(x: Tensor, parameters: Parameters, config: Config, needs: Sequence[bool]) -> list[Tensor]:
-    """What a forward with these needs leaves for the backward: shapes and dtypes, without values."""
+    """What a forward with these needs saves for the backward: shapes and dtypes, without values."""
     first, second, channels = x.shape
     samples, positions = (second, first) if config.batch_first else (first, second)
     sizes = {
@@ -39,7 +39,7 @@ def empty_saved(x: Tensor, parameters: Parameters, config: Config, needs: Sequen
         "linears": parameters.in_proj_weight.dtype,
         "sums": torch.float64 if x.dtype == torch.float64 else torch.float32,
     }
-    # The only size that decides what is kept is L = 1, or graphs would not serve every other.
+    # Only L = 1 changes what is kept; any other dependence on sizes would specialise compiled graphs.
     kept = core.saved_kept(config, needs, 1 if positions == 1 else 2)
     whose = core.saved_dtypes(x.device.type)
     return [
@@ -50,7 +50,7 @@ def empty_saved(x: Tensor, parameters: Parameters, config: Config, needs: Sequen
 
 
 def check_devices(x: Tensor, parameters: Parameters, **others: Tensor | None) -> None:
-    """Raise ValueError unless all tensors are on the device of x; the core says the same of real ones."""
+    """Raise ValueError unless all tensors are on the device of x; the core checks real ones the same way."""
     tensors = parameters._asdict() | others
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != x.device:

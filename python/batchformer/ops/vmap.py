@@ -21,7 +21,7 @@ from batchformer.ops.op import library
 
 
 def _one_by_one(op: Any, size: int, dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
-    """The outputs of `op` for each of `size` entries, stacked: of a tensor with a dim its part, else all."""
+    """The outputs of `op` for each of `size` entries, stacked; a tensor without a dim is passed whole."""
     leaves, structure = tree_flatten(arguments)
     flat_dims = _broadcast_to_and_flatten(dims, structure)
     pairs = list(zip(leaves, flat_dims or [], strict=True))
@@ -45,7 +45,7 @@ def _rule(op: Any) -> Callable[..., tuple[Any, Any]]:
 
 def _batched_kernel(op: Any) -> Callable[..., Any]:
     def batched(*arguments: Any) -> Any:
-        level = torch._C._vmapmode_increment_nesting() - 1  # no other call tells the present one
+        level = torch._C._vmapmode_increment_nesting() - 1  # no other call returns the current level
         torch._C._vmapmode_decrement_nesting()
         dims = tree_map(lambda leaf: 0 if _is_batched(leaf) else None, arguments)
         plain = tree_map(

@@ -1,1 +1,1 @@
-"""Swap-in: BatchFormer in a model that stays as it is, by hooks that can be taken out again."""
+"""Swap-in: BatchFormer in a model whose code stays as it is, by hooks that can be removed again."""

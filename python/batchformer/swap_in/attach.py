@@ -43,30 +43,30 @@ def attach(
     as_published: bool = False,
     **module: Any,
 ) -> Attachment:
-    """BatchFormer in `model`, whose code stays as it is; what is returned is its child ``batchformer``, too.
+    """BatchFormer in `model`, whose code stays as it is; the attachment is also its child ``batchformer``.
 
-    In training the part of the model behind the insertion sees both streams, the originals first: twice the
+    In training the part of the model after the insertion sees both streams, the originals first: twice the
     batch. In evaluation, and after :meth:`Attachment.remove`, the model is what it was. Attach before the
     optimizer is built, or hand it ``attachment.parameters()``; before DistributedDataParallel, FSDP and
     torch.compile; and pass the criterion through :meth:`Attachment.wrap`. A model that takes labels and
     returns its loss needs no wrapping: the labels that it is given are doubled inside.
 
-    A mistake that would train one of the two streams alone raises an error, where it can be seen: a place
-    that does not run in a forward in training, a criterion that was not wrapped, outputs that a script has
-    cut by the batch size, targets that are not known.
+    A mistake that would train one of the two streams alone raises an error, wherever it can be detected: a
+    place that does not run in a forward in training, a criterion that was not wrapped, outputs that a script
+    has cut by the batch size, targets that are not known.
 
     Args:
         model: any module. Without `preset`, `before` and `after`, its family is recognised.
-        preset: the family, of which :func:`families` tells more; where two share a name, the model decides:
+        preset: the name of a family, see :func:`families`; where two share a name, the model decides:
             %(names)s
         before: the path of a classifier that takes features `[N, C]`, or of several; '' is the model itself.
         after: the path of a block, or of several. For a preset the indices of its blocks; if None, DETR's
-            encoder layer 0 and DeiT's block 8. A place that gets both streams from one before it transforms
-            the second; one that gets the batch, beside it, doubles that by itself.
-        layout: of what the blocks give, "NLC", "LNC", "NCHW", "NHWC", or "NC" for features. If None, what
-            their classes tell: those of torch by batch_first, most blocks of timm, transformers and
+            encoder layer 0 and DeiT's block 8. A place that gets both streams from an earlier one transforms
+            the second; one that gets the batch itself, on a parallel branch, doubles it.
+        layout: of the outputs of the blocks, "NLC", "LNC", "NCHW", "NHWC", or "NC" for features. If None, it
+            is read from their classes: those of torch by batch_first, most blocks of timm, transformers and
             torchvision, and convolutions; blocks of other classes need it.
-        dim: the width C. If None, what the modules tell.
+        dim: the width C. If None, it is read from the modules.
         shared: one module for all places, or one for each.
         outputs: "both", or "originals": the model returns the originals' rows alone, and the wrapped
             criterion gets those of both streams, also of rows that were cut out or reshaped. For scripts that
@@ -78,19 +78,20 @@ def attach(
             checks that it does.
         pairings: of contrastive losses ("moco_v2", "moco_v3", "clip", and a criterion that is wrapped with
             ``targets=[]``): "all" pairs each stream of a view, or of the images, with each of the other view,
-            or of the texts; "aligned" those of the same name. Each pairing has its own negatives, and the
+            or of the texts; "aligned" pairs equal streams only. Each pairing has its own negatives, and the
             loss is the mean.
         as_published: do as the published code where that differs from the method: "balanced_softmax" takes
             three times the loss and puts the related stream first, "moco_v3" takes four times the loss and
             does not train the module. (RIDE's related stream alone is ``two_stream=False``.)
         **module: nhead, dim_feedforward, dropout, two_stream, attend, num_layers, gather_distributed,
-            memory_bank_size and the other arguments of :class:`BatchFormer`. Each place has a memory bank of
-            its own, one for each time that it runs in a forward, also where all share a module.
+            memory_bank_size and the other arguments of :class:`BatchFormer`. Each place has its own memory
+            bank, one for each time that it runs in a forward, even if all places share a module.
 
-    The logger "batchformer" says at level INFO where it went in; so does the attachment, when it is printed.
+    The logger "batchformer" says at level INFO where BatchFormer was inserted; so does printing the
+    attachment.
 
     Raises:
-        TypeError: model is not an nn.Module, arguments of another type, or one that nobody takes.
+        TypeError: model is not an nn.Module, arguments of another type, or an unknown one.
         ValueError: a path that does not exist or is never called, a width, layout or option that does not
             fit, a model of another family, one that has an attachment already, or one that is wrapped or
             sharded already.
@@ -148,7 +149,7 @@ def attach(
             'of "originals", got "originals"'
         )
     check_not_by_path(model, after)
-    # All that can be refused is refused before the model is touched.
+    # All errors are raised before the model is changed.
     places = family.find_places(model, options)
     check_places(model, places)
     if at_places:
@@ -160,7 +161,7 @@ def attach(
 
 
 def _with_old_names(preset: str | None, module: dict[str, Any]) -> dict[str, Any]:
-    """What arguments of 0.1 say, taken out of `module` where they arrive."""
+    """The values of arguments that 0.1 named differently, taken out of `module`, where they arrive."""
     new: dict[str, Any] = {}
     if "rejoin" in module:
         new["outputs"] = "originals" if module.pop("rejoin") else "both"

@@ -1,4 +1,4 @@
-"""What attach() returns: the new modules in the model, the criteria that know of them, and the way back."""
+"""What attach() returns: the new modules in the model, the wrapped criteria, and how to remove both."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -20,8 +20,8 @@ class Attachment(nn.Module):
 
     It is a child of the model, called ``batchformer`` (of the first place, if the model is an nn.Sequential):
     it goes with the model to devices, into copies and state_dicts, and an optimizer that is built from the
-    model's parameters trains it. It works in training only: ``model.eval()`` takes it out, and
-    ``attachment.eval()`` takes it out alone, until the next ``model.train()``.
+    model's parameters trains it. It works in training only: ``model.eval()`` switches it off, and
+    ``attachment.eval()`` switches off it alone, until the next ``model.train()``.
 
     ``attachment.inserted`` has the modules: one for all places, or one for each.
 
@@ -73,7 +73,7 @@ class Attachment(nn.Module):
             criterion: called with outputs and targets, by position or by keyword.
             targets: which arguments to double, by position or by name. An empty list if the criterion takes
                 none: then it is called once for each pairing of the streams of its outputs, see `pairings` of
-                :func:`attach`, and what it gives is averaged; one that takes the streams apart, with
+                :func:`attach`, and its results are averaged; one that splits the streams itself, with
                 :func:`original` and :func:`related`, is called once, with both. If None,
                 all that have an entry for each of the N samples, by a table of rules.
 
@@ -92,9 +92,8 @@ class Attachment(nn.Module):
         judge = Judge(family, criterion, family.targets if targets is None else targets)
         if hasattr(criterion, "num_splits"):  # timm's JsdCrossEntropy
             raise ValueError(
-                f"criterion: expected one that takes each row for a sample, got {type(criterion).__name__}, "
-                f"which takes the splits of a batch apart; attach(..., wrapped=False), and call it for each "
-                f"stream"
+                f"criterion: expected one for which each row is a sample, got {type(criterion).__name__}, "
+                "which splits the batch itself; attach(..., wrapped=False), and call it for each stream"
             )
         passes_hooks = type(criterion).__call__ is not nn.Module.__call__
         if not isinstance(criterion, nn.Module) or passes_hooks:
@@ -134,7 +133,7 @@ class Attachment(nn.Module):
         return {name: value for name, value in state.items() if not name.startswith(f"{prefix}.")}
 
     def remove(self) -> None:
-        """Take everything out: the stock model, with its modules, its state_dict keys and no hook of ours.
+        """Restore the stock model, with its modules, its state_dict keys and no hook of ours.
 
         Wrapped criteria are as before, too. A second call does nothing.
         """
@@ -144,15 +143,15 @@ class Attachment(nn.Module):
         self.eval()  # for compiled graphs that have the hooks in them
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Nobody calls it: hooks run what is in it. In an nn.Sequential of a model's children it is one."""
+        """Raises: hooks run the modules in it; only a new nn.Sequential of a model's children calls it."""
         del args, kwargs
         raise RuntimeError(
-            f"model: expected to be called itself, as its hooks run BatchFormer, got a call of its child "
-            f"{NAME!r}; leave that out where the children of a model are put together anew"
+            "model: expected a call of the model, as its hooks run BatchFormer, got one of its child "
+            f"{NAME!r}; leave it out of a new model that is built from the children"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Attachment":
-        """With the model a copy of its own; where a part of the model is copied, that part stays attached."""
+        """A copy if the model is copied; a copied part of the model stays attached to this one."""
         return copied_with(self._model[0], self, memo)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Before the layers that give the classes, for classifiers of one library that are known without a path."""
+"""Insertion before the layers that compute the classes, in classifiers of one library, without a path."""
 
 import math
 from dataclasses import replace
@@ -12,13 +12,13 @@ from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, input_width
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_HEADS = 4  # of BatchFormer; of a width that these do not divide, 2 or 1
+_HEADS = 4  # of BatchFormer; 2 or 1 if they do not divide the width
 
 
 class BeforeLastLayer(Family):
-    """A place before each layer that gives the classes: behind a batch norm of the head, if that has one.
+    """A place before each layer that computes the classes: after a batch norm of the head, if it has one.
 
-    A batch norm behind the place would take the related rows into the statistics that evaluation uses.
+    A batch norm after the place would include the related rows in the statistics that evaluation uses.
     A linear layer takes features, for BatchFormer. A convolution takes maps, even of one position, for
     BatchFormerV2 at each of them.
     """
@@ -51,7 +51,7 @@ class BeforeLastLayer(Family):
         self.double_features_before(places)
 
     def relate_features(self, number: int, place: nn.Module, features: Tensor) -> Tensor:
-        """Features, or maps and tokens at each of their positions."""
+        """Relates features, or maps and tokens at each of their positions."""
         if not self._by_position:
             return super().relate_features(number, place, features)
         channels = 1 if isinstance(place, _CONVOLUTIONS) else -1
@@ -62,7 +62,7 @@ class BeforeLastLayer(Family):
 
 
 def last_layers(path: str, classifier: nn.Module, classes: int | None = None) -> list[Place]:
-    """The layers of a classifier that give the classes; itself if it is one, or has none that is known.
+    """The layers of a classifier that compute the classes; itself if it is one, or has none that is known.
 
     Args:
         path: of the classifier.
@@ -79,7 +79,7 @@ def last_layers(path: str, classifier: nn.Module, classes: int | None = None) ->
     ]
     if not isinstance(classifier, nn.Sequential):
         named = [layer for layer in layers if _outputs(layer.module) == classes]
-        # One that gives as many numbers by chance feeds another of them.
+        # A layer with as many outputs by chance feeds another of them.
         fed = [any(_width(later.module) == classes for later in named[i + 1 :]) for i in range(len(named))]
         layers = [layer for layer, feeds in zip(named, fed, strict=True) if not feeds] or layers[-1:]
         return layers or [Place(path, classifier)]

@@ -1,7 +1,8 @@
 """Wrapped criteria: targets are doubled where the outputs come from a doubled batch, and nowhere else.
 
-Which outputs those are is read off the tensors themselves (marks.py), so that a criterion may judge several
-models, several batches, or one output twice, in any order and thread; what belongs to them by rules.py.
+Marks on the tensors themselves show which outputs those are (marks.py), so that a criterion can be used for
+several models, several batches, or one output twice, in any order and thread; rules.py decides on the
+arguments.
 """
 
 import functools
@@ -69,12 +70,12 @@ class Judge:
     def before_teacher(
         self, teacher: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Call | None:
-        """Images that were doubled for a criterion, once."""
+        """Halves images that were doubled for a criterion."""
         del teacher
         return ((original(args[0]), *args[1:]), kwargs) if _are_twice(args) else None
 
     def after_teacher(self, teacher: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """What a teacher made of images that are doubled for a criterion, twice."""
+        """Doubles what a teacher computed from images that were doubled for a criterion."""
         del teacher
         return duplicate(output) if _are_twice(args) else None
 
@@ -111,9 +112,9 @@ class Judge:
         if (not batch.doubled or pictures_alone) and has_targets:
             raise ValueError(
                 f"criterion: expected targets with an entry for each of the {outputs.samples[0]} samples, as "
-                f"the outputs have both streams, got none; what takes a part of the batch gets that part of "
-                f'the outputs (attach(..., outputs="originals")), and of a loss without targets say so: '
-                f"attachment.wrap(criterion, targets=[])"
+                "the outputs have both streams, got none; for a part of the batch pass that part of the "
+                'outputs (attach(..., outputs="originals")), for a loss without targets call '
+                "attachment.wrap(criterion, targets=[])"
             )
         if self._has_teacher and not torch.compiler.is_compiling():
             for key, value in arguments.items():
@@ -134,7 +135,7 @@ class _Outputs:
         self._others: list[tuple[Tensor, int]] = []
 
     def take(self, tensor: Tensor) -> Tensor:
-        """Look at a tensor; with both streams, if it has the originals alone."""
+        """Note a tensor; return it with both streams, if it has the originals alone."""
         mark = self._mark(tensor)
         if not isinstance(mark, Doubled):
             if mark is None and tensor.dim() > 0 and tensor.grad_fn is not None:
@@ -184,20 +185,20 @@ class _Outputs:
                 forward.answered = True
 
     def check_no_pairs(self) -> None:
-        """Raise ValueError for a matrix of similarities, of which targets tell the columns of one stream."""
+        """Raise ValueError for a matrix of similarities, whose targets are columns of one stream."""
         for tensor, (_, _, pairs) in zip(self.doubled, self._found, strict=True):
             if pairs is not None:
                 raise ValueError(
-                    f"criterion: expected outputs of samples, got similarities between them, of shape "
+                    "criterion: expected outputs of samples, got similarities between them, of shape "
                     f"{list(tensor.shape)}, in which the other stream of a sample is a negative of it; "
-                    f"attachment.wrap(criterion, targets=[]) is called for each pairing of streams, with the "
-                    f"targets of one"
+                    "attachment.wrap(criterion, targets=[]) is called for each pairing of streams, with the "
+                    "targets of one stream"
                 )
 
     def both(self, arguments: Any) -> list[Both]:
         """The outputs, and along which axes they have which batch; a matrix of similarities has two.
 
-        Beside them what of the arguments has as many rows and no history, behind a stopped gradient.
+        Also arguments with as many rows and no history, as after a stopped gradient.
         """
         found: list[Both] = []
         for tensor, (mark, first_row, pairs) in zip(self.doubled, self._found, strict=True):
@@ -220,9 +221,9 @@ class _Outputs:
         if mark.origin is None and tensor.dim() == 2 and (len(rows) == 2 or self._family.gives_pairs):
             raise ValueError(
                 f"criterion: expected to know whether an output of shape {list(tensor.shape)} is of samples "
-                f"or of pairs of them, got it from a compiled graph, which does not tell; compute "
-                f"similarities in the criterion, take batches of another size, or let a model that can "
-                f"compute its loss"
+                "or of pairs of them, got it from a compiled graph, which does not show it; compute "
+                "similarities in the criterion, take batches of another size, or let the model compute its "
+                "loss, if it can"
             )
         return _axis(position, tensor, rows[0] if rows and 0 not in rows else 0, mark.origin, first_row)
 
@@ -240,10 +241,10 @@ class _Outputs:
         ]
 
     def check(self) -> None:
-        """Raise an error if nothing is doubled, and should be: cut, or computed past the hooks.
+        """Raise an error if nothing is doubled but should be: it was cut, or computed past the hooks.
 
         Raises:
-            ValueError: an output that depends on a doubled batch and has not its rows.
+            ValueError: an output that depends on a doubled batch and does not have its rows.
             RuntimeError: one of a place at which BatchFormer did not run.
         """
         for tensor in self._unmarked:
@@ -268,7 +269,7 @@ def _axis(position: int, tensor: Tensor, number: int, origin: marks.Origin | Non
 
 
 def _is_flattened(tensor: Tensor, rows: int) -> bool:
-    """Whether the rows of an output, and nothing before them, were flattened with axes behind them."""
+    """Whether the rows of an output were flattened with axes after them, and with none before."""
     if torch.compiler.is_compiling() or tensor.dim() == 0 or tensor.shape[0] % rows:
         return False
     return tensor.shape[0] > rows and set(marks.path_of(tensor)) <= _RESHAPES
@@ -294,12 +295,12 @@ class WrappedFunction:
         functools.update_wrapper(self, function, updated=())
 
     def __getattr__(self, name: str) -> Any:
-        """Of the function: a criterion may have a state."""
+        """An attribute of the function, as a criterion may have a state."""
         own = name.startswith("__") or name in ("_judge", "_function")
         return object.__getattribute__(self, name) if own else getattr(self._function, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Of the function, if it has one of that name."""
+        """Set it on the function, if that has one of that name."""
         target = self if name.startswith("_") or not hasattr(self._function, name) else self._function
         object.__setattr__(target, name, value)
 

@@ -1,4 +1,4 @@
-"""The forward of an attached model: entered, with its labels doubled, and left, with its outputs marked."""
+"""Hooks around the forward of an attached model, which double its labels and mark its outputs."""
 
 import collections
 import functools
@@ -53,7 +53,7 @@ class Entry:
         return f"to do: {wrap}{own}"
 
     def new_forward(self) -> Forward:
-        """A forward that begins here, or that a place is by itself."""
+        """A forward that begins here, or at a place that runs by itself."""
         needs_no_answer = self._family.answers or not self._wrapped or marks.in_backward()
         return Forward(self._family, answered=needs_no_answer)
 
@@ -69,7 +69,7 @@ class Entry:
             return None
         check_replica(model)
         check_not_traced(args)
-        if family.compiled.unanswered and family.criteria == 0:  # seen late, as graphs tell of no gradient
+        if family.compiled.unanswered and family.criteria == 0:  # noticed late, as graphs show no gradient
             raise_not_wrapped()
         forward = Forward(family, answered=True) if compiling else self.new_forward()
         family.compiled.enter(forward)  # parts of the model may be compiled, or this hook alone be not
@@ -117,7 +117,7 @@ class Entry:
         return output
 
     def abandon(self, model: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook that is called in any case: the forward has raised, if it is still under way."""
+        """Forward hook that always runs: a forward that has not ended by then has raised."""
         del model, args, output
         if not torch.compiler.is_compiling():
             forwards.leave(self._family)
@@ -157,13 +157,13 @@ class Entry:
         if pairs is not None and self._originals_alone:
             raise ValueError(
                 'outputs: expected "both" of a model that gives similarities between samples, as each of '
-                f'them is of two streams, got "originals" and an output of shape {list(tensor.shape)}'
+                f'them belongs to two streams, got "originals" and an output of shape {list(tensor.shape)}'
             )
         marks.put(tensor, Doubled(mark.forward, mark.samples, origin=mark.origin, pairs=pairs))
         return split.take_originals(tensor, mark) if self._originals_alone else tensor
 
     def _check_reached(self, forward: Forward, found: list[Mark | None]) -> None:
-        """Raise RuntimeError where the model leaves aside what comes out at the places.
+        """Raise RuntimeError if the model's outputs do not depend on the outputs at the places.
 
         Args:
             forward: the forward that ends.
@@ -171,8 +171,8 @@ class Entry:
         """
         if found and not forward.blind and all(mark is None for mark in found):
             raise RuntimeError(
-                f"model: expected outputs that depend on what comes out at {self._places[forward.ran[-1]]}, "
-                f"got none, as of a model that takes another output of that module; name one further down"
+                f"model: expected outputs that depend on the output at {self._places[forward.ran[-1]]}, got "
+                "none, as if the model used another output of that module; name a later module"
             )
 
     def _check_answer(self, model: nn.Module, forward: Forward, output: Any) -> None:
@@ -194,10 +194,10 @@ class Entry:
     def _raise_not_run(self, number: int) -> NoReturn:
         raise RuntimeError(
             f"model: expected {self._places[number]} to run in every forward in training, got one in which "
-            f"BatchFormer did not: the module was replaced after attach() (attachment.remove(), and attach() "
-            f"again), called past its hooks (its .forward, its weights alone, a checkpoint of its layers, a "
-            f"graph compiled for such a model without BatchFormer: torch.compiler.reset()) or skipped; what "
-            f"is skipped on purpose is named: attach(..., optional=[...])"
+            "BatchFormer did not: the module was replaced after attach() (attachment.remove(), and attach() "
+            "again), called past its hooks (its .forward, its weights alone, a checkpoint of its layers, a "
+            "graph compiled for such a model without BatchFormer: torch.compiler.reset()) or skipped; name "
+            "what is skipped on purpose: attach(..., optional=[...])"
         )
 
     def _check_data_parallel(self) -> None:
@@ -214,11 +214,11 @@ class Entry:
 
 
 def raise_not_wrapped() -> NoReturn:
-    """Raise RuntimeError for a loss that knows of one stream."""
+    """Raise RuntimeError for a loss of one stream alone."""
     raise RuntimeError(
-        "criterion: expected one that is wrapped, as the outputs have both streams, got a gradient of "
-        "another: criterion = attachment.wrap(criterion); or attach(..., wrapped=False) if the script "
-        "doubles the targets"
+        "criterion: expected a wrapped one, as the outputs have both streams, got the gradient of one that "
+        "is not: criterion = attachment.wrap(criterion); or attach(..., wrapped=False) if the script doubles "
+        "the targets"
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from batchformer import marks
-from batchformer.marks import AtTheDoor
+from batchformer.marks import AtInput
 from batchformer.swap_in import forward as forwards
 from batchformer.swap_in import tokens
 from batchformer.swap_in.compiled import Compiled
@@ -30,26 +30,26 @@ Part = TypeVar("Part")
 
 
 class Family:
-    """Where things are in the models of one family, and the hooks that run BatchFormer there.
+    """Where BatchFormer goes in the models of one family, and the hooks that run it there.
 
-    A forward of the model in training is followed from its first line to its last (forward.py): each place
-    that gets N samples doubles them by itself, one that gets both streams transforms the second, and at the
-    end all places have to have run. What is doubled is marked (marks.py), for places further down and for
-    the criterion. A place that runs outside of a forward of the model is a forward by itself.
+    A forward of the model in training is followed from start to end (forward.py): each place that gets N
+    samples doubles them, one that gets both streams transforms the second, and at the end every place has to
+    have run. Doubled tensors are marked (marks.py), for later places and for the criterion. A place that runs
+    outside of a forward of the model counts as a forward of its own.
     """
 
     names: ClassVar[tuple[str, ...]]  # of attach(); the first is the family's own
-    expects: ClassVar[str]  # what such a model has, and whose it is
-    place: ClassVar[str] = "where it is said"  # where BatchFormer goes in, if nobody says
-    recognised: ClassVar[bool] = True  # whether a model of it is known without its name
-    takes: ClassVar[tuple[str, ...]] = ()  # the options that mean something to it
-    takes_paths: ClassVar[bool] = False  # whether `after` is of paths, not of indices
-    carries_along: ClassVar[bool] = False  # whether what goes with the tokens is doubled, too
-    takes_labels: ClassVar[bool] = False  # whether labels that the model gets are doubled at its door
+    expects: ClassVar[str]  # what such a model has, and whose code it is
+    place: ClassVar[str] = "where it is said"  # where BatchFormer goes in by default
+    recognised: ClassVar[bool] = True  # whether attach() recognises its models without a preset
+    takes: ClassVar[tuple[str, ...]] = ()  # the options that it supports
+    takes_paths: ClassVar[bool] = False  # whether `after` takes paths instead of indices
+    carries_along: ClassVar[bool] = False  # whether tensors that go with the tokens are doubled, too
+    takes_labels: ClassVar[bool] = False  # whether labels are doubled at the model's input
     answers: ClassVar[bool] = False  # whether the model computes the loss of both streams by itself
-    own_loss: ClassVar[str] = ""  # what is said to the model, so that it returns the loss of both streams
+    own_loss: ClassVar[str] = ""  # the call with which it returns the loss of both streams
     returns_originals: ClassVar[bool] = False  # whatever `outputs` says: its scripts compare them with labels
-    targets: ClassVar[tuple[str | int, ...] | None] = None  # of a criterion for which the user names none
+    targets: ClassVar[tuple[str | int, ...] | None] = None  # of a criterion, if the user names none
     gives_pairs: ClassVar[bool] = False  # whether outputs are similarities between samples
     pairs_streams: ClassVar[bool] = True  # whether a criterion without targets is called for each pairing
 
@@ -65,7 +65,7 @@ class Family:
 
     @classmethod
     def make_modules(cls, model: nn.Module, places: list[Place], options: Options) -> list[nn.Module]:
-        """One module for all places, or one for each: BatchFormer of the width that the places tell."""
+        """One module for all places, or one for each: BatchFormer, as wide as the places."""
         return feature_modules(model, places, options)
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
@@ -73,11 +73,11 @@ class Family:
         raise NotImplementedError
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the model gives, as its scripts call it."""
+        """The output of the model, called as its scripts call it."""
         return self.model(*args, **kwargs)
 
     def arrange(self, both: Tensor, samples: int) -> Tensor:
-        """Both streams of an output, as the criterion gets them where the model returned the originals."""
+        """Both streams of an output, in the order for a criterion, where the model returned the originals."""
         del samples
         return both
 
@@ -101,7 +101,7 @@ class Family:
         self.hooks.output(model, self.entry.abandon, always=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Family":
-        """With the model a copy; a copied part of it, or criterion, belongs to this one, too."""
+        """A copy with the model; a copied part of the model, or criterion, belongs to this one, too."""
         return copied_with(self.model, self, memo)
 
     @property
@@ -119,16 +119,16 @@ class Family:
         forward = self.streams.current(tensor)
         forward.early, forward.samples = True, samples
 
-        def at_door(each: Tensor) -> Tensor:
+        def double(each: Tensor) -> Tensor:
             doubled: Tensor = twice(each)
             if not torch.compiler.is_compiling():
-                marks.put_by_history(doubled, AtTheDoor(forward, samples))
+                marks.put_by_history(doubled, AtInput(forward, samples))
             return doubled
 
-        return at_door
+        return double
 
     def originals_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        """The arguments of a part that sees each sample once, as its backbone; None if they are not doubled.
+        """The arguments of a part that sees each sample once, as a backbone; None if they are not doubled.
 
         Args:
             args: of the part; the first argument is of the batch.
@@ -145,13 +145,13 @@ class Family:
         return tuple(map(originals, args)), {name: originals(each) for name, each in kwargs.items()}
 
     def double_features_before(self, places: Sequence[Place]) -> None:
-        """Features of both streams for classifiers."""
+        """Register hooks that give classifiers features of both streams."""
         for number, place in enumerate(places):
             self.streams.sides[number] = "before"
             self.hooks.inputs(place.module, functools.partial(self._double_features, number))
 
     def double_tokens_after(self, places: Sequence[Place]) -> None:
-        """Tokens of both streams from blocks."""
+        """Register hooks that make blocks return tokens of both streams."""
         for number, place in enumerate(places):
             self.streams.sides[number] = "after"
             self.hooks.output(place.module, functools.partial(self._double_tokens, number))
@@ -159,9 +159,9 @@ class Family:
     def overwrite_tokens_after(
         self, places: Sequence[Place], blocks: nn.Module, batch_axes: Mapping[str, int | None]
     ) -> None:
-        """Related tokens in the second half, in a network whose batch has been doubled before.
+        """Register hooks that put related tokens into the second half of a batch doubled before.
 
-        The second half would be thrown away at the first place: the blocks up to there get the first alone.
+        The blocks up to the first place get the first half alone, as the second is discarded there.
 
         Args:
             places: blocks.
@@ -174,7 +174,7 @@ class Family:
     def take_originals_until(
         self, place: Place, blocks: nn.Module, batch_axes: Mapping[str, int | None]
     ) -> None:
-        """The first half of a batch that has been doubled before, for the blocks up to the place.
+        """Register hooks that give the blocks up to the place the first half of a batch doubled before.
 
         Args:
             place: one of the blocks.
@@ -207,7 +207,7 @@ class Family:
                 given |= batch.double({key: given[key]}, {key: name_of(names, key)})
         given[first] = y
         call = in_place(given, args, by_keyword)
-        return call[0] if kwargs is None else call  # torch.ao copies hooks as such that take no keywords
+        return call[0] if kwargs is None else call  # torch.ao copies hooks as ones without keywords
 
     def relate_features(self, number: int, place: nn.Module, features: Tensor) -> Tensor:
         """What a classifier gets: features of both streams, or the related ones alone."""

@@ -15,17 +15,17 @@ class Forward:
         self.samples: Any = None
         """N of what was doubled last; with torch.compile a symbol."""
         self.early = False
-        """Whether the batch was doubled at the door, and not at the first place."""
+        """Whether the batch was doubled at the model's input instead of at the first place."""
         self.labels: int | None = None
         """How many labels the model was given, before they were doubled."""
         self.has_loss = False
         """Whether the model has computed a loss of both streams by itself."""
         self.blind = False
-        """Whether something was doubled without a history: then the number of rows has to tell."""
+        """Whether something was doubled without a history: then only the number of rows shows it."""
         self.last_token: Any = None
-        """Which token of each sample is classified, in a model that pools behind its classifier."""
+        """Which token of each sample is classified, in a model that pools after its classifier."""
         self.caller: Any = None
-        """The frame that it was entered from, while it is under way."""
+        """The Python frame that called it, while it runs."""
         self.answered = answered
         """Whether the related rows have reached what computes a loss for both streams."""
 
@@ -40,7 +40,7 @@ def enter(forward: Forward) -> None:
 
 
 def forget_interrupted() -> None:
-    """Forwards of this thread that ended by an exception which no hook is told of, as KeyboardInterrupt."""
+    """Drop forwards of this thread that ended by an exception unknown to hooks, as KeyboardInterrupt."""
     stack = _stack()
     if stack:
         running: list[Any] = [sys._getframe(1)]

@@ -29,7 +29,7 @@ class BeforeClassifiers(Family):
 
 
 class AfterBlocks(Family):
-    """BatchFormerV2 on the tokens that one or more blocks give; everything behind sees twice the batch."""
+    """BatchFormerV2 on the tokens that one or more blocks give; what comes after sees twice the batch."""
 
     names = ("after",)
     takes: ClassVar[tuple[str, ...]] = (

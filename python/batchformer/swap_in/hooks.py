@@ -1,4 +1,4 @@
-"""What is put into a model and its criteria, and the way back."""
+"""Hooks and replaced methods of a model and its criteria, and how they are removed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,13 +29,13 @@ class Hooks:
         self._handles.append(module.register_forward_hook(hook, prepend=first, always_call=always))
 
     def replace(self, name: str, method: Callable[..., Any], module: nn.Module | None = None) -> None:
-        """Put `method` before a module's own, or the model's of that name or path; see :meth:`stock`."""
+        """Replace a method of a module, or the model's of that name or path; see :meth:`stock`."""
         owner, method_name = self._method(name) if module is None else (module, name)
         setattr(owner, method_name, method)
         self._replaced.append((owner, method_name))
 
     def stock(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """What the model's own method of that name, or path in the model, gives."""
+        """The result of the model's own method of that name, or path in the model."""
         module, method_name = self._method(name)
         return getattr(type(module), method_name)(module, *args, **kwargs)
 

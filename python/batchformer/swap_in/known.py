@@ -23,17 +23,17 @@ class KnownFamily(NamedTuple):
     """
 
     names: tuple[str, ...]
-    """What it is called as `preset`; each name does."""
+    """Its names as `preset`; any of them will do."""
     models: str
-    """What such a model has, and whose it is."""
+    """What such a model has, and whose code it is."""
     place: str
-    """Where BatchFormer goes in, if nobody says."""
+    """Where BatchFormer goes in by default."""
     options: tuple[str, ...]
-    """The arguments of :func:`attach` that it takes, beside those of the module."""
+    """The arguments of :func:`attach` that it supports, in addition to those of the module."""
     about: str
-    """What else is to be known of it."""
+    """What else to know about it."""
     recognised: bool
-    """Whether ``attach(model)`` knows its models without a name."""
+    """Whether ``attach(model)`` recognises its models without a preset."""
 
     def __str__(self) -> str:
         options = f"; takes {', '.join(self.options)}" if self.options else ""

@@ -1,4 +1,4 @@
-"""Labels that a model takes itself, because it computes its loss: doubled at its door."""
+"""Labels of a model that computes its loss itself: they are doubled at its input."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from batchformer.swap_in.signature import by_place, in_place, name_of
 from batchformer.targets import duplicate, twice
 
 _NAMES = re.compile(r"(\w+_)?labels?|targets?|(start|end)_positions")
-_OF_SEGMENTS = ("mask_labels", "class_labels")  # an image has so many: a tuple is of images, as a list is
+_OF_SEGMENTS = ("mask_labels", "class_labels")  # several per image, so a tuple is over images, like a list
 _KINDS = (Tensor, np.ndarray, list, tuple, dict)
 
 

@@ -14,10 +14,10 @@ from batchformer.swap_in.places import Place, input_width, output_width, tensor_
 def feature_modules(
     model: nn.Module, places: Sequence[Place], options: Options, widths: Sequence[int | None] | None = None
 ) -> list[nn.Module]:
-    """BatchFormer for the features that classifiers take, of the given widths or those that they tell.
+    """BatchFormer for the features that classifiers take, of the given widths or the classifiers' own.
 
     Raises:
-        ValueError: a width that cannot be told or does not fit, or several for one shared module.
+        ValueError: a width that is not known or does not fit, or several for one shared module.
     """
     widths = widths or [input_width(place.module) for place in places]
     for place, width in zip(places, widths, strict=True):
@@ -36,7 +36,7 @@ def token_modules(
     """BatchFormerV2 for the tokens that blocks give; BatchFormer if they give features, layout "NC".
 
     Raises:
-        ValueError: a width that cannot be told, or several for one shared module.
+        ValueError: a width that is not known, or several for one shared module.
     """
     widths = [options.dim or width for width in widths or [output_width(place.module) for place in places]]
     if layout == "NC":
@@ -45,7 +45,7 @@ def token_modules(
 
 
 def initialised_as_detr(modules: list[nn.Module]) -> list[nn.Module]:
-    """The modules with Xavier-uniform matrices: DETR's initialisation meets the official BatchFormer, too."""
+    """The modules with Xavier-uniform matrices, as DETR initialises the official BatchFormer, too."""
     for module in modules:
         for parameter in module.parameters():
             if parameter.dim() > 1:

@@ -1,4 +1,4 @@
-"""How often a place has run before in a forward, told to the recomputations of a checkpoint, too."""
+"""How often a place has run before in a forward, also in the recomputations of a checkpoint."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from batchformer.swap_in.forward import Forward
 
 
 class Occurrences:
-    """By which the banks of a place are told apart: two views, or a block that runs twice, have their own."""
+    """Tells the banks of a place apart: two views, or a block that runs twice, have their own."""
 
     def __init__(self) -> None:
         self._forwards = Forwards()
@@ -17,12 +17,12 @@ class Occurrences:
         """How often the place of this number has run in the forward, when x came there first.
 
         Raises:
-            RuntimeError: a recomputation of which it is not known what it runs again.
+            RuntimeError: a recomputation of an unknown forward.
         """
         times = forward.ran.count(number)
         if torch.compiler.is_compiling():
             return times
-        # A checkpoint around the place alone comes back when the forward is over, and all have run.
+        # A checkpoint around the place alone recomputes it when the forward has ended, and all have run.
         first, _ = self._forwards.call(x.shape, Snapshot(None, torch.tensor(times)))
         _, first_times = first.snapshot
         return int(first_times)

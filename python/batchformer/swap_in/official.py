@@ -19,10 +19,10 @@ _IN_PROJECTOR = re.compile(r"(base|momentum)_encoder\.(fc|head)\.0\.encoder_laye
 
 
 def load_official(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Load a checkpoint that was trained with an official fork into `model`, the module with the rest.
+    """Load a checkpoint that was trained with an official fork into `model`, with its BatchFormer modules.
 
     The forks keep the module under other names, some of them several times, and in MoCo v3 and DeiT it shifts
-    the numbers of the layers behind it. Without an attachment, the model gets the rest alone: it is ready for
+    the numbers of the layers after it. Without an attachment, the model gets the rest alone: it is ready for
     deployment. Every tensor of the model is loaded, or none.
 
     Args:
@@ -111,7 +111,7 @@ def _in_stock_names(rest: dict[str, Tensor], modules: dict[str, Any]) -> dict[st
 
 
 def _inserted(attachment: Attachment, modules: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of the attachment, from the different ones of the modules found."""
+    """The tensors of the attachment, from the distinct modules found."""
     different: list[dict[str, Tensor]] = []
     for where in sorted(modules, key=lambda where: [int(n) for n in re.findall(r"\d+", where)]):
         if not any(_equal(modules[where], other) for other in different):

@@ -1,8 +1,8 @@
 """A criterion without targets, called once for each pairing of the streams of its outputs.
 
 Outputs of one batch go in with the same stream. Those of two batches, as of two views or of images and their
-texts, are paired: each stream of the one with each of the other, or with ``pairings="aligned"`` those of the
-same name. So a related row is never in one call with its own original, whose negative it would be.
+texts, are paired: each stream of the one with each of the other, or with ``pairings="aligned"`` equal streams
+only. So a related row is never in one call with its own original, whose negative it would be.
 """
 
 import copy
@@ -19,7 +19,7 @@ from batchformer.swap_in.rules import map_tensors
 from batchformer.swap_in.signature import Call
 from batchformer.swap_in.state import State
 
-Batch: TypeAlias = Any  # what tells that two outputs are of the same one
+Batch: TypeAlias = Any  # equal for two outputs of the same batch
 
 
 class Axis(NamedTuple):
@@ -39,7 +39,7 @@ class Both(NamedTuple):
 
 
 def each_pairing(batches: Sequence[Batch], pairings: str) -> Iterator[dict[Batch, int]]:
-    """Which stream of each batch to take, for every call; that of the originals is the first.
+    """Which stream of each batch to take, for every call; the originals come first.
 
     Raises:
         ValueError: all pairings of more than two batches.
@@ -47,8 +47,8 @@ def each_pairing(batches: Sequence[Batch], pairings: str) -> Iterator[dict[Batch
     count = len(batches)
     if pairings == "all" and count > 2:
         raise ValueError(
-            f"criterion: expected outputs of at most 2 batches, whose streams are paired each with each, got "
-            f'some of {count}; wrap the term of each two, or attach(..., pairings="aligned")'
+            "criterion: expected outputs of at most 2 batches, as all their streams are paired, got some of "
+            f'{count}; wrap the term of each pair of batches, or attach(..., pairings="aligned")'
         )
     streams = itertools.product((0, 1), repeat=count) if pairings == "all" else [(0,) * count, (1,) * count]
     for each in streams:
@@ -64,7 +64,7 @@ def call_for_each(
 ) -> Any:
     """The mean of what a criterion gives for each pairing.
 
-    A criterion that takes the streams apart, with original() and related(), is called once, with both.
+    A criterion that splits the streams, with original() and related(), is called once, with both.
 
     Args:
         criterion: what was wrapped; may have a state.
@@ -108,7 +108,7 @@ def _stream(output: Both, streams: dict[Batch, int]) -> Tensor:
 
 
 def mean_of(results: list[Any]) -> Any:
-    """The mean of each tensor and float in the results; of anything else that of the originals.
+    """The mean of each tensor and float in the results; anything else is taken from the originals.
 
     Raises:
         ValueError: tensors of several shapes.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # they take a child more for a layer more
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # they would run a new child as a new layer
 _BATCH_FIRST = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention)
 _OF_MAPS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
 _DETECTORS = ("GeneralizedRCNN", "RetinaNet", "FCOS", "SSD")
@@ -29,7 +29,7 @@ def find(model: nn.Module, argument: str, paths: str | Sequence[str]) -> list[Pl
     """The places at `paths`, in their order.
 
     Raises:
-        ValueError: no path, a path twice, or one that does not exist; the nearest names are in the sentence.
+        ValueError: no path, a path twice, or one that does not exist; the error lists the nearest names.
         TypeError: something else than paths.
     """
     if isinstance(paths, str):
@@ -72,7 +72,7 @@ def find_blocks(model: nn.Module, path: str, indices: Any, *, default: int) -> l
 
 
 def check_not_wrapped(model: nn.Module) -> None:
-    """Raise ValueError if the model is wrapped already in what has to come after."""
+    """Raise ValueError if the model is already wrapped in something that has to come after attach()."""
     for module in model.modules():
         name = type(module).__name__
         if isinstance(module, DistributedDataParallel) or name == "FullyShardedDataParallel":
@@ -83,7 +83,7 @@ def check_not_wrapped(model: nn.Module) -> None:
         if any(type(parameter).__name__ in _SHARDED for parameter in module.parameters(recurse=False)):
             raise ValueError(
                 "model: expected one whose parameters are not sharded yet, as those of BatchFormer would "
-                "stay out of it, got one behind fully_shard; attach() before"
+                "stay out of it, got one after fully_shard; attach() before"
             )
         if name == "OptimizedModule" or module._compiled_call_impl is not None:
             raise ValueError("model: expected one before torch.compile, got a compiled one")
@@ -104,8 +104,9 @@ def check_outside_of_detectors(model: nn.Module, places: Iterable[Place]) -> Non
             if is_inside(place.path, path):
                 name = type(module).__name__
                 raise ValueError(
-                    f"model: expected torchvision's {name} itself, with no place, or one of its backbone, as "
-                    f"its targets have to be doubled with its maps, got {place} in {type(model).__name__}"
+                    f"model: expected torchvision's {name} itself without a place, or a place in its "
+                    f"backbone, as its targets have to be doubled with its maps, got {place} in "
+                    f"{type(model).__name__}"
                 )
 
 
@@ -171,7 +172,7 @@ def holder(model: nn.Module, places: Sequence[Place]) -> nn.Module:
 
 
 def input_width(module: nn.Module) -> int | None:
-    """C of the features that a classifier takes, from its first layer that knows; None if none does."""
+    """C of the features that a classifier takes, from its first layer of known width, or None."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear) and layer.in_features:
             return layer.in_features
@@ -183,7 +184,7 @@ def input_width(module: nn.Module) -> int | None:
 
 
 def output_width(module: nn.Module) -> int | None:
-    """C of what a block gives, from its last layer that knows; None if none does."""
+    """C of the output of a block, from its last layer of known width; None if none is known."""
     for layer in reversed([*module.modules()]):
         if isinstance(layer, nn.LayerNorm):
             return int(layer.normalized_shape[-1])
@@ -195,10 +196,10 @@ def output_width(module: nn.Module) -> int | None:
 
 
 def layout_of(place: Place, layout: str | None) -> str:
-    """The layout of what a block gives: as said, else as its class tells.
+    """The layout of the output of a block: the given one, else that of its class.
 
     Raises:
-        ValueError: a layout that contradicts the class, or none where nothing tells it.
+        ValueError: a layout that contradicts the class, or None for an unknown class.
     """
     told = _told(place.module)
     name = type(place.module).__name__

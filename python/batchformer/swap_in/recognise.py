@@ -14,7 +14,7 @@ from batchformer.swap_in.known import names
 from batchformer.swap_in.places import last_linear
 from batchformer.swap_in.tasks import check_servable
 
-_DEEP = 3  # how far inside a model that is wrapped in another is looked for
+_DEEP = 3  # levels of modules to search for a wrapped model
 
 
 def family_of(model: nn.Module, preset: Any, before: Any, after: Any) -> type[Family]:
@@ -52,7 +52,7 @@ def family_of(model: nn.Module, preset: Any, before: Any, after: Any) -> type[Fa
 
 
 def check_not_by_path(model: nn.Module, after: Any) -> None:
-    """Raise ValueError for the path of a block of a model that takes masks along, which its family knows."""
+    """Raise ValueError for a block, named by its path, of a model whose family doubles masks with it."""
     paths = [after] if isinstance(after, str) else after if isinstance(after, Sequence) else []
     for path in paths:
         found = re.fullmatch(r"(?:.*\.)?(?<!decoder\.)layers\.(\d+)", path) if isinstance(path, str) else None

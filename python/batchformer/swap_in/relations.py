@@ -23,15 +23,14 @@ def relations(
 ) -> NDArray[np.floating[Any]]:
     """Attention probabilities `[heads, N, N]` between the samples of x; row i is what sample i attends to.
 
-    Without dropout in the attention, whatever the mode of the encoder; no gradient, and nothing of the
-    encoder changes.
+    Computed without dropout in the attention, whatever the mode of the encoder, and without gradient; the
+    encoder does not change.
 
-    With an attachment the model runs once, in the mode it is in, as the stock model does: N originals arrive
-    at each place, behind other places, too, and labels are not needed. In evaluation, where BatchFormer does
+    With an attachment the model runs once, in its current mode, as the stock model: N originals arrive at
+    each place, also after other places, and labels are not needed. In evaluation, where BatchFormer does
     nothing, these are the relations that it would see. Buffers, frozen parameters, attributes of the modules,
-    the global random states and gradients are as before, not what a forward changes inside of a list or of a
-    generator of its own; memory is needed for a copy of the first two. Graphs of
-    torch.compile are not used.
+    the global random states and gradients are restored, but not what a forward changes inside of a list or of
+    a generator of its own; copies of the first two take memory. Graphs of torch.compile are not used.
 
     Args:
         encoder: a torch.nn.TransformerEncoderLayer or ours, or a module with one as its ``encoder``, like
@@ -43,7 +42,7 @@ def relations(
             what the model takes: a tuple of arguments, a dict (or a BatchEncoding) of those with names, or
             one argument of any other kind.
         place: which place of the attachment, by its number in the order of ``before`` or ``after``. A block
-            that runs several times is looked at the first time.
+            that runs several times counts with its first run.
         position: of the tokens at the place, an index, or for a map (row, column), too. If None, the mean
             over all positions, a class token included.
 
@@ -52,7 +51,7 @@ def relations(
             of a wrong type.
         ValueError: a shape, dtype or device of x that does not fit the encoder, tensors without values, or a
             place or position that does not exist.
-        RuntimeError: the model does not come by the place.
+        RuntimeError: the model does not run the place.
 
     Example:
         >>> relations(BatchFormer(64, nhead=4), torch.rand(32, 64)).shape
@@ -92,12 +91,12 @@ def _at_place(
     x = _arriving(attachment, number, *_call(inputs))
     if x is None:
         raise RuntimeError(
-            f"place: expected {type(attachment._model[0]).__name__} to come by {place}, got a forward that "
-            f"does not: the place was skipped or replaced, or the attachment was removed"
+            f"place: expected {type(attachment._model[0]).__name__} to run {place} in its forward, got one "
+            "that does not: the place was skipped or replaced, or the attachment was removed"
         )
     layer = module.encoder.layers[0] if isinstance(module.encoder, nn.TransformerEncoder) else module
     weight = next(module.parameters())
-    x = x.to(weight.device, weight.dtype)  # which autocast may have made another
+    x = x.to(weight.device, weight.dtype)  # which autocast may have changed
     with torch.autocast(weight.device.type, enabled=False):
         uniform = _is_uniform(module)
         if not isinstance(module, BatchFormerV2):
@@ -115,7 +114,7 @@ def _is_uniform(module: nn.Module) -> bool:
 def _arriving(
     attachment: Attachment, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | None:
-    """What arrives at a place of the stock model."""
+    """The input of a place of the stock model."""
     family, model = attachment._family, attachment._model[0]
     with untouched(model), torch.compiler.set_stance("force_eager"):
         attachment.training = False  # so that no batch and no label is doubled, and nothing is marked

@@ -62,7 +62,7 @@ class Batch:
         self.doubled = 0  # how many arguments, and parts of them, were doubled
         self.images = 0  # of them, those that look like images or features
         self.left = 0  # how many tensors of rows have another number of them, as the boxes of all images
-        self._other_sizes = {} if other_sizes is None else other_sizes  # by name, in calls before
+        self._other_sizes = {} if other_sizes is None else other_sizes  # by name, in earlier calls
         self._unclear: list[Name] = []
         self._take_unclear = False
 
@@ -70,22 +70,22 @@ class Batch:
         """The arguments, with those doubled that have an entry for each sample.
 
         Raises:
-            ValueError: one of which the table does not know it.
+            ValueError: one on which the table cannot decide.
         """
         found = {key: self._double(value, names[key]) for key, value in arguments.items()}
         if not self._unclear:
             return found
         if self.doubled or len(self._unclear) > 1:
             raise ValueError(
-                f"criterion: expected to know whether {_called(self._unclear[0])} has an entry for each of "
-                f"the {self.samples[0]} samples or for each class, as both are as many, got neither name nor "
-                f"targets=; attachment.wrap(criterion, targets=[...]) says which arguments are targets"
+                f"criterion: expected to know whether {_called(self._unclear[0])} has an entry for each "
+                f"sample or for each class, as there are {self.samples[0]} of both, got neither name nor "
+                "targets=; attachment.wrap(criterion, targets=[...]) says which arguments are targets"
             )
         self._take_unclear = True
         return {key: self._double(value, names[key]) for key, value in arguments.items()}
 
     def double_named(self, value: Any) -> Any:
-        """An argument that is said to be a target: what in it has N rows or entries, without the table."""
+        """A target named by the user: all in it that has N rows or entries is doubled, without the table."""
         if isinstance(value, (Tensor, np.ndarray)):
             axis = self._axis(value)
             return value if axis is None else self._twice(value, axis)
@@ -98,15 +98,15 @@ class Batch:
             return value
         if name in _OF_ALL:
             raise ValueError(
-                f"criterion: expected targets with an entry for each sample, got {name!r}, by which targets "
-                f"of all samples are in one list; make a list for each image of them, or double them by "
-                f"hand: attach(..., wrapped=False)"
+                f"criterion: expected targets with an entry for each sample, got {name!r}, which tells that "
+                "one list holds the targets of all samples; make a list of targets for each image, or "
+                "double them by hand: attach(..., wrapped=False)"
             )
         if _says(_INDICES, name) and _is_integer_vector(value):
             raise ValueError(
-                f"criterion: expected no indices of rows, as those of the related rows are others, got "
+                "criterion: expected no indices of rows, as the related rows have other indices, got "
                 f"{_called(name)}; take the rows before, or name the targets: attachment.wrap(criterion, "
-                f"targets=[...])"
+                "targets=[...])"
             )
         if name == COUNT:
             return value if value is None else 2 * value
@@ -240,7 +240,7 @@ def leaves(value: Any) -> Iterator[Tensor]:
 
 
 def has_rows(value: Any, rows: int) -> bool:
-    """Whether a value is a tensor of so many rows, and no vector, as sizes and indices are."""
+    """Whether a value is a tensor with that many rows, and no vector, as sizes and indices are."""
     return isinstance(value, Tensor) and value.dim() > 1 and len(value) == rows
 
 

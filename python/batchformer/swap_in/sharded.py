@@ -1,4 +1,4 @@
-"""fully_shard (FSDP2) around parts of a model, where what was attached is not gathered, or not averaged."""
+"""fully_shard (FSDP2) around parts of a model, where attached modules are not gathered, or not averaged."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from batchformer.swap_in.places import Place, is_inside
 def check_sharded(model: nn.Module, inserted: nn.ModuleList, places: Sequence[Place]) -> None:
     """Raise RuntimeError for parameters of the modules that would be shards at a place, or that drift apart.
 
-    FSDP2 gathers the shards of a unit when that is called. Nobody calls the attachment, as hooks run what is
-    in it, and attention takes the weights of its output projection without calling that; a child of an
-    nn.Sequential, which holds the attachment, has been called when a later place runs. What is in no unit is
-    left to each process by itself: whether there is one around the model shows from the second forward on,
-    when the units of the first know the outermost of them.
+    FSDP2 gathers the shards of a unit when that is called. The attachment is never called, as hooks run its
+    modules, and attention reads the weights of its output projection without calling it; a child of an
+    nn.Sequential, which holds the attachment, has been called when a later place runs. Parameters in no unit
+    are not averaged over processes: whether there is a unit around the model shows from the second forward
+    on, when the units of the first know the outermost of them.
     """
     paths = {id(module): path for path, module in model.named_modules()}
     units = {path: module for path, module in model.named_modules() if _is_unit(module)}

@@ -10,7 +10,7 @@ _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:
-    """Names of the parameters that take arguments by position; none if nobody knows."""
+    """Names of the parameters that take arguments by position; none if they are not known."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some of those that are written in C
@@ -34,5 +34,5 @@ def name_of(names: Sequence[str], key: str | int) -> str | int:
 
 
 def in_place(given: dict[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """What `given` has for the arguments of a call, by position and by keyword again."""
+    """The arguments in `given`, by position and by keyword again."""
     return tuple(given[position] for position in range(len(args))), {name: given[name] for name in kwargs}

@@ -20,7 +20,7 @@ _COPIES = {"CloneBackward0", "ToCopyBackward0", "_DDPSinkBackward", "AliasBackwa
 def take_originals(output: Tensor, mark: Doubled) -> Tensor:
     """The first N rows of an output `[2N, ...]`, or stacked as `[..., 2N, ...]`; itself if it has none.
 
-    What is needed to find the others is in the mark of what is returned.
+    The mark of the result holds what is needed to find the related rows.
     """
     stacked = _axis_of_stack(output)
     axes = [
@@ -29,7 +29,7 @@ def take_originals(output: Tensor, mark: Doubled) -> Tensor:
     if not axes:
         return output
     axis = axes[0]
-    # Not chunk(): its halves have one node, which would keep itself.
+    # Not chunk(): its halves share one node, which would hold a reference to itself.
     original, rows, related = (output.narrow(axis, first, mark.samples) for first in (0, 0, mark.samples))
     detached = original.detach()
     split = Split(
@@ -42,12 +42,12 @@ def take_originals(output: Tensor, mark: Doubled) -> Tensor:
 
 
 def _gradient_of_originals(mark: Split, grad: Tensor) -> None:
-    # What a wrapped criterion computes does not come this way, but by the rows that join() takes.
+    # The gradient of a wrapped criterion does not come this way, but through the rows that join() takes.
     del grad
     if not mark.copied:
         raise RuntimeError(
-            "criterion: expected every loss of the outputs to be wrapped, as only then it has the related "
-            "rows, got a gradient of another: attachment.wrap() for each term"
+            "criterion: expected every loss of the outputs to be wrapped, as only wrapped losses get the "
+            "related rows, got the gradient of one that is not: attachment.wrap() for each term"
         )
 
 
@@ -69,18 +69,18 @@ def join(tensor: Tensor, mark: Split) -> tuple[Tensor, int]:
         return torch.cat([tensor, related], dim=mark.axis), mark.samples
     if tensor.requires_grad and not related.requires_grad:
         raise ValueError(
-            "criterion: expected outputs of a model that ran with gradients, as those of the related rows "
-            "would be lost, got some of one that ran without (a reentrant checkpoint); pass "
+            "criterion: expected outputs of a model that ran with gradients, as the gradients of the related "
+            "rows would be lost, got some of one that ran without (a reentrant checkpoint); pass "
             "use_reentrant=False"
         )
-    if not tensor.requires_grad:  # detached, as of a teacher's opinion of the same batch
+    if not tensor.requires_grad:  # detached, as the outputs of a teacher for the same batch
         rows, related = rows.detach(), related.detach()
     source = _source(tensor, original)
     if source is None:
         raise ValueError(
-            f"criterion: expected the outputs that the model returned, or views of them, as the related rows "
-            f"are kept for them, got what was computed from one, of shape {list(tensor.shape)}; compute it "
-            f"inside: attachment.wrap(lambda outputs, targets: ...)"
+            "criterion: expected the outputs that the model returned, or views of them, as the related rows "
+            f"are known for those alone, got a tensor computed from one, of shape {list(tensor.shape)}; "
+            "compute it inside: attachment.wrap(lambda outputs, targets: ...)"
         )
     if source is original:
         if version_of(tensor) != mark.version:
@@ -114,7 +114,7 @@ def _source(tensor: Tensor, original: Tensor) -> Tensor | None:
 
 
 def _same_view(rows: Tensor, view: Tensor, source: Tensor) -> Tensor:
-    """Of `rows` what the view is of its source."""
+    """The view of `rows` that `view` is of `source`."""
     offset = rows.storage_offset() + view.storage_offset() - source.storage_offset()
     return rows.as_strided(view.size(), view.stride(), offset)
 
@@ -152,7 +152,7 @@ def _axis_of_rows(tensor: Tensor, original: Tensor, row: int) -> int | None:
         whole = tensor.numel() == original.numel() and tensor.is_contiguous()
         if whole and tensor.stride(0) < row:  # flattened
             return 0
-        # Of rows in groups, or every so many, the outermost axis.
+        # If the rows are in groups, or strided, the outermost axis.
         steps = [axis for axis in axes if tensor.stride(axis) % row == 0]
         return max(steps, key=lambda axis: (tensor.shape[axis] > 1, tensor.stride(axis)), default=None)
     steps = [axis for axis in axes if tensor.stride(axis) == row]

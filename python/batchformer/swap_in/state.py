@@ -1,4 +1,4 @@
-"""The state of a criterion that is called several times in a step: what the first call made of it stays."""
+"""The state of a criterion that is called several times in a step: the state after the first call is kept."""
 
 import copy
 from collections import deque
@@ -18,10 +18,10 @@ _VALUES = (int, float, complex, str, bytes, type(None))
 class State:
     """What a criterion remembers: a memory bank and its pointer, a centre, running statistics, a history.
 
-    Every call begins with what the first began with, and at the end it is as the first left it: what the
-    stock criterion makes of a step. Numbers, tensors, and lists, dicts and deques of them are looked after,
-    in the criterion, in the modules in it, and in an object whose method or instance it is; not what a
-    function has in its closure.
+    Every call begins with the state before the first, and the step ends with the state after the first, as
+    with the stock criterion. Numbers, tensors, and lists, dicts and deques of them are covered, in the
+    criterion, in the modules in it, and in an object whose method or instance it is; not what a function has
+    in its closure.
     """
 
     def __init__(self, criterion: Any) -> None:
@@ -37,18 +37,18 @@ class State:
         self._first: list[Holder] | None = None
 
     def keep(self) -> None:
-        """Remember what a call has left, if it was the first, and begin anew."""
+        """Keep the state after the first call, and reset."""
         if self._first is None:
             self._first = [_state_in(holder) for holder in self._holders]
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Restore the state before the first call."""
         for holder, before in zip(self._holders, self._before, strict=True):
             holder.update({name: _copy(value) for name, value in before.items()})
 
     def end(self) -> None:
-        """What the first call has left."""
+        """Restore the state after the first call."""
         for holder, first in zip(self._holders, self._first or [], strict=False):
             holder.update(first)
 
@@ -70,7 +70,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _copy(value: Any) -> Any:
-    """A copy that later changes of the value do not reach; a tensor with a history is changed by nobody."""
+    """A copy that later changes of the value do not reach; nothing changes a tensor with a history."""
     if isinstance(value, Tensor):
         return value if value.requires_grad else value.detach().clone()
     if isinstance(value, deque):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from batchformer import marks
-from batchformer.marks import AtTheDoor, Doubled, Hidden, Origin
+from batchformer.marks import AtInput, Doubled, Hidden, Origin
 from batchformer.modules.batchformer_v2 import BatchFormerV2
 from batchformer.swap_in import forward as forwards
 from batchformer.swap_in.entry import check_replica, raise_not_wrapped
@@ -18,7 +18,7 @@ from batchformer.swap_in.places import Place
 
 
 class _Look:
-    """A forward in which what arrives first at a place is kept."""
+    """A forward that records the first input of a place."""
 
     def __init__(self, number: int, forward: Forward) -> None:
         self.number, self.forward = number, forward
@@ -31,10 +31,10 @@ class Streams:
     def __init__(self, family: Any, places: list[Place]) -> None:
         self._family = family
         self._places = places
-        self.sides: dict[int, str] = {}  # of a place: "before" or "after"; for a picture of it alone
+        self.sides: dict[int, str] = {}  # of a place: "before" or "after"; for its description alone
         self._arrivals: dict[tuple[int, int], bool | None] = {}  # see _had_both
         self._occurrences = Occurrences()
-        self._look: _Look | None = None  # while a place is looked at, and nothing is transformed
+        self._look: _Look | None = None  # while an input is recorded, and nothing is transformed
 
     def current(self, x: Tensor) -> Forward:
         """The forward that a tensor at a place belongs to."""
@@ -81,11 +81,11 @@ class Streams:
 
     @property
     def watching(self) -> bool:
-        """Whether places let pass what arrives, in any mode, as one of them is looked at."""
+        """Whether places pass on what arrives, in any mode, as the input of one is recorded."""
         return self._look is not None
 
     def arriving(self, number: int, run: Callable[[], object]) -> Tensor | None:
-        """What arrives first at a place while `run` runs the model; None if nothing does."""
+        """The first input of a place while `run` runs the model; None if it gets none."""
         self._look = look = _Look(number, Forward(self._family, answered=True))
         try:
             run()
@@ -94,11 +94,11 @@ class Streams:
             self._look = None
 
     def relate(self, number: int, place: nn.Module, x: Tensor) -> Tensor:
-        """What comes out at a place: x with both streams, or the related rows alone."""
+        """The output at a place: x with both streams, or the related rows alone."""
         check_replica(place)
         if self._look is not None:
             if number == self._look.number and self._look.arrived is None:
-                self._look.arrived = x.detach().clone()  # what comes behind may change x in place
+                self._look.arrived = x.detach().clone()  # later modules may change x in place
             return x
         if torch.compiler.is_compiling() and self._family.compiled.forward is None:
             outside: Tensor = self._relate_outside_of_the_graph(number, x)
@@ -107,7 +107,7 @@ class Streams:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _relate_outside_of_the_graph(self, number: int, x: Tensor) -> Tensor:
-        """Where a part of the model is compiled by itself, which does not know of the forward around it."""
+        """As :meth:`relate` for a part that is compiled alone, and does not know the forward around it."""
         return self._relate(self.current(x), number, x)
 
     def _relate(self, forward: Forward, number: int, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class Streams:
         if not forward.ran and forward.labels is not None and rows != forward.labels:
             raise ValueError(
                 f"labels: expected one for each of the {rows} samples at {self._places[number]}, got "
-                f"{forward.labels}; what is made of labels before BatchFormer cannot have both streams"
+                f"{forward.labels}; what is computed from labels before BatchFormer has one stream only"
             )
         related = module(x, streams=2 if had_both else 1, bank=self._bank(module, forward, number, x))
         y: Tensor = related if isinstance(module, BatchFormerV2) else related[0]
@@ -134,29 +134,29 @@ class Streams:
         return y
 
     def _bank(self, module: Any, forward: Forward, number: int, x: Tensor) -> tuple[int, int]:
-        """Whose remembered samples are met: those of this place, and of the times that it ran before.
+        """The key of the memory bank: the place, and how often it has run in the forward.
 
-        Two views, or the experts that share a module, would remember each other's samples else.
+        Two views, or the experts that share a module, would otherwise share remembered samples.
         """
         if module.memory_bank_size == 0:
             return number, 0  # for ranks to see that they are at the same place
         return number, self._occurrences.before(forward, number, x)
 
     def _had_both(self, forward: Forward, number: int, x: Tensor, axis: int) -> bool:
-        """Whether x comes from a place before: by its history; without one by its number of rows."""
+        """Whether x comes from an earlier place: by its history, or without one by its number of rows."""
         rows = _rows(x, axis)
         as_many = bool(forward.ran) and rows == 2 * forward.samples
         if torch.compiler.is_compiling():
             return as_many
         mark = marks.find(x) if forward.ran else None
         if isinstance(mark, Doubled):
-            had = not isinstance(mark, AtTheDoor) and mark.forward.owner is self._family
+            had = not isinstance(mark, AtInput) and mark.forward.owner is self._family
         elif marks.in_backward():  # a reentrant checkpoint, which cuts the history
             remembered = self._arrivals.get((number, rows))
             if remembered is None:
                 raise RuntimeError(
                     f"checkpoint: expected to know whether the {rows} samples at {self._places[number]} have "
-                    f"both streams, got a reentrant one, which does not tell; pass use_reentrant=False"
+                    "both streams, got a reentrant one, which does not show it; pass use_reentrant=False"
                 )
             return remembered
         else:

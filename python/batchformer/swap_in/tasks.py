@@ -1,4 +1,4 @@
-"""What a model of transformers is for, as the names of its classes tell."""
+"""The task of a model of transformers, by the names of its classes."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ CLASSIFICATION = (
     "ForAudioClassification",
     "ForSequenceClassification",
 )
-# Those whose forward takes the rightmost token that is no padding; the first has it for the most.
+# Classes whose forward takes the rightmost token that is no padding; most inherit it from the first.
 TAKE_THE_LAST = (
     "GenericForSequenceClassification",
     "BioGptForSequenceClassification",
@@ -50,7 +50,7 @@ def takes_images(model: nn.Module) -> bool:
 
 
 def classifier_of(model: nn.Module) -> str | None:
-    """The path to the last Linear behind the base model that gives a number for each label; None if none."""
+    """The path to the last Linear after the base model that gives a number for each label; None if none."""
     labels = _labels_of(model)
     base = "" if is_for(model, *_ALL_IN_ONE) else getattr(model, "base_model_prefix", "")
     found = [
@@ -61,7 +61,7 @@ def classifier_of(model: nn.Module) -> str | None:
         and not (base and path.startswith(f"{base}."))
     ]
     heads = {path.partition(".")[0] for path in found}
-    return found[-1] if len(heads) == 1 else None  # of two heads nobody knows which is trained
+    return found[-1] if len(heads) == 1 else None  # with two heads it is not known which is trained
 
 
 def _labels_of(model: nn.Module) -> Any:
@@ -69,20 +69,20 @@ def _labels_of(model: nn.Module) -> Any:
 
 
 def check_servable(model: nn.Module) -> None:
-    """Raise ValueError for a model of transformers of which it is known why there is no place in it.
+    """Raise ValueError for a model of transformers that is known to have no place, and say why.
 
-    Masked images are compared with what the model was given, which has one stream; and BatchFormer relates
-    features `[N, C]`, of which a classifier of tokens takes none.
+    Models of masked images compare their outputs with their inputs, which have one stream; and a classifier
+    of tokens takes no features `[N, C]`, which BatchFormer relates.
     """
     name = type(model).__name__
     if is_for(model, *_RECONSTRUCTION) and takes_images(model):
         raise ValueError(
-            f"model: expected one that is trained on labels, got {name}, whose targets are the images "
-            f"that it is given, and cannot be doubled for it"
+            f"model: expected one that is trained on labels, got {name}, whose targets are its input images, "
+            "which cannot be doubled"
         )
     if is_for(model, *CLASSIFICATION, *_OF_TOKENS):
         raise ValueError(
-            f"model: expected one Linear behind the base model that gives the {_labels_of(model)} numbers of "
+            f"model: expected one Linear after the base model that gives the {_labels_of(model)} numbers of "
             f"config.num_labels from features [N, C], or a place by its path (before=, after=), got {name}, "
-            f"which has none or two, classifies tokens, pools behind that layer, or has a forward of its own"
+            f"which has none or two, classifies tokens, pools after that layer, or has a forward of its own"
         )

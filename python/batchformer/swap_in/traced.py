@@ -1,4 +1,4 @@
-"""Tracing, export and torch.fx, which take the model of one moment: not one in training."""
+"""Tracing, export and torch.fx record the model in one mode, which must not be training."""
 
 from collections.abc import Iterable
 from typing import Any

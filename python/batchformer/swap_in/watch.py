@@ -14,7 +14,7 @@ _OWN = ("in_proj_weight", "norm1.weight")  # of a module, on which no adapter is
 
 
 class Watch:
-    """Looks at a few numbers in each of the first forwards and backwards, and then at nothing any more."""
+    """Looks at a few numbers in each of the first forwards and backwards, and at nothing afterwards."""
 
     def __init__(self) -> None:
         self._said: list[str] = []
@@ -48,7 +48,7 @@ class Watch:
             if self._frozen == self._forwards == _FIRST_STEPS:
                 self._say(
                     "its parameters are frozen, and nothing will train them: they are made trainable by "
-                    "attachment.requires_grad_(True) behind what froze the model"
+                    "attachment.requires_grad_(True) after the line that froze the model"
                 )
             return
         # Most optimizers count a change of a parameter in its version; fused ones show in its values alone.
@@ -72,7 +72,7 @@ class Watch:
         self._decided = True
 
     def gradient(self, originals: Tensor, related: Tensor) -> None:
-        """Both streams get their gradients: do the related rows?"""
+        """The gradients of both streams arrive: is that of the related rows zero?"""
         self._new_gradient = True
         if self._gradients >= _FIRST_STEPS or not bool(originals.any()):
             return
@@ -80,9 +80,9 @@ class Watch:
         self._without += not bool(related.any())
         if self._without == _FIRST_STEPS:
             self._say(
-                "the gradient of the related rows was exactly zero in the first steps: what comes behind "
-                "leaves them out of the loss; compute it where they are, in a wrapped criterion, or insert "
-                "further down"
+                "the gradient of the related rows was exactly zero in the first steps: the code after the "
+                "place leaves them out of the loss; compute it in a wrapped criterion, or insert at a later "
+                "module"
             )
 
     def evaluation(self, model: nn.Module, inserted: nn.Module) -> None:
@@ -96,13 +96,13 @@ class Watch:
         self._moves_in_evaluation += same_parts and _moved(before or [], now)
         if self._moves_in_evaluation == _FIRST_STEPS:
             self._say(
-                "an optimizer moves the model while it is in evaluation, as from_pretrained() gives it: "
+                "an optimizer moves the model while it is in evaluation, as from_pretrained() returns it: "
                 "model.train()"
             )
 
     def evaluating(self) -> None:
         """A place trains, and the attachment does not."""
-        self._evaluations = _FIRST_FORWARDS  # it is said better here
+        self._evaluations = _FIRST_FORWARDS  # this warning says it better
         self._say(
             "the module at its place is in training and the attachment in evaluation, so that it does "
             "nothing: attachment.train()"
@@ -115,7 +115,7 @@ class Watch:
 
 
 def _rest(model: nn.Module, inserted: nn.Module) -> list[nn.Parameter]:
-    """What is trained of the model beside the inserted modules."""
+    """The trainable parameters of the model outside of the inserted modules."""
     inside = {id(parameter) for parameter in inserted.parameters()}
     return [each for each in model.parameters() if each.requires_grad and id(each) not in inside]
 
@@ -125,13 +125,13 @@ def _state(parameters: Iterable[nn.Parameter]) -> list[Any]:
 
 
 def _own_part(parameter: Any) -> Tensor:
-    """Of a parameter that is sharded, what this process has: the whole would have to be asked of all."""
+    """The shard of a parameter that this process has; the whole would have to be gathered."""
     part: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
     return part
 
 
 def _comparable(before: Iterable[Sequence[Any]], now: Iterable[Sequence[Any]]) -> bool:
-    """Whether what was sharded before is so now: after a forward without a backward it is whole."""
+    """Whether the sharded parameters still are: after a forward without a backward they are gathered."""
     pairs = [pair for olds, news in zip(before, now, strict=True) for pair in zip(olds, news, strict=False)]
     return all(old[1].shape == new[1].shape for old, new in pairs)
 

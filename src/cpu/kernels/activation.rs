@@ -1,4 +1,4 @@
-//! The feed-forward's activation with the dropout behind it.
+//! The feed-forward's activation with the dropout after it.
 //!
 //! For ReLU the result is kept, from which the backward can tell what passed; for GELU the input.
 
@@ -7,7 +7,7 @@ use crate::cpu::matrix::{Matrix, MatrixMut};
 use crate::cpu::rows::TokenRows;
 use crate::cpu::simd::{erfc, exp, Kernel, Real, Simd};
 
-/// `dropout(relu(hidden))` in its place.
+/// `dropout(relu(hidden))` in place.
 pub struct Relu<'a, T: Real> {
     pub mask: Mask<T>,
     pub tokens: TokenRows,
@@ -28,8 +28,8 @@ impl<T: Real> Kernel for Relu<'_, T> {
     }
 }
 
-/// The gradient in front of ReLU and dropout in the place of that behind it. A dropped element is 0 like one that
-/// did not pass, so the mask is not drawn again.
+/// The gradient before ReLU and dropout, which overwrites that after them. A dropped element is 0 like one that did not
+/// pass, so the mask is not drawn again.
 pub struct ReluBackward<'a, T: Real> {
     pub hidden: Matrix<'a, T>,
     pub scale: T,
@@ -42,7 +42,7 @@ impl<T: Real> Kernel for ReluBackward<'_, T> {
         let Self { hidden, scale, mut grad } = self;
         for row in 0..hidden.rows() {
             for (grad, &hidden) in grad.row(row).iter_mut().zip(hidden.row(row)) {
-                // As torch's: what is no number passes, and a gradient that is none does not where ReLU is off.
+                // As in torch: NaN passes, and a NaN gradient does not where ReLU is off.
                 let off = hidden <= T::ZERO;
                 *grad = (*grad * scale).keep_if(!off);
             }
@@ -72,7 +72,7 @@ impl<T: Real> Kernel for Gelu<'_, T> {
     }
 }
 
-/// The gradient of z in the place of that of y: `(z Φ(z))' = Φ(z) + z φ(z)`.
+/// The gradient of z, which overwrites that of y: `(z Φ(z))' = Φ(z) + z φ(z)`.
 pub struct GeluBackward<'a, T: Real> {
     pub mask: Mask<T>,
     pub tokens: TokenRows,

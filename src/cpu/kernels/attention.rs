@@ -1,5 +1,5 @@
-//! Attention of a block of queries over all keys, key block by key block (Dao et al., 2022): the N x M
-//! probabilities are never there as a whole, forward or backward.
+//! Attention of a block of queries over all keys, key block by key block (Dao et al., 2022): the N x M probabilities
+//! are never in memory as a whole, forward or backward.
 
 use std::ops::Range;
 
@@ -21,14 +21,15 @@ pub use super::softmax::Pairs;
 pub const QUERIES: usize = LANES;
 /// Keys of a block.
 pub const KEYS: usize = 128;
-/// From this size on, the rounding of a log-sum-exp counts: that of 32 in float32 makes sixteen last digits of every
-/// probability, and that of 1e12 anything. Such queries go through all keys three times; ordinary data has none.
+/// From this size on, the rounding of a log-sum-exp matters: that of 32 in float32 is an error of sixteen units in the
+/// last place of every probability, that of 1e12 an error of any size. Such queries go through all keys three times;
+/// ordinary data has none.
 const LARGE: f64 = 32.0;
-/// Lanes come in so many, for every instruction set.
+/// Lanes come in multiples of this, for every instruction set.
 pub const LANE_STEP: usize = MOST_LANES;
 const _: () = assert!(QUERIES % LANE_STEP == 0);
 
-/// What forward and backward take alike, for one head.
+/// The inputs of both forward and backward, for one head.
 #[derive(Clone, Copy)]
 pub struct Attention<'a, T> {
     /// `[queries, D]`, at most [`QUERIES`]
@@ -43,7 +44,7 @@ pub struct Attention<'a, T> {
     pub scale: T,
 }
 
-/// The gradients of one head; that of the keys and values is what its queries add to it.
+/// The gradients of one head; its queries add to that of the keys and values.
 pub struct AttentionGrads<'a, T> {
     pub query: MatrixMut<'a, T>,
     pub key: MatrixMut<'a, T>,
@@ -89,9 +90,9 @@ impl<T: Real> Attention<'_, T> {
         }
     }
 
-    /// What the keys `some` add to the gradients for that of the output, from the output and its log-sum-exp. That of
-    /// the queries is written; to those of these keys and values the block's part is added, or written if it is the
-    /// `first`.
+    /// What the keys `some` add to the gradients, from the gradient of the output, the output and its log-sum-exp. The
+    /// gradient of the queries is written; to those of these keys and values the block's part is added, or written if
+    /// it is the `first`.
     ///
     /// With P = softmax(S) and P̃ its dropout: `grad_V` = P̃ᵀ `grad_Y`, `grad_P̃` = `grad_Y` Vᵀ, `grad_S` as in
     /// [`SoftmaxBackward`], `grad_Q` = `grad_S` K, `grad_K` = `grad_S`ᵀ Q.
@@ -165,7 +166,7 @@ impl<T: Real> Attention<'_, T> {
     }
 }
 
-/// How the backward knows each query's δ.
+/// How the backward computes each query's δ.
 enum Method<T> {
     /// It has all keys in one block, and sums.
     OneBlock,

@@ -1,4 +1,4 @@
-//! Products with a left factor of a few rows, where cutting the right factor into panels costs more than it brings.
+//! Products with a left factor of a few rows, where packing the right factor into panels costs more than it saves.
 //!
 //! A weight is read once, where it lies. With one row of 512 channels a training step takes 1.1 ms, with panels 2.3;
 //! with five rows, both take the same.

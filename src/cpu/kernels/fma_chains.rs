@@ -36,7 +36,7 @@ impl<T: Real> Kernel for FmaChains<'_, T> {
     }
 }
 
-/// The compiler knows neither operand nor start, and no two starts are equal, so that it can leave out nothing.
+/// The compiler knows neither operand nor start, and no two starts are equal, so that it can optimise nothing away.
 #[inline(always)]
 fn pairs_of_chains<T: Real, S: Simd, const PAIRS: usize>(rounds: usize) -> T {
     let lanes = S::Lanes::<T>::LANES;

@@ -107,7 +107,7 @@ fn normalise<T: Real>(x: &[T], mean: T, rstd: T, params: NormView<T>, y: &mut [T
     }
 }
 
-/// The gradient of x in the place of that of y, and what the rows add to those of the parameters.
+/// The gradient of x, which overwrites that of y, and what the rows add to those of the parameters.
 ///
 /// With x̂ = (x - mean) rstd and y = x̂ w + b, and ⟨·⟩ the mean over the channels:
 ///     `grad_x` = rstd (g - ⟨g⟩ - x̂ ⟨g x̂⟩) where g = `grad_y` w,

@@ -1,8 +1,8 @@
 //! Matrix products, the bulk of the layer's work: `out = start + left right`.
 //!
-//! Six rows of the result by one panel of the right factor stay in registers while the depth goes by. Every
-//! element is one chain of additions in the order of the depth, wherever its tile lies, so results do not depend
-//! on how rows and columns are dealt out.
+//! Six rows of the result by one panel of the right factor stay in registers during the loop over the depth. Every
+//! element is one chain of additions in the order of the depth, wherever its tile is, so results do not depend on how
+//! rows and columns are divided among threads.
 //!
 //! Tried on one Zen 5 core, in GF/s: tiles of 6 x 64, 8 x 48 and 14 x 32 reach 265, the most of all; 12 x 32 250 to 265,
 //! 6 x 16 160.
@@ -14,8 +14,8 @@ use crate::cpu::matrix::{Matrix, MatrixMut};
 use crate::cpu::simd::{panel_width, prefetch, Kernel, Real, Simd, Vector, WIDEST_PANEL};
 use crate::cpu::workspace::Buffer;
 
-/// Terms of one chain where the right factor is so narrow. BLAS sums such products in many chains side by side: of 128
-/// terms that are alike, as those of samples are that are, one chain was up to fourteen times less exact.
+/// Terms of one chain if the right factor is that narrow. BLAS sums such products in many chains in parallel: with 128
+/// equal terms, as equal samples give, one chain was up to fourteen times less exact.
 const DEPTH_OF_NARROW: usize = 8;
 const NARROW: usize = 4;
 
@@ -35,17 +35,17 @@ pub enum Start<'a, T> {
 /// The left factor `[rows, depth]`.
 pub trait Left<T>: Copy {
     fn height(self) -> usize;
-    /// For `first` the first of some rows, column after column from `depth` on.
+    /// A function of p, with element `depth.start + p` of each of `ROWS` rows from `first` on.
     fn tile<const ROWS: usize>(
         self,
         first: usize,
         depth: Range<usize>,
     ) -> impl Fn(usize) -> [T; ROWS];
-    /// Asks for some rows that will be read soon, as far as they are there.
+    /// Prefetches some rows that will be read soon, as far as they exist.
     fn prefetch(self, rows: Range<usize>, depth: Range<usize>);
 }
 
-/// A left factor as it lies.
+/// A left factor, read in place.
 impl<T: Real> Left<T> for Matrix<'_, T> {
     #[inline(always)]
     fn height(self) -> usize {

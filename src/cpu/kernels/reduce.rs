@@ -3,10 +3,10 @@
 use crate::cpu::matrix::Matrix;
 use crate::cpu::simd::{run, Kernel, Lanes, Real, Simd, Vector};
 
-/// So many partial sums run side by side.
+/// Partial sums that are computed in parallel.
 const LANES: usize = 16;
-/// Terms that are added up before they are added to the rest: what is added to one large term is rounded every time,
-/// and among a thousand alike that is an error of fourteen last digits.
+/// Terms that are summed before they are added to the rest: every addition to one large sum is rounded, which for a
+/// thousand equal terms is an error of fourteen units in the last place.
 const BLOCK: usize = 8 * LANES;
 
 /// The sum of `term(i)` for i below `len`.

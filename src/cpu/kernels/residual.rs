@@ -5,7 +5,7 @@ use crate::cpu::matrix::{Matrix, MatrixMut};
 use crate::cpu::rows::TokenRows;
 use crate::cpu::simd::{Kernel, Real, Simd};
 
-/// `x + dropout(branch)` in the place of the branch.
+/// `x + dropout(branch)`, which overwrites the branch.
 pub struct Residual<'a, T: Real> {
     pub x: Matrix<'a, T>,
     pub mask: Mask<T>,

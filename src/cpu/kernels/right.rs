@@ -6,20 +6,20 @@ use crate::cpu::matrix::Matrix;
 use crate::cpu::simd::{panel_width, Kernel, Real, Simd, Vector, MOST_LANES};
 use crate::cpu::workspace::Buffer;
 
-/// Rows of a right factor that are multiplied at a time: a panel of so many stays in the second cache, and the result
-/// is not read and written too often. Tiles of 128 to 384 rows were measured, all at the peak; with 128, a step of
-/// N = 1024, C = 512 takes 4 % longer. A chain of 512 additions is less exact than torch's products by more than three
+/// Rows of a right factor that are multiplied at a time: a panel of so many stays in the L2 cache, and the result is
+/// not read and written too often. Tiles of 128 to 384 rows were measured, all at the peak; with 128, a step of N =
+/// 1024, C = 512 takes 4 % longer. A chain of 512 additions is less exact than torch's products by more than three
 /// times.
 pub const DEPTH: usize = 256;
 
 /// The right factor `[depth, columns]`.
 #[derive(Clone, Copy)]
 pub enum Right<'a, T> {
-    /// As it lies.
+    /// Not packed.
     Plain(Matrix<'a, T>),
     /// The transpose of `[columns, depth]`: a weight in the forward.
     Transposed(Matrix<'a, T>),
-    /// Cut up before, for many products.
+    /// Packed before, for many products.
     Packed(&'a Packed<'a, T>),
 }
 
@@ -100,7 +100,7 @@ impl<'a, T: Real> Packed<'a, T> {
 /// Writes the panels of a right factor.
 pub struct Pack<'a, T: Real> {
     pub right: Right<'a, T>,
-    /// At least those of the factor; more are 0.
+    /// At least as many as the factor has; those beyond are filled with 0.
     pub columns: usize,
     pub panels: &'a mut [T],
 }

@@ -7,8 +7,8 @@ use crate::cpu::simd::{exp, Kernel, Real, Simd};
 
 /// Most lanes of a block.
 pub const LANES: usize = 64;
-/// Keys whose probabilities are added up in one chain: where they are alike, so are the rounding errors, and in a chain
-/// of 33 they made four parts in ten million of every gradient of a value.
+/// Keys whose probabilities are summed in one chain: equal probabilities have equal rounding errors, which in a chain
+/// of 33 made four parts in ten million of every gradient of a value.
 const CHAIN: usize = 8;
 
 /// Which queries and keys a block holds, and where their scores are in `[L, H, N, M]`.
@@ -205,8 +205,8 @@ impl<T: Real> Totals<T> {
         self.sum.map(|sum| T::ONE / sum)
     }
 
-    /// δ, corrected by the rest: where all gradients of a query are alike, as those of samples are that are, it is that
-    /// gradient, and `grad_S` is 0.
+    /// δ, corrected by the rest: if all gradients of a query are equal, as with equal samples, δ is that gradient, and
+    /// `grad_S` is 0.
     fn delta(&self) -> [T; LANES] {
         let share = self.share();
         std::array::from_fn(|lane| self.product[lane] * share[lane] + self.rest[lane] * share[lane])

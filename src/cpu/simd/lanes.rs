@@ -1,4 +1,4 @@
-//! Elements side by side, as one register or a few hold them.
+//! A vector of elements, in one register or a few.
 
 use super::{Real, Simd};
 

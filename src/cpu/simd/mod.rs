@@ -17,7 +17,7 @@ pub use exp::{erfc, exp};
 pub use lanes::{Lanes, Vector};
 pub use real::Real;
 
-/// The instruction sets, as far as the kernels make use of them.
+/// The instruction sets that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum InstructionSet {
     /// What every processor of the architecture has.
@@ -84,11 +84,11 @@ pub trait Simd: 'static {
     const FUSED: bool;
     /// Bytes of a row of a register tile: six rows of it and the factors fill the registers.
     const PANEL_BYTES: usize;
-    /// Elements that are computed side by side.
+    /// Elements that are computed in parallel.
     type Lanes<T: Real>: Vector<T>;
 }
 
-/// Asks for numbers that will be read soon, so that they are on their way while others are computed with.
+/// Prefetches numbers that will be read soon, while others are computed with.
 #[inline(always)]
 pub fn prefetch<T>(numbers: &[T]) {
     #[cfg(target_arch = "x86_64")]
@@ -113,7 +113,7 @@ pub const PANEL_WIDTHS: [usize; 6] = [
 ];
 /// The widest of them.
 pub const WIDEST_PANEL: usize = largest(&PANEL_WIDTHS);
-/// The most lanes of any instruction set; those of the others divide it.
+/// The most lanes of any instruction set; the others' numbers divide it.
 pub const MOST_LANES: usize = largest(&LANES);
 
 const LANES: [usize; 3] = [lanes::<Baseline>(), lanes::<Avx2>(), lanes::<Avx512>()];

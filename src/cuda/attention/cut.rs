@@ -1,4 +1,4 @@
-//! How the kernels of many samples are cut into blocks and warps.
+//! How the kernels for many samples are divided into blocks and warps.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -60,7 +60,7 @@ pub fn cut(pass: Pass, dims: &Dims, kind: Kind, facts: Facts) -> Option<Cut> {
 struct Row {
     /// Columns, a multiple of 16.
     wide: i64,
-    /// Elements of 16 bytes, by which rows are padded.
+    /// Elements in 16 bytes, by which rows are padded.
     per: i64,
     size: i64,
 }
@@ -84,8 +84,8 @@ impl Sizes {
         Row { wide: 16 * steps_of(16, self.width), per: 16 / size, size }
     }
 
-    /// As many rows as leave blocks for three quarters of the multiprocessors, 16 at least: smaller blocks read more
-    /// often.
+    /// The most rows with which blocks occupy three quarters of the multiprocessors, at least 16: smaller blocks reread
+    /// more.
     fn rows_of_block(&self, rows: i64, most: i64) -> i64 {
         let mut held = most;
         let enough = 3 * self.facts.multiprocessors;
@@ -131,7 +131,8 @@ impl Sizes {
         None
     }
 
-    /// The gradients of the queries, or of keys and values: the largest block that fits, as near to a square as it goes.
+    /// The gradients of the queries, or of keys and values: the largest block that fits, as near to a square as
+    /// possible.
     fn backward(&self) -> Option<Cut> {
         let row = self.row();
         let by_key = self.pass == Pass::ByKey;
@@ -172,7 +173,7 @@ impl Sizes {
     }
 }
 
-/// Among how many warps the scores and the gradient of a block are dealt out.
+/// Into how many warps the scores and the gradient of a block are divided.
 #[derive(Clone, Copy)]
 struct Pieces {
     warps: i64,
@@ -182,7 +183,7 @@ struct Pieces {
     slices: i64,
 }
 
-/// As many warps as go, each with pieces as near to a square as it goes.
+/// As many warps as possible, each with pieces as near to a square as possible.
 fn pieces(queries: i64, keys: i64, held: i64, wide: i64, most: i64) -> Pieces {
     let divides = |count: i64, rows: i64| rows / 16 % count == 0;
     let mut best = (Pieces { warps: 1, query_warps: 1, slices: 1 }, f64::INFINITY);

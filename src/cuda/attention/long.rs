@@ -1,5 +1,5 @@
-//! Any number of samples and keys: a block holds some queries and lets the keys stream past, and in the backward holds
-//! some keys and lets the queries stream past.
+//! Any number of samples and keys: a block keeps some queries and iterates over the keys, or in one pass of the
+//! backward keeps some keys and iterates over the queries.
 
 use tch::{Kind, Tensor};
 
@@ -11,7 +11,7 @@ use crate::cuda::kernel::{Define, Kernel, Source};
 use crate::cuda::launch::{launch, Arg};
 use crate::cuda::Result;
 
-/// Whether this way is there for heads of this width on the device.
+/// Whether this variant supports heads of this width on the device.
 pub fn covers(call: &CudaCall) -> bool {
     let (width, kind) = (call.dims.head_width(), call.kinds.linears);
     width * kind.elt_size_in_bytes() as i64 % 16 == 0
@@ -27,7 +27,7 @@ fn cut_of(call: &CudaCall, pass: Pass) -> Option<Cut> {
 
 const MOST_WIDTH: i64 = 256;
 
-/// Query, key and value as kernels take them: where each begins, and how far apart its rows are.
+/// Query, key and value as kernels take them: where each begins, and the stride of its rows.
 struct Rows<'a> {
     query: Arg<'a>,
     query_stride: i32,
@@ -99,8 +99,8 @@ pub fn forward(call: &CudaCall, of: Projections) -> Result<Attended> {
     Ok(Attended { rows: attended, logsumexp })
 }
 
-/// First by query, which leaves for each its Σ P `grad_P` and what of its row of P the rounding of the log-sum-exp has
-/// left out; then by key.
+/// First by query, which leaves for each its Σ P `grad_P` and the part of its row of P that the rounding of the
+/// log-sum-exp has left out; then by key.
 pub fn backward(
     call: &CudaCall,
     grad_attended: &Tensor,

@@ -1,5 +1,5 @@
 //! Multi-head attention over the N samples at each position: for few samples a warp's tile holds several positions, for
-//! many the keys stream past, and heads too wide for either go through libtorch's products.
+//! many a kernel iterates over the keys, and heads too wide for either use libtorch's products.
 
 mod cut;
 mod long;
@@ -13,7 +13,7 @@ use super::launch::Arg;
 use super::Result;
 use crate::call::Dims;
 
-/// Who computes.
+/// Which kernels compute it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Small,
@@ -21,10 +21,10 @@ enum Way {
     Wide,
 }
 
-/// Query, key and value: rows of some memory each.
+/// Query, key and value, each as rows.
 #[derive(Clone, Copy)]
 pub struct Projections<'a> {
-    /// `[M, 3C]`, or `[M, C]` beside keys that the call brings.
+    /// `[M, 3C]`, or `[M, C]` for a call with `keys_values`.
     pub qkv: &'a Tensor,
     /// `[K, L, 2C]` or `[L, K, 2C]`
     pub keys_values: Option<&'a Tensor>,
@@ -40,9 +40,9 @@ pub struct Attended {
 pub struct AttentionGrads {
     /// `[M, 3C]` or `[M, C]`
     pub qkv: Tensor,
-    /// In the shape of what the call brings.
+    /// In the shape of the call's `keys_values`.
     pub keys_values: Option<Tensor>,
-    /// The heads' outputs, made again where that was asked for.
+    /// The heads' outputs, recomputed if that was asked for.
     pub attended: Option<Tensor>,
 }
 
@@ -66,7 +66,7 @@ pub fn forward(call: &CudaCall, of: Projections) -> Result<Attended> {
     }
 }
 
-/// The gradients of [`Projections`] for that of the heads' outputs; `attended` are these, if they were kept.
+/// The gradients of [`Projections`] from that of the heads' outputs; `attended` are these, if they were kept.
 pub fn backward(
     call: &CudaCall,
     grad_attended: &Tensor,

@@ -35,7 +35,7 @@ impl Unit {
     }
 }
 
-/// Whether this way is there for the sizes, on a device with so many bytes of shared memory for a block.
+/// Whether this variant supports the sizes, on a device with `shared` bytes of shared memory for a block.
 pub fn covers(dims: &Dims, kind: Kind, shared: i64) -> bool {
     dims.own_keys
         && dims.samples <= MOST_SAMPLES
@@ -48,7 +48,7 @@ fn kernel(call: &CudaCall, name: &'static str, pass: usize) -> Kernel {
     let Unit { tiles, packed, shared } = Unit::new(dims, kind);
     let units = steps_of(packed, dims.positions) * dims.heads;
     let enough = 4 * call.facts.multiprocessors;
-    // As many units a block as leave four blocks for a multiprocessor, and its shared memory for others.
+    // As many units per block as still leave four blocks for each multiprocessor, in 48 KiB of shared memory.
     let mut together = 4 / tiles;
     while together > 1 && (together * shared[pass] > 48 << 10 || steps_of(together, units) < enough)
     {

@@ -16,7 +16,7 @@ struct HeadTensors {
     value: Tensor,
 }
 
-/// Rows of so many samples or keys, `[M, parts C]` in their order, as a view `[parts, L, H, samples, D]`.
+/// Rows of `samples` samples or keys, `[M, parts C]` in their order, as a view `[parts, L, H, samples, D]`.
 fn split(rows: &Tensor, samples: i64, dims: &Dims) -> Result<Tensor> {
     let parts = rows.numel() as i64 / (samples * dims.positions * dims.channels);
     let (first, second) =
@@ -40,7 +40,7 @@ fn heads(of: Projections, dims: &Dims) -> Result<HeadTensors> {
     Ok(HeadTensors { query: part(&own, 0)?, key: part(from, key)?, value: part(from, key + 1)? })
 }
 
-/// `a bᵀ` in float32, as what is rounded here is an exponent.
+/// `a bᵀ` in float32, as its rounding would be one of an exponent.
 fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let b = b.f_transpose(1, 2)?;
     match a.f_kind()? {

@@ -46,5 +46,5 @@ class BalancedSoftmax(Family):
         return both.roll(samples, 0) if self._as_published else both
 
     def weigh(self, loss: Any) -> Any:
-        """As much as the published loss, if that is asked for."""
+        """Scaled as the published loss, if that is asked for."""
         return 3 * loss if self._as_published and self.active else loss

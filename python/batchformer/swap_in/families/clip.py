@@ -32,18 +32,18 @@ class Clip(Family):
     """transformers' CLIP, AltCLIP, Chinese CLIP, MetaCLIP 2, SigLIP and SigLIP 2.
 
     Each tower sees its N samples once. BatchFormer goes in before the projections of both; SigLIP, which has
-    none, gets it behind the heads that pool. Towers of one width share a module, as the encoders of MoCo do,
+    none, gets it after the heads that pool. Towers of one width share a module, as the encoders of MoCo do,
     unless ``shared=False``; else each has its own.
 
     With ``return_loss=True`` the model returns the mean of its own loss over all pairings of an image stream
-    with a text stream, each with its own N negatives; with ``pairings="aligned"`` over those of the same
-    name. Embeddings have 2N rows in training, originals first, and logits `[2N, 2N]`, with those pairings in
-    their four blocks. A criterion of one's own, on either, is wrapped, and called for each pairing.
+    with a text stream, each with its own N negatives; with ``pairings="aligned"`` over equal streams only.
+    Embeddings have 2N rows in training, originals first, and logits `[2N, 2N]`, with those pairings in their
+    four blocks. A criterion of your own, on either, is wrapped, and called for each pairing.
     """
 
     names = ("clip", "siglip")
     expects = "two towers and their projections or heads (CLIP and SigLIP of transformers)"
-    place = "before the projections of both towers, or behind SigLIP's heads"
+    place = "before the projections of both towers, or after SigLIP's heads"
     takes = ("shared", "pairings", "wrapped")
     targets = ()
     own_loss = "model(..., return_loss=True)"
@@ -115,7 +115,7 @@ class Clip(Family):
 
 
 def _stock_class(model: nn.Module) -> type:
-    """The class that the forward of a model is of, if that is one of transformers; else nn.Module."""
+    """The class that defines the forward of a model, if it is one of transformers; else nn.Module."""
     owner = next(each for each in type(model).__mro__ if "forward" in vars(each))
     return owner if owner.__module__.startswith("transformers.models.") else nn.Module
 
@@ -133,7 +133,7 @@ def _stock_loss(stock: type) -> Loss:
 
 
 def _sigmoid_loss(logits: Tensor) -> Tensor:
-    """SigLIP's loss, which transformers has no function of: of the pairs of N texts with N images.
+    """SigLIP's loss, for which transformers has no function, over the pairs of N texts with N images.
 
     Source: Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (ICCV 2023), equation 1; the sum over
     the pairs of a text, and the mean over the texts.

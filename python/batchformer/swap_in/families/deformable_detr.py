@@ -48,11 +48,11 @@ class DeformableDetr(Detr):
     def _double_levels(
         self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Call | None:
-        """The levels' maps, masks and positions of twice the batch; the queries are not the batch's."""
+        """The levels' maps, masks and positions of twice the batch; the queries have no batch."""
         del transformer
         if not self.active:
             return None
         given = by_name(_OF_DEFORMABLE, args, kwargs)
         sources = given["srcs"]
-        at_door = self.double_early(len(sources[0]), sources[0])
-        return (), given | {name: [at_door(level) for level in given[name]] for name in _OF_DEFORMABLE[:3]}
+        double = self.double_early(len(sources[0]), sources[0])
+        return (), given | {name: [double(level) for level in given[name]] for name in _OF_DEFORMABLE[:3]}

@@ -1,8 +1,8 @@
 """DETR, its panoptic head and Conditional DETR, in their authors' code.
 
-These networks carry things of the size of the batch along: masks, positions, queries, reference points. So
-the batch is doubled where the transformer begins, and everything that is sized by the batch inside is right
-by itself. The encoder layers up to the insertion take the first half alone; the module makes the second.
+These networks pass tensors of the batch's size along: masks, positions, queries, reference points. So the
+batch is doubled at the input of the transformer, and all sizes inside fit. The encoder layers up to the
+insertion get the first half alone; the module makes the second.
 """
 
 from typing import Any, ClassVar
@@ -43,7 +43,7 @@ class Detr(Family):
         return initialised_as_detr(token_modules(model, places, cls.layout, options))
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
-        """Behind the backbone, and at the outputs of the encoder layers."""
+        """After the backbone, and at the outputs of the encoder layers."""
         del options
         self.hooks.output(model.get_submodule(f"{_prefix(model)}backbone"), self._double_maps)
         layers = model.get_submodule(f"{_prefix(model)}transformer.encoder.layers")
@@ -55,9 +55,9 @@ class Detr(Family):
         if not self.active:
             return None
         features, positions = output
-        at_door = self.double_early(len(features[-1].tensors), features[-1].tensors)
-        doubled = [type(each)(at_door(each.tensors), at_door(each.mask)) for each in features]
-        return doubled, [at_door(each) for each in positions]
+        double = self.double_early(len(features[-1].tensors), features[-1].tensors)
+        doubled = [type(each)(double(each.tensors), double(each.mask)) for each in features]
+        return doubled, [double(each) for each in positions]
 
 
 def is_detr(model: Any) -> bool:

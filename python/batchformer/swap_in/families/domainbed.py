@@ -17,7 +17,7 @@ _ONE_CROSS_ENTROPY = ("ERM", "Mixstyle", "Mixstyle2")
 class DomainBed(Family):
     """khanrc/swad and facebookresearch/DomainBed: the samples of all domains attend to one another.
 
-    For algorithms whose update is a cross entropy over all rows; others take the rows apart by domain. The
+    For algorithms whose update is a cross entropy over all rows; others split the rows by domain. The
     algorithm has built its optimizer already, so hand it the new parameters:
     ``algorithm.optimizer.add_param_group({"params": [*attachment.parameters()]})``.
     """
@@ -57,7 +57,7 @@ class DomainBed(Family):
 
 
 class _DoubledCrossEntropy(TorchFunctionMode):
-    """Doubles the targets of cross_entropy() while it is on: for a loss that nobody can get hold of."""
+    """Doubles the targets of cross_entropy() while active: for a loss that cannot be wrapped."""
 
     def __init__(self, judge: Judge) -> None:
         super().__init__()

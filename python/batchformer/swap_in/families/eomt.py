@@ -12,7 +12,7 @@ _MODELS = ("EomtForUniversalSegmentation", "EomtDinov3ForUniversalSegmentation")
 class Eomt(VisionTransformer):
     """transformers' EoMT and EoMT-DINOv3: queries join the patches for the last blocks.
 
-    The first place is before them, as each of those has a loss.
+    The first place has to come before those blocks, as each of them has a loss.
     """
 
     names = ("eomt",)
@@ -29,8 +29,8 @@ class Eomt(VisionTransformer):
         """Blocks, the ninth if none is named, as in other vision transformers.
 
         Raises:
-            ValueError: none of the blocks before the queries. From there on each block is judged by the loss,
-                and one before the first place would have a loss of the originals alone.
+            ValueError: no block before the queries. From there on each block has a loss, and one before the
+                first place would have a loss of the originals alone.
         """
         path = path_of_class(model, *_MODELS) or ""
         blocks = find_blocks(model, f"{path}layers", options.after, default=8)
@@ -39,7 +39,7 @@ class Eomt(VisionTransformer):
         first = int(blocks[0].path.rpartition(".")[2])
         if first >= before_queries:
             raise ValueError(
-                f"after: expected a first block from 0 to {before_queries - 1}, as those behind get the "
+                f"after: expected a first block from 0 to {before_queries - 1}, as later blocks get the "
                 f"queries and have a loss each, got {first}"
             )
         return blocks

@@ -4,18 +4,18 @@ from typing import ClassVar
 
 from torch import nn
 
-from batchformer.swap_in.at_the_door import DoubledAtTheDoor, Parts
+from batchformer.swap_in.doubled_at_input import DoubledAtInput, Parts
 from batchformer.swap_in.make import initialised_as_detr
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, path_of_class
 
 
-class Mask2Former(DoubledAtTheDoor):
+class Mask2Former(DoubledAtInput):
     """transformers' Mask2Former.
 
     Its pixel decoder has the encoder of Deformable DETR, so the place is Deformable DETR's. Queries and masks
-    come from what is behind it; the finest map comes from the backbone, too, and is doubled there. The loss
-    samples its points at random, other ones for each stream.
+    are computed after it; the finest map comes from the backbone, too, and is doubled there. The loss samples
+    its points at random, different ones for each stream.
     """
 
     names: ClassVar[tuple[str, ...]] = ("mask2former",)

@@ -16,10 +16,10 @@ class MaskFormer(Family):
     """transformers' MaskFormer, with any backbone.
 
     It has no encoder: the transformer decoder takes the coarsest map of the backbone as it is, and so does
-    the pixel decoder, where that map is merged into the finer ones. The module is behind the backbone, on
-    that map, before its two ways part. Within the pixel decoder the related queries, and thus classes, would
-    be the original ones; before the transformer decoder alone the maps that masks are made of would be. It
-    is as wide as that map, 2048 for a ResNet-50: ``dim_feedforward`` makes it smaller.
+    the pixel decoder, where that map is merged into the finer ones. The module goes after the backbone, on
+    that map, before its two paths split. Inside the pixel decoder it would not reach the queries, and thus
+    classes; before the transformer decoder alone, not the maps that masks are made of. It is as wide as that
+    map, 2048 for a ResNet-50: ``dim_feedforward`` makes it smaller.
     """
 
     names = ("maskformer",)
@@ -58,12 +58,12 @@ class MaskFormer(Family):
             return None
         coarsest = output.feature_maps[-1]
         samples = len(coarsest)
-        at_door = self.double_early(samples, coarsest) if self.active else None
+        double = self.double_early(samples, coarsest) if self.active else None
         related = self.streams.relate(0, backbone, coarsest)
 
         def both(each: Tensor) -> Tensor:
             if each is coarsest:
                 return related
-            return at_door(each) if at_door and has_rows(each, samples) else each
+            return double(each) if double and has_rows(each, samples) else each
 
         return map_tensors(output, both)

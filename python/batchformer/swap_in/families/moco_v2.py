@@ -43,7 +43,7 @@ class MoCoV2(Family):
         return [Place(path, model.get_submodule(path)) for path in ("encoder_q.fc", "encoder_k.fc")]
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
-        """At the inputs of the heads, where keys are put back into order, and where they enter the queue."""
+        """At the inputs of the heads, where keys are unshuffled, and where they enter the queue."""
         self._all = options.pairings == "all"
         self.double_features_before(places)
         self.hooks.output(model.get_submodule("encoder_q"), self._pair_queries)
@@ -58,7 +58,7 @@ class MoCoV2(Family):
         return torch.cat([original, original, related, related])  # [4N, ...]
 
     def _unshuffle(self, keys: Tensor, *args: Any) -> Any:
-        """Keys of each stream in their order by themselves: the shuffle was of N images, not of 2N rows."""
+        """Unshuffles the keys of each stream by themselves: N images were shuffled, not 2N rows."""
         unshuffle = functools.partial(self.hooks.stock, "_batch_unshuffle_ddp")
         if not self.active:
             return unshuffle(keys, *args)

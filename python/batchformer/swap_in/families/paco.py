@@ -51,7 +51,7 @@ class PaCo(Family):
         return feature_modules(model, places, options, [width, width])
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
-        """At the outputs of the pooling, and where keys are put back into order."""
+        """At the outputs of the pooling, and where keys are unshuffled."""
         del model, options
         for number, place in enumerate(places):  # before PaCo's own hook, so that this captures both streams
             self.hooks.output(place.module, functools.partial(self._double_pooled, number), first=True)
@@ -66,7 +66,7 @@ class PaCo(Family):
         )  # [2N, C, 1, 1]
 
     def _unshuffle(self, keys: Tensor, labels: Tensor, *args: Any) -> Any:
-        """Keys of each stream in their order by themselves, and labels of both."""
+        """Unshuffles the keys of each stream by themselves; with the labels of both."""
         unshuffle = functools.partial(self.hooks.stock, "_batch_unshuffle_ddp")
         if not self.active:
             return unshuffle(keys, labels, *args)

@@ -1,7 +1,7 @@
 """RT-DETR and what is built on it, in Hugging Face transformers: RT-DETRv2, D-FINE, DEIMv2.
 
 Their hybrid encoder runs DETR's encoder layers on the map of one level (AIFI), mostly the smallest, and then
-convolutions over all levels. So BatchFormerV2 goes in behind these layers, as in DETR; the other levels of
+convolutions over all levels. So BatchFormerV2 goes in after these layers, as in DETR; the other levels of
 the related stream are those of the originals, until they are fused with it. Denoising queries are made from
 the labels, which have both streams; each draws noise of its own.
 """
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from batchformer.swap_in.at_the_door import DoubledAtTheDoor, Parts
+from batchformer.swap_in.doubled_at_input import DoubledAtInput, Parts
 from batchformer.swap_in.places import path_of_class
 
 _BACKBONES = {
@@ -21,7 +21,7 @@ _BACKBONES = {
 }
 
 
-class RTDetr(DoubledAtTheDoor):
+class RTDetr(DoubledAtInput):
     """transformers' RTDetr, RTDetrV2, DFine and Deimv2 with a hybrid encoder.
 
     ``after=1`` is layer 1 of every level that has layers. Each stream gets denoising queries of its own, with

@@ -4,13 +4,13 @@ from typing import ClassVar
 
 from torch import nn
 
-from batchformer.swap_in.at_the_door import DoubledAtTheDoor, Parts
+from batchformer.swap_in.doubled_at_input import DoubledAtInput, Parts
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, find_blocks, path_of_class
 
 
-class Siglip2(DoubledAtTheDoor):
-    """A vision transformer whose blocks and pooling take the mask of the patches along."""
+class Siglip2(DoubledAtInput):
+    """A vision transformer whose blocks and pooling also take the mask of the patches."""
 
     names: ClassVar[tuple[str, ...]] = ("vit", "deit")
     expects = "a Siglip2ForImageClassification (transformers)"

@@ -1,4 +1,4 @@
-"""Classifiers of timm: every model that tells its classifier by get_classifier()."""
+"""Classifiers of timm: every model with get_classifier()."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +15,8 @@ _OF_TOKENS = "aux_head"
 class TimmClassifier(BeforeLastLayer):
     """timm's models, and those that inherit from them, except the vision transformers with plain blocks.
 
-    Several heads share a module, if they have one width. The place is before the last layer of each, behind
-    a batch norm of the head. Before a convolution it is BatchFormerV2, at each position.
+    Several heads share a module, if they have one width. The place is before the last layer of each, after a
+    batch norm of the head. Before a convolution it is BatchFormerV2, at each position.
     """
 
     names = ("timm",)
@@ -24,7 +24,7 @@ class TimmClassifier(BeforeLastLayer):
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
-        """A model of timm that tells its classifier."""
+        """A model of timm with get_classifier()."""
         of_timm = any(each.__module__.startswith("timm.models.") for each in type(model).__mro__)
         return of_timm and callable(getattr(model, "get_classifier", None))
 

@@ -2,7 +2,7 @@
 
 They take a list of images and one of targets, make a batch of the images, and compute their losses from both.
 So images and targets are doubled where the batch is made: anchors, proposals and losses are of 2N images. The
-backbone sees every image once, up to the place; its maps beside the place are doubled as they are.
+backbone sees every image once, up to the place; its other maps are doubled unchanged.
 """
 
 import functools
@@ -32,9 +32,9 @@ class TorchvisionDetector(AfterBlocks):
     """BatchFormerV2 on the coarsest level of the pyramid, as wide and as coarse as the tokens of DETR.
 
     From there the top-down path takes it to every level. Levels that a RetinaNet makes from the backbone
-    itself get the same module. SSD, which has no pyramid, gets it behind the first level, from which it makes
-    the others; another backbone gets it behind all that it gives. ``after`` takes the path of
-    any block of the backbone.
+    itself get the same module. SSD, which has no pyramid, gets it after the first level, from which it makes
+    the others; another backbone gets it after all its outputs. ``after`` takes the path of any block of the
+    backbone.
 
     No criterion is wrapped: each loss that the detector returns is the mean over both streams.
     """
@@ -54,7 +54,7 @@ class TorchvisionDetector(AfterBlocks):
 
     @classmethod
     def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
-        """Blocks of the backbone; what the backbone's class tells, if none is named."""
+        """Blocks of the backbone; if none is named, those for the backbone's class."""
         if options.after is None:
             return [Place(path, model.get_submodule(path)) for path in _places_in(model)]
         places = find(model, "after", options.after)
@@ -62,7 +62,7 @@ class TorchvisionDetector(AfterBlocks):
             if not is_inside(place.path, _BACKBONE):
                 raise ValueError(
                     f"after: expected the path of a block inside of 'backbone' of {type(model).__name__}, as "
-                    f"what is behind takes regions, not images, got {place.path!r}"
+                    f"later modules take regions, not images, got {place.path!r}"
                 )
         return places
 
@@ -176,7 +176,7 @@ def _places_in(model: nn.Module) -> list[str]:
         return [_BACKBONE]
     raise ValueError(
         f"after: expected the path of a block of 'backbone' in {type(model).__name__}, as {name} has neither "
-        f"a pyramid nor one width (out_channels) of all that it gives, got None"
+        "a pyramid nor one width (out_channels) for all its outputs, got None"
     )
 
 

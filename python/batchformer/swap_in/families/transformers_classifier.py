@@ -17,7 +17,7 @@ _TAKE_OTHERS = (  # than features [N, C]
 
 
 class TransformersClassifier(Family):
-    """BatchFormer on the pooled features `[N, C]` that the last layer takes, which gives one for a label."""
+    """BatchFormer on the pooled features `[N, C]` that the last layer, with one output a label, takes."""
 
     names = ("transformers_classifier",)
     expects = "an image, video, audio or sequence classification model (transformers)"
@@ -27,7 +27,7 @@ class TransformersClassifier(Family):
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
-        """A model of a task, that is not one of those that classify all tokens, and pool then."""
+        """A model of such a task, except those that classify all tokens and pool afterwards."""
         pooling = getattr(getattr(model, "config", None), "classifier_pooling", None)
         takes_others = pooling == "late" or tasks.is_for(model, *_TAKE_OTHERS)  # late: of EuroBERT
         known = tasks.is_for(model, *tasks.CLASSIFICATION) and not takes_others
@@ -35,7 +35,7 @@ class TransformersClassifier(Family):
 
     @classmethod
     def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
-        """The last layer: in a head of several, it is the one that takes what they make of the features."""
+        """The last layer of the head, after all others."""
         del options
         return find(model, "before", tasks.classifier_of(model) or "")
 

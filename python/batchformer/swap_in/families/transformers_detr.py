@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from batchformer.swap_in.at_the_door import DoubledAtTheDoor, Parts
+from batchformer.swap_in.doubled_at_input import DoubledAtInput, Parts
 from batchformer.swap_in.make import initialised_as_detr
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, path_of_class
@@ -18,7 +18,7 @@ _MODELS = (
 )
 
 
-class TransformersDetr(DoubledAtTheDoor):
+class TransformersDetr(DoubledAtInput):
     """transformers' Detr, ConditionalDetr, DeformableDetr, DabDetr and TableTransformer.
 
     The boxes of both streams are counted, so that the loss is the mean over both; a batch without any box

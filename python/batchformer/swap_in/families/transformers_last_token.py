@@ -1,9 +1,10 @@
 """Language models of transformers that classify a sequence by its last token: Llama, Mistral, Qwen, GPT-2.
 
-They classify every token, and take the logits of the last one of each sample then, as many as there are
-input_ids. So the input_ids are doubled at the door, for that alone: the language model is given the first
-half of them, and costs what it costs without BatchFormer. At the classifier, BatchFormer relates the tokens
-that will be taken, one of each sample, `[N, C]`; the related ones stand there in a second half of all tokens.
+They classify every token, and then take the logits of the last one of each sample, for as many samples as
+there are input_ids. So the input_ids are doubled at the model's input, for that alone: the language model
+gets the first half of them, and costs the same as without BatchFormer. At the classifier, BatchFormer relates
+the tokens that will be taken, one of each sample, `[N, C]`; the related ones are put into a second half of
+all tokens.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ _ROWS_OF = ("input_ids", "inputs_embeds")  # by which the model counts its sampl
 
 
 class LastToken(NamedTuple):
-    """What is known at the door of a forward."""
+    """What is known when a forward begins."""
 
     samples: Any  # N; with torch.compile a symbol
     positions: Tensor | int  # of the token of each sample that is classified
@@ -47,7 +48,7 @@ class TransformersLastToken(TransformersClassifier):
         return known and tasks.classifier_of(model) is not None
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
-        """At the door, before the language model, and at the input of the classifier."""
+        """At the model's input, before the language model, and at the input of the classifier."""
         del options
         language_model = model.get_submodule(str(model.base_model_prefix))
         self._names = parameters(model.forward)
@@ -57,18 +58,18 @@ class TransformersLastToken(TransformersClassifier):
         self.hooks.inputs(places[0].module, self._relate_last_tokens)
 
     def _double_rows(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        """What the model counts its samples by, and where the token of each is."""
+        """Doubles what the model counts its samples by, and finds the last token of each."""
         if not (self.attachment.training or self.streams.watching):
             return None
         given = by_name(self._names, args, kwargs)
         counted = next((given[name] for name in _ROWS_OF if given.get(name) is not None), None)
         if counted is None:
-            return None  # which the model has a sentence for
+            return None  # for which the model raises an error
         padding = model.config.get_text_config().pad_token_id
         if padding is None and self.active:
             raise ValueError(
-                "pad_token_id: expected one in the config of the model, as both streams are a batch of two "
-                "at least, got None"
+                "pad_token_id: expected one in the config of the model, as both streams are at least two "
+                "samples, got None"
             )
         positions: Tensor | int = -1
         if padding is not None and given.get("input_ids") is not None:

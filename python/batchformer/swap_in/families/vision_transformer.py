@@ -32,10 +32,10 @@ _OTHER_BLOCKS = (
 
 
 class VisionTransformer(Family):
-    """A stack of blocks over `[N, L, C]` tokens; what is behind the insertion sees both streams."""
+    """A stack of blocks over `[N, L, C]` tokens; what comes after the insertion sees both streams."""
 
     names: ClassVar[tuple[str, ...]] = ("vit", "deit")
-    expects = "blocks behind patch embeddings (timm, facebookresearch/deit, transformers, torchvision)"
+    expects = "blocks after patch embeddings (timm, facebookresearch/deit, transformers, torchvision)"
     place = "after block 8"
     takes = ("after", "shared", "outputs", "wrapped")
     takes_labels = True
@@ -58,8 +58,8 @@ class VisionTransformer(Family):
         dropped = getattr(getattr(model, "patch_drop", None), "prob", 0)
         if dropped and getattr(model, "rope", None) is not None:
             raise ValueError(
-                f"model: expected no patch_drop_rate with rotary positions, which then are of each sample "
-                f"and of one stream, got a {type(model).__name__} with {dropped}"
+                "model: expected no patch_drop_rate with rotary positions, which then differ between "
+                f"samples and have one stream, got a {type(model).__name__} with {dropped}"
             )
         return find_blocks(model, _path_of_blocks(model) or "", options.after, default=8)
 
@@ -76,7 +76,7 @@ class VisionTransformer(Family):
             self.hooks.replace("forward_intermediates", self._forward_intermediates)
 
     def _forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
-        """Of timm, which folds the tokens of blocks into maps of as many images as came in."""
+        """timm's, which reshapes the tokens of blocks into maps of as many images as came in."""
         if self.active:
             raise RuntimeError(
                 "model: expected no forward_intermediates() in training, as it takes both streams for one "

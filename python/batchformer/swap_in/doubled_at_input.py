@@ -1,8 +1,8 @@
-"""Models of transformers that carry things of the size of the batch along, and compute their loss themselves.
+"""Models of transformers that pass tensors of the batch's size along, and compute their loss themselves.
 
-Their heads size views by the batch of the images, and take the labels, so both are doubled at the door. The
-backbone still sees every image once: its input is halved, its output doubled. The blocks up to the insertion
-take the first half alone; the module makes the second.
+Their heads size views by the batch of the images, and take the labels, so both are doubled at the model's
+input. The backbone still sees every image once: its input is halved, its output doubled. The blocks up to the
+insertion get the first half alone; the module makes the second.
 """
 
 from collections.abc import Mapping
@@ -23,16 +23,16 @@ _PAST_THE_BACKBONE = ("inputs_embeds", "encoder_outputs")
 
 
 class Parts(NamedTuple):
-    """Where things are in such a model: paths of modules."""
+    """Paths of the parts of such a model."""
 
     backbone: str  # sees every image once
-    blocks: str  # the list of those behind which BatchFormer may go in
+    blocks: str  # the list of blocks, after any of which BatchFormer can go
     layout: str = "NLC"
-    further: tuple[str, ...] = ()  # more such lists, beside the first: one for each level of a pyramid
+    further: tuple[str, ...] = ()  # further such lists: one for each level of a pyramid
 
 
-class DoubledAtTheDoor(Family):
-    """A model whose batch is doubled at its door, and halved for its backbone."""
+class DoubledAtInput(Family):
+    """A model whose batch is doubled at its input, and halved for its backbone."""
 
     takes: ClassVar[tuple[str, ...]] = ("after", "shared", "wrapped")
     takes_labels = True
@@ -42,7 +42,7 @@ class DoubledAtTheDoor(Family):
 
     @classmethod
     def parts(cls, model: nn.Module) -> Parts | None:
-        """Where things are in the model; None if it is not of the family."""
+        """The paths of the model's parts; None if it is not of the family."""
         raise NotImplementedError
 
     @classmethod
@@ -52,7 +52,7 @@ class DoubledAtTheDoor(Family):
 
     @classmethod
     def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
-        """Blocks, the first if none is named; of several lists those of the same indices in each."""
+        """Blocks, the first if none is named; with several lists, those of the same indices in each."""
         lists = cls._lists(cls._parts(model))
         return [place for path in lists for place in find_blocks(model, path, options.after, default=0)]
 
@@ -62,24 +62,24 @@ class DoubledAtTheDoor(Family):
         return token_modules(model, places, cls._parts(model).layout, options)
 
     def install(self, model: nn.Module, places: list[Place], options: Options) -> None:
-        """At the door, around the backbone, and at the outputs of the blocks."""
+        """At the input, around the backbone, and at the outputs of the blocks."""
         del options
         parts = self._parts(model)
-        self.double_at_the_door(model)
+        self.double_at_input(model)
         self.hooks.output(model.get_submodule(parts.backbone), self._double_maps)
         for path in self._lists(parts):
             first = next(place for place in places if place.path.startswith(f"{path}."))
             self.take_originals_until(first, model.get_submodule(path), self.batch_axes)
         self.double_tokens_after(places)
 
-    def double_at_the_door(self, model: nn.Module) -> None:
-        """Everything for the model twice, and for its backbone once: what this gives has N entries."""
+    def double_at_input(self, model: nn.Module) -> None:
+        """Double the arguments of the model, and halve those of its backbone, whose output has N entries."""
         self._names = parameters(model.forward)
         self.hooks.inputs(model, self._double_arguments)
         self.hooks.inputs(model.get_submodule(self._parts(model).backbone), self._each_image_once)
 
     def once_for_both(self, part: nn.Module) -> None:
-        """Halve what a part of the model takes, as both halves are equal there, and double what it gives."""
+        """Halve the inputs of a part of the model, where both halves are equal, and double its outputs."""
         self.hooks.inputs(part, self._each_image_once)
         self.hooks.output(part, self._double_maps)
 
@@ -96,7 +96,7 @@ class DoubledAtTheDoor(Family):
     def _double_arguments(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Call | None:
-        """Everything with an entry for each image; labels were doubled when the model was entered."""
+        """Doubles all that has an entry for each image; labels were doubled when the forward began."""
         if not self.active:
             return None
         del model
@@ -105,7 +105,7 @@ class DoubledAtTheDoor(Family):
             if given.get(name) is not None:
                 raise ValueError(f"{name}: expected None in training with BatchFormer, got a value")
         images = given.get("pixel_values")
-        if images is None:  # such as in a model of one's own around one of transformers
+        if images is None:  # as in a user's model around one of transformers
             raise ValueError(
                 "pixel_values: expected images of that name in training with BatchFormer, got None"
             )
@@ -131,11 +131,11 @@ class DoubledAtTheDoor(Family):
         return call
 
     def _double_maps(self, backbone: nn.Module, args: Any, output: Any) -> Any:
-        """Maps, their masks and positions: what has an entry for each image."""
+        """Doubles what has an entry for each image: maps, their masks and positions."""
         del backbone, args
         if not self.active:
             return None
         first = next(leaves(output))
         samples = self.streams.current(first).samples
-        at_door = self.double_early(samples, first)
-        return map_tensors(output, lambda each: at_door(each) if has_rows(each, samples) else each)
+        double = self.double_early(samples, first)
+        return map_tensors(output, lambda each: double(each) if has_rows(each, samples) else each)
