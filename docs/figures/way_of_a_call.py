@@ -15,14 +15,14 @@ def draw() -> tuple[Figure, None]:
     """The figure; there are no numbers in it."""
     layer = HIGH + 1.8 + GAP
     binding = layer + HIGH + GAP
-    ops = binding + HIGH + GAP + 1.6  # between them is the border, with a word on each side
+    ops = binding + HIGH + GAP + 1.6  # between them Python ends and Rust begins, which two words say
     modules = ops + HIGH + GAP
     figure, axes = drawing(modules + HIGH + 0.6)
     about = "nn.Module: parameters, training\nor evaluation, the batch axis"
     folder(axes, (LEFT, modules), (MAIN, HIGH), "python/batchformer/modules", about, BLUE)
     about = "the op: schema, fake kernels,\nautograd, autocast"
     folder(axes, (LEFT, ops), (MAIN, HIGH), "python/batchformer/ops", about, BLUE)
-    about = "the border: unpacks arguments,\nreleases the GIL, wraps results"
+    about = "the binding: converts arguments\nand results, releases the GIL"
     folder(axes, (LEFT, binding), (MAIN, HIGH), "src/py", about, ORANGE)
     about = "checks the input once, chooses the path"
     folder(axes, (LEFT, layer), (WHOLE, HIGH), "src/layer", about, ORANGE)
