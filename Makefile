@@ -61,7 +61,7 @@ export PYO3_BUILD_EXTENSION_MODULE := 1
 export CARGO_TARGET_DIR := $(TARGET)
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
 
-.PHONY: help demo tables tables-short test test-torch test-trainers test-cuda-compile core checked sanitize bench fuzz soak build docs docs-links lint format wheel wheels sdist licences lock clean
+.PHONY: help demo tables tables-short test test-torch test-trainers test-cuda-compile core checked sanitize bench fuzz soak build docs docs-links figures lint format wheel wheels sdist licences lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -125,6 +125,11 @@ docs: $(VENV)/.built $(VENV)/.docs ## Build the documentation into target/docs, 
 
 docs-links: $(VENV)/.built $(VENV)/.docs ## Ask the network whether the links of the documentation are alive
 	sphinx-build -E -q -b linkcheck docs $(TARGET)/docs-links
+
+figures: $(VENV)/.built ## Draw the figures of the documentation anew, from the numbers that its pages have
+	python -m docs.figures
+	python -m examples.glyphs.sheet
+	python -m examples.tables.page
 
 lint: $(VENV)/.built ## rustfmt, clippy, ruff, mypy, stubtest
 	cargo fmt --check

@@ -26,7 +26,12 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
 ]
+# A button copies what stands behind these, and no output; of a diff the lines that are added.
+copybutton_prompt_text = r">>> |\.\.\. |\$ |\+"
+copybutton_prompt_is_regexp = True
+copybutton_selector = "div:not(.highlight-text) > div.highlight > pre"  # text is there to be read
 exclude_patterns = ["inventories"]
 nitpicky = True
 myst_enable_extensions = ["deflist"]

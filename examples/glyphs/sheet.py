@@ -27,10 +27,10 @@ def sheet() -> Figure:
     varied = instances(drawings.flatten(0, 1), torch.Generator().manual_seed(0))
     varied = varied.view(len(SHOWN), len(FACES), 24, 24)
     every = glyphs(tuple(letter.text for letter in LATIN) + tuple(GREEK + CYRILLIC))[:, 0]
-    figure = Figure(figsize=(9.6, 7.0), layout="constrained")
+    figure = Figure(figsize=(5.6, 4.5), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=[39, 24])
-    _draw(figure.add_subplot(grid[0, 0]), 1 - drawings, "drawn: a letter a row, 16 faces of four families")
-    _draw(figure.add_subplot(grid[0, 1]), 1 - varied, "varied: turned, sheared, thinner, noisy, 24 x 24")
+    _draw(figure.add_subplot(grid[0, 0]), 1 - drawings, "drawn: a letter a row,\n16 faces of four families")
+    _draw(figure.add_subplot(grid[0, 1]), 1 - varied, "varied: turned, sheared,\nthinner, noisy, 24 x 24")
     missing = -len(every) % IN_A_ROW
     every = torch.cat([every, torch.zeros(missing, *every.shape[1:])]).unflatten(0, (-1, IN_A_ROW))
     title = f"all {len(LATIN)} Latin, {len(GREEK)} Greek and {len(CYRILLIC)} Cyrillic letters, in one face"
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=PATH, help="(default: docs/glyphs.png)")
     out = parser.parse_args(arguments).out
     drawn = io.BytesIO()
-    sheet().savefig(drawn, dpi=100, facecolor="white")
+    sheet().savefig(drawn, dpi=171, facecolor="white")
     Image.open(drawn).convert("L").quantize(GREYS).save(
         out, format="PNG", optimize=True
     )  # a third of the bytes

@@ -31,7 +31,7 @@ class Config(NamedTuple):
     nhead: int
     """Heads of the attention, a divisor of C."""
     dropout: Sequence[float]
-    """Dropout probabilities of: attention probabilities, hidden layer, first residual, second residual."""
+    """Dropout probabilities of the attention, the hidden layer, the first and the second residual."""
     activation: str
     """"relu" or "gelu"."""
     norm_first: bool

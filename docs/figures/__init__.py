@@ -1,0 +1,1 @@
+"""The figures of the documentation that are drawn from its own tables, or from nothing: `make figures`."""
