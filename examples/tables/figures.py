@@ -24,7 +24,9 @@ MARKERS = {BATCHFORMER: "s", UNIFORM: "^", ALONE: "v", SOFTENED: "D"}
 OTHERS = ("#D55E00", "#56B4E9", "#000000")  # of arms that one table alone has
 CHOOSING = {"color": "#0072B2", "markerfacecolor": "white"}  # BatchFormer against uniform
 
-LETTERS = 42  # of a title in a panel
+WIDTH = 5.6  # inches; on a telephone, 340 pixels wide, letters of 11 points are then 9 pixels high
+POINTS = 11
+TITLE = 46  # letters of a title in a line
 
 
 def draw_differences(path: Path, summary: Summary) -> Path | None:
@@ -33,20 +35,17 @@ def draw_differences(path: Path, summary: Summary) -> Path | None:
         return None
     systems, columns = summary.systems, summary.table.primary
     orders = {system: summary.table.contrasts_of(system) for system in systems}
-    heights = [0.27 * len(order) + 0.75 for order in orders.values()]  # inches
-    figure = Figure(figsize=(1.9 + 3.3 * len(columns), sum(heights) + 0.9), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches
-    panels = figure.subplots(
-        len(systems), len(columns), sharex="col", sharey="row", squeeze=False, height_ratios=heights
-    )
-    for system, row in zip(systems, panels, strict=True):
-        for column, axes in zip(columns, row, strict=True):
-            found = [each for each in summary.primary if (each.system, each.column) == (system, column)]
-            _draw(axes, found, orders[system], summary.table.arms)
-            axes.set_title(textwrap.fill(f"{system}: {column}", LETTERS), fontsize=9)
-    for axes in panels[-1]:
-        axes.set_xlabel("difference (points)", fontsize=9)
-    figure.suptitle(_title(summary), fontsize=11)
+    shown = [(system, column) for system in systems for column in columns]
+    heights = [0.3 * len(orders[system]) + 0.8 for system, _ in shown]  # inches
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.9), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.06)  # inches
+    panels = figure.subplots(len(shown), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for (system, column), axes in zip(shown, panels, strict=True):
+        found = [each for each in summary.primary if (each.system, each.column) == (system, column)]
+        _draw(axes, found, orders[system], summary.table.arms)
+        axes.set_title(textwrap.fill(f"{system}: {column}", TITLE), fontsize=POINTS, loc="left")
+    panels[-1].set_xlabel("difference (points)", fontsize=POINTS)
+    figure.suptitle(textwrap.fill(_title(summary), TITLE), fontsize=POINTS + 1)
     save(figure, path)
     return path
 
@@ -63,7 +62,7 @@ def _draw(axes: Axes, found: Sequence[Difference], order: list[tuple[str, str]],
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_tick_params(labelbottom=True)
-    axes.tick_params(labelsize=8.5)
+    axes.tick_params(labelsize=POINTS - 1)
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 

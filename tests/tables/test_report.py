@@ -135,7 +135,7 @@ def test_the_figure_has_each_difference_where_it_belongs(drawn):
     assert names == [f"{first} - {second}" for first, second in TABLE.contrasts_of(TABLE.systems[0])]
     for place, panel in enumerate(panels):
         system, column = TABLE.systems[place // 2], TABLE.primary[place % 2]
-        assert " ".join(panel.get_title().split()) == f"{system}: {column}"
+        assert " ".join(panel.get_title(loc="left").split()) == f"{system}: {column}"
         found = [each for each in summary.primary if (each.system, each.column) == (system, column)]
         assert len(panel.containers) == len(found) == 5
         for container, each in zip(panel.containers, found, strict=True):
