@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
 import batchformer as bf
@@ -121,6 +122,19 @@ def test_a_vector_that_may_be_of_samples_or_of_classes_asks_for_the_targets(targ
         attachment.wrap(adjusted)(logits, y, prior)
     loss = attachment.wrap(adjusted, targets=targets)(logits, y, prior)
     assert_step(loss, mean_of(adjusted, streams(model, attachment, x), y, prior), model, attachment)
+
+
+def test_the_configuration_of_a_model_is_left_alone():
+    """`model.loss_function` of transformers is given it; with as many stages as samples it was refused."""
+
+    def of_model(logits, labels, config):
+        assert config.hidden_sizes == [8] * N
+        return F.cross_entropy(logits, labels)
+
+    model, attachment = attached()
+    config = transformers.ResNetConfig(hidden_sizes=[8] * N, depths=[1] * N)
+    loss = attachment.wrap(of_model)(model(X), Y, config)
+    assert_step(loss, mean_of(of_model, streams(model, attachment, X), Y, config), model, attachment)
 
 
 def nt_xent(first, second):

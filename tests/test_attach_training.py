@@ -124,6 +124,32 @@ def test_nothing_is_said_of_training_as_it_should_be(arrange):
     assert said_of(arrange(model, attachment), times=9) == []
 
 
+def batches(model, attachment, *sizes):
+    """A function that does a step with each of these numbers of samples."""
+    criterion = attachment.wrap(nn.CrossEntropyLoss())
+
+    def steps():
+        for size in sizes:
+            criterion(model(torch.randn(size, 6)), torch.zeros(size, dtype=torch.long)).backward()
+
+    return steps
+
+
+def test_batches_of_one_sample_are_said_once():
+    (said,) = said_of(batches(*attached(), 1, 1), times=3)
+    assert "no samples are related" in said
+    assert "raise the batch size, or attach(..., memory_bank_size=64)" in said
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 2, 1), (2, 2, 2, 1, 1, 1), (1, 1, 2, 1)])
+def test_nothing_is_said_of_some_batches_of_one_sample(sizes):
+    assert said_of(batches(*attached(), *sizes), times=1) == []
+
+
+def test_nothing_is_said_of_one_sample_that_attends_to_remembered_ones():
+    assert said_of(batches(*attached(memory_bank_size=4), 1, 1, 1, 1), times=1) == []
+
+
 @pytest.fixture
 def process_group(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)

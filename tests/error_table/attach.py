@@ -51,8 +51,9 @@ NOT_ITS_WIDTH = Mistake(
     "Leave `dim` out: it is read from the classifier.",
 )
 UNKNOWN_WIDTH = Mistake(
-    "The module at the place has no weight that tells the width of what it takes or gives.",
-    "Say it: `attach(model, after='block', dim=256)`.",
+    "The module at the place has no weight that tells how many channels go in or come out, as a classifier "
+    "with normalised weights.",
+    "Say it: `attach(model, before='linear', dim=64)` for features `[N, 64]`; classes do not count.",
 )
 ONE_MODULE_FOR_TWO_WIDTHS = Mistake(
     "The places have features of different widths, for which one shared module cannot be made.",
@@ -264,7 +265,8 @@ ATTACH = (
     Row(
         lambda: bf.attach(nn.Sequential(nn.ReLU()), before="0"),
         ValueError,
-        "dim: expected a width, as ReLU does not tell it, got None",
+        "dim: expected the number of channels at '0', as ReLU does not tell it, got None; "
+        "attach(..., dim=64) says that there are 64",
         *UNKNOWN_WIDTH,
     ),
     Row(

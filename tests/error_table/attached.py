@@ -122,7 +122,8 @@ ATTACHED = (
     Row(
         lambda: SMALL(torch.randn(6, 3, 8)),
         ValueError,
-        "x: expected shape [N, 16] (axis 0 is the batch), got [6, 3, 16]",
+        "x: expected shape [N, 16] (axis 0 is the batch), got [6, 3, 16]; at '1' these are maps or tokens, "
+        "for which the path of a block is given as after=, or none if attach() knows the model",
         *NOT_FEATURES,
     ),
     Row(

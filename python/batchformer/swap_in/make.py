@@ -64,7 +64,8 @@ def _make(
     for place, width in zip(places, widths, strict=True):
         if width is None:
             raise ValueError(
-                f"dim: expected a width, as {type(place.module).__name__} does not tell it, got None"
+                f"dim: expected the number of channels at {place}, as {type(place.module).__name__} does not "
+                "tell it, got None; attach(..., dim=64) says that there are 64"
             )
     if options.shared and len(set(widths)) > 1:
         got = ", ".join(f"{width} at {place}" for place, width in zip(places, widths, strict=True))

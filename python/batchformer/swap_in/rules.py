@@ -9,6 +9,7 @@ list or tuple of N entries that are alike                       its entries
 list, tuple, dict or dataclass of other things                  what is in it, by the same rules
 number ``num_items_in_batch``                                   the number, as it counts samples
 parameter or key ``weight``, ``pos_weight``; an nn.Parameter    as it is
+configuration of a model of transformers                        as it is
 what had as many rows in a call of another N                    as it is
 vector, or list of numbers or strings, that may be of classes   its entries, or ValueError
 matrix `[N, N]` where the outputs have no such axis             ValueError: it could be of pairs of samples
@@ -42,6 +43,7 @@ COUNT = "num_items_in_batch"  # of transformers' Trainer, by which the loss is d
 _TARGETS = re.compile(r"(y|targets?|labels?|gt)(_\w+)?")
 _OF_CLASSES = re.compile(r"count|freq|per_cl|num|prior|weight|dist|hist|name|prob")
 _INDICES = re.compile(r"(\w+_)?(idx|index|indices|inds?)")
+_CONFIGURATIONS = ("PreTrainedConfig", "PretrainedConfig")  # from transformers 5 on, and before
 _OF_ALL = ("batch_idx", "batch_index")  # which image each of the targets of all images is of
 _ENTRIES = (Number, str)
 
@@ -94,7 +96,7 @@ class Batch:
         return map_inside(value, lambda each, _: self.double_named(each))
 
     def _double(self, value: Any, name: Name) -> Any:
-        if name in _NEVER or isinstance(value, nn.Parameter):
+        if name in _NEVER or isinstance(value, nn.Parameter) or _is_configuration(value):
             return value
         if name in _OF_ALL:
             raise ValueError(
@@ -242,6 +244,11 @@ def leaves(value: Any) -> Iterator[Tensor]:
 def has_rows(value: Any, rows: int) -> bool:
     """Whether a value is a tensor with that many rows, and no vector, as sizes and indices are."""
     return isinstance(value, Tensor) and value.dim() > 1 and len(value) == rows
+
+
+def _is_configuration(value: Any) -> bool:
+    """Whether it is the configuration of a model of transformers, whose lists are not of samples."""
+    return any(base.__name__ in _CONFIGURATIONS for base in type(value).__mro__)
 
 
 def _is_floating(value: Any) -> bool:

@@ -122,7 +122,17 @@ class Streams:
                 f"labels: expected one for each of the {rows} samples at {self._places[number]}, got "
                 f"{forward.labels}; what is computed from labels before BatchFormer has one stream only"
             )
-        related = module(x, streams=2 if had_both else 1, bank=self._bank(module, forward, number, x))
+        if active and not had_both and not forward.ran and not torch.compiler.is_compiling():
+            self._family.watch.samples(rows, module)
+        try:
+            related = module(x, streams=2 if had_both else 1, bank=self._bank(module, forward, number, x))
+        except ValueError as error:  # raised in the module, where all ranks learn of it
+            if isinstance(module, BatchFormerV2) or x.dim() < 3:
+                raise
+            raise ValueError(
+                f"{error}; at {self._places[number]} these are maps or tokens, for which the path of a block "
+                "is given as after=, or none if attach() knows the model"
+            ) from error
         y: Tensor = related if isinstance(module, BatchFormerV2) else related[0]
         forward.ran.append(number)
         if active and not had_both:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from batchformer.modules._others import AcrossSamples
+
 _FIRST_STEPS = 3
 _FIRST_FORWARDS = 30
 _OWN = ("in_proj_weight", "norm1.weight")  # of a module, on which no adapter is put
@@ -28,6 +30,8 @@ class Watch:
         self._decided = False
         self._evaluations = 0
         self._moves_in_evaluation = 0
+        self._batches = 0
+        self._single = 0  # of them, those of one sample that attends to no other
         self._in_evaluation: list[Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,6 +89,19 @@ class Watch:
                 "module"
             )
 
+    def samples(self, count: int, module: AcrossSamples) -> None:
+        """So many samples come to the first place: does any have another to attend to?"""
+        if self._batches >= _FIRST_STEPS:
+            return
+        self._batches += 1
+        self._single += count == 1 and not module.gather_distributed and not module.memory_bank_size
+        if self._single == _FIRST_STEPS:
+            self._say(
+                "the first batches had one sample each, which has no other to attend to: raise the batch "
+                "size, or attach(..., memory_bank_size=64)",
+                "no samples are related",
+            )
+
     def evaluation(self, model: nn.Module, inserted: nn.Module) -> None:
         """A forward in evaluation begins: is the model trained in that mode, and never in the other?"""
         if self._forwards or self._evaluations >= _FIRST_FORWARDS or not torch.is_grad_enabled():
@@ -108,10 +125,10 @@ class Watch:
             "nothing: attachment.train()"
         )
 
-    def _say(self, what: str) -> None:
+    def _say(self, what: str, fault: str = "the attachment is not trained") -> None:
         if what not in self._said:
             self._said.append(what)
-            warnings.warn(f"batchformer: the attachment is not trained; {what}", stacklevel=_level_of_user())
+            warnings.warn(f"batchformer: {fault}; {what}", stacklevel=_level_of_user())
 
 
 def _rest(model: nn.Module, inserted: nn.Module) -> list[nn.Parameter]:
