@@ -16,7 +16,7 @@ DIACRITICS = {
     "diaeresis": ("\u0308", "aeiouwy"),
     "ring": ("\u030a", "au"),
     "double acute": ("\u030b", "ou"),
-    "caron": ("\u030c", "cenrsz"),  # d, l and t with a caron (and g with a cedilla) are drawn in other ways
+    "caron": ("\u030c", "cenrsz"),  # d, l and t with a caron (and g with a cedilla) have another mark
     "cedilla": ("\u0327", "cklnrst"),
     "ogonek": ("\u0328", "aeiu"),
 }
@@ -24,7 +24,7 @@ PLAIN = "none"
 
 
 class Letter(NamedTuple):
-    """A Latin letter: what is drawn, and of what it is composed."""
+    """A Latin letter: the text that is drawn, its base letter and its diacritic."""
 
     text: str
     base: str

@@ -13,14 +13,14 @@ class Affine:
     """The largest of each change; each image draws its own."""
 
     turn: float = 12.0  # degrees
-    scale: float = 0.15  # each way
+    scale: float = 0.15  # up or down
     shear: float = 0.2
-    shift: float = 0.1  # of half the image, each way
+    shift: float = 0.1  # of half the image, in each direction
 
 
 AUGMENTATION = Affine(
     turn=8.0, scale=0.1, shear=0.1, shift=0.08
-)  # of a training image, once more at each step
+)  # of a training image, in addition, at each step
 
 
 def instances(drawings: Tensor, draws: torch.Generator) -> Tensor:
@@ -59,7 +59,7 @@ def affine(images: Tensor, draws: torch.Generator, most: Affine) -> Tensor:
 
 
 def thickness(images: Tensor, draws: torch.Generator) -> Tensor:
-    """Images `[N, 1, H, W]`, each a part of the way to its dilation or to its erosion by one pixel."""
+    """Images `[N, 1, H, W]`, each interpolated towards its dilation or its erosion by one pixel."""
     amount = torch.rand(len(images), 1, 1, 1, generator=draws) * 2 - 1
     thicker, thinner = F.max_pool2d(images, 3, 1, 1), -F.max_pool2d(-images, 3, 1, 1)
     images = images + amount.clamp(min=0) * (thicker - images)

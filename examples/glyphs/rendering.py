@@ -12,9 +12,9 @@ from torch import Tensor
 
 from examples.glyphs.alphabet import FACES
 
-SIZE = 48  # pixels of a drawing, each way
+SIZE = 48  # height and width of a drawing, in pixels
 EM = 36  # pixels
-BASELINE = 0.72 * SIZE  # of all letters, so that no diacritic moves its letter
+BASELINE = 0.72 * SIZE  # the same for all letters, so that no diacritic moves its letter
 SUPERSAMPLING = 2
 
 

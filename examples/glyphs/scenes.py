@@ -1,7 +1,7 @@
-"""Scenes: one to three letters of various sizes on a ground of two textures, and what is to be found there.
+"""Scenes: one to three letters of various sizes on a ground of two textures, with their annotations.
 
-Each letter has a dark rim, as a sticker has, and what is to be found of it is both: strokes alone would be
-one or two pixels wide. No letter lies on another. The ground is "stuff", of which there are no instances.
+Each letter has a dark rim, as a sticker has, and its mask covers both: strokes alone would be one or two
+pixels wide. Letters do not overlap. The ground is "stuff", of which there are no instances.
 """
 
 import math
@@ -16,30 +16,30 @@ from examples.glyphs.alphabet import FACES
 from examples.glyphs.instances import Affine, affine, thickness
 from examples.glyphs.rendering import SIZE, glyphs
 
-LETTERS = "aeghkmrstw"  # of other shapes each, also when turned a little
+LETTERS = "aeghkmrstw"  # of different shapes, also when turned a little
 STUFF = ("plain", "stripes", "checks")
-CANVAS = 64  # pixels, each way
+CANVAS = 64  # height and width, in pixels
 MOST = 3  # letters of a scene
 SMALLEST, LARGEST = 0.5, 1.3  # of the size of a drawing
 RIM = 2  # pixels
 DISTORTION = Affine(turn=12.0, scale=0.1, shear=0.2, shift=0.0)
-TRIES = 10  # places for a letter; where none is free it is left out
-AT_ONCE = 256  # scenes, for the memory that their drawings take
+TRIES = 10  # places tried for a letter; if none is free, the letter is left out
+AT_ONCE = 256  # scenes, to limit the memory of their drawings
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is to be found in a scene with K letters."""
+    """The annotations of a scene with K letters."""
 
     labels: Tensor  # [K], of LETTERS
     boxes: Tensor  # [K, 4], left, top, right and bottom in pixels, the right and the bottom one excluded
-    masks: Tensor  # [K, 64, 64] of bool, apart from each other
+    masks: Tensor  # [K, 64, 64] of bool, without overlap
     ground: Tensor  # [64, 64] of uint8, of STUFF, as it would be without letters
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images `[N, 1, 64, 64]`, most values in [0, 1], and what is to be found in each."""
+    """Images `[N, 1, 64, 64]`, most values in [0, 1], and the annotations of each."""
 
     images: Tensor
     found: tuple[Scene, ...]
@@ -107,7 +107,7 @@ def _inks(labels: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def _free(taken: Tensor, width: int, height: int, places: Tensor) -> Tensor | None:
-    """The first of the boxes at the places `[TRIES, 2]` that meets none of `taken` `[K, 4]`."""
+    """The first of the boxes at the places `[TRIES, 2]` that overlaps none of `taken` `[K, 4]`."""
     room = torch.tensor([CANVAS - width + 1, CANVAS - height + 1])
     corners = (places * room).floor()  # [TRIES, 2]
     boxes = torch.cat([corners, corners + torch.tensor([width, height])], 1)
@@ -116,7 +116,7 @@ def _free(taken: Tensor, width: int, height: int, places: Tensor) -> Tensor | No
 
 
 def _grounds(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images `[N, 1, 64, 64]` of two textures with a straight border, and of which STUFF each pixel is."""
+    """Images `[N, 1, 64, 64]` of two textures with a straight border, and the STUFF of each pixel."""
     first = torch.randint(len(STUFF), (count,), generator=draws)
     second = (first + torch.randint(1, len(STUFF), (count,), generator=draws)) % len(STUFF)
     across = _waves(count, draws, 2 * CANVAS, 2 * CANVAS) > 0

@@ -22,7 +22,7 @@ SHOWN = "agéşñöwβθωжщЯ"  # letters of each kind, in every face
 
 
 def sheet() -> Figure:
-    """Letters in all faces, beside them an instance of each; below, every letter in one face."""
+    """Letters in all faces, next to them an instance of each; below, every letter in one face."""
     drawings = glyphs(SHOWN)  # [letters, 16, 48, 48]
     varied = instances(drawings.flatten(0, 1), torch.Generator().manual_seed(0))
     varied = varied.view(len(SHOWN), len(FACES), 24, 24)

@@ -1,11 +1,11 @@
-"""The arms of every table: the baseline, BatchFormer, and controls that tell relating from noise.
+"""The arms of every table: the baseline, BatchFormer, and controls that separate relations from noise.
 
-- "uniform": a sample attends to all alike (`attend="uniform"`). What BatchFormer does beyond it, it does by
-  choosing whom a sample attends to.
-- "alone": a sample attends to itself (`attend="alone"`). It relates nothing, but its noise is another:
-  dropout on its one key drops a head's value whole or doubles it, where that on N keys averages out.
-- "softened": no layer at all. The second stream is the features under dropout, and its labels go a little of
-  the way to the mean of the batch's.
+- "uniform": a sample attends equally to all (`attend="uniform"`). What BatchFormer gains over this comes from
+  choosing which samples to attend to.
+- "alone": a sample attends to itself (`attend="alone"`). It relates no samples, but its noise differs, too:
+  dropout on its one key drops or doubles the whole value of a head, where dropout on N keys averages out.
+- "softened": no layer at all. The second stream is the features under dropout, and its labels are softened
+  towards the batch's mean.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ SOFTENED = "softened"
 ARMS = (BASELINE, BATCHFORMER, UNIFORM, ALONE)
 ATTEND = {BATCHFORMER: "batch", UNIFORM: "uniform", ALONE: "alone"}
 
-SOFTENING = 0.1  # how far labels go to the batch's mean
+SOFTENING = 0.1  # the weight of the batch's mean in the softened labels
 FEATURE_DROPOUT = 0.5  # that of BatchFormer
 
 Criterion = Callable[..., Tensor]
@@ -35,7 +35,7 @@ Criterion = Callable[..., Tensor]
 def insert(model: nn.Module, arm: str, *arguments: Any, **options: Any) -> bf.Attachment | None:
     """The attachment of an arm that has one, else None; `arguments` and `options` are those of `bf.attach`.
 
-    To be called when the model is drawn, so that all arms of a seed start from the same weights.
+    To be called after the model is initialised, so that all arms of a seed start from the same weights.
     """
     if arm not in ATTEND:
         return None
@@ -43,7 +43,7 @@ def insert(model: nn.Module, arm: str, *arguments: Any, **options: Any) -> bf.At
 
 
 def wrap(attachment: bf.Attachment | None, criterion: Criterion, **options: Any) -> Criterion:
-    """The criterion over both streams, or as it is without an attachment."""
+    """The criterion over both streams, or the criterion itself if there is no attachment."""
     return criterion if attachment is None else attachment.wrap(criterion, **options)
 
 

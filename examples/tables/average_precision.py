@@ -7,8 +7,8 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 from torchmetrics.detection.helpers import CocoBackend
 
-# Boxes of an area below and above, in pixels; a third of the letters of the scenes each. COCO's own, 32^2 and
-# 96^2, are for photographs: nearly all letters would be small.
+# Limits of the area of small and of large boxes, in pixels; a third of the letters of the scenes each. COCO's
+# own, 32^2 and 96^2, are for photographs: nearly all letters would be small.
 SMALL, LARGE = 18**2, 23**2
 NAMES = {
     "AP": "map",
@@ -24,13 +24,13 @@ Boxes = Sequence[dict[str, Tensor]]
 def average_precision(
     predictions: Boxes, targets: Boxes, small: float = SMALL, large: float = LARGE
 ) -> dict[str, float | None]:
-    """AP, AP50, AP75, APS, APM and APL, in %; None where there is nothing of that size to be found.
+    """AP, AP50, AP75, APS, APM and APL, in %; None where the targets have no box of that size.
 
     Args:
-        predictions: an image each, boxes `[K, 4]` by their edges in pixels, scores `[K]` and labels `[K]`.
-        targets: an image each, boxes and labels.
-        small: boxes of an area up to it are APS's.
-        large: boxes of an area from it on are APL's.
+        predictions: for each image, boxes `[K, 4]` by their edges in pixels, scores `[K]` and labels `[K]`.
+        targets: for each image, boxes and labels.
+        small: boxes of an area up to this count for APS.
+        large: boxes of an area from this on count for APL.
     """
     metric = MeanAveragePrecision(iou_type="bbox", backend="pycocotools")
     metric._coco_backend = _Backend(small, large)  # torchmetrics has no argument for the limits
@@ -60,7 +60,7 @@ class _Backend(CocoBackend):
                 [0, small],
                 [small, large],
                 [large, most],
-            ]  # as areaRngLbl has them
+            ]  # in the order of areaRngLbl
             return made
 
         return evaluation

@@ -1,4 +1,4 @@
-"""Calibrated metrics: what a shift of some classes' logits explains is no better recognition."""
+"""Calibrated metrics: an improvement that a shift of some logits also gives is no better recognition."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,15 +10,15 @@ Score = Callable[[Tensor, Tensor], float]
 def best_multiple(
     logits: Tensor, labels: Tensor, direction: Tensor, multiples: Sequence[float], score: Score
 ) -> float:
-    """The multiple of `direction` `[K]` whose sum with the logits scores best; of equals the smallest.
+    """The multiple of `direction` `[K]` whose sum with the logits scores best; the smallest of equals.
 
     To be chosen on validation images, never on those of the test.
 
     Args:
         logits (Tensor[N, K]): of the validation images.
-        labels (Tensor[N]): theirs.
-        direction (Tensor[K]): say the log prior of each class.
-        multiples: those that are tried.
+        labels (Tensor[N]): of the same images.
+        direction (Tensor[K]): for example the log prior of each class.
+        multiples: the multiples that are tried.
         score: of logits and labels; higher is better.
     """
     tried = sorted(multiples, key=abs)

@@ -32,8 +32,8 @@ COMMON = asdict(RECIPE) | {
     "tested": 2,
     "faces": len(FACES),
 }
-CLASS_TOKEN = 0  # its position
-POSITION_SPREAD = 0.5  # standard deviation of the positions at the start, 0.02 in DeiT
+CLASS_TOKEN = 0  # the position of the class token
+POSITION_SPREAD = 0.5  # initial standard deviation of the positions, 0.02 in DeiT
 
 
 def settings(job: Job) -> Mapping[str, Any]:
@@ -61,8 +61,8 @@ def train(job: Job) -> Outcome:
 def deit(width: int, depth: int, drop_path: float = 0.0) -> nn.Module:
     """DeiT of timm for images `[N, 1, 24, 24]`: a class token and 36 tokens of patches of 4 x 4 pixels.
 
-    Two things differ, as a training of minutes stays at the loss of chance for most of its steps otherwise:
-    the patches go through convolutions, and the positions are drawn as large as what they are added to.
+    Two things differ, as otherwise a training of minutes stays at the loss of random guessing for most of
+    its steps: patches go through convolutions, and initial positions are as large as the patch embeddings.
     """
     model = timm.create_model(
         "deit_tiny_patch16_224",

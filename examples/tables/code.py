@@ -1,4 +1,4 @@
-"""A digest of the code of a table, so that a result of other code is not taken for one of this."""
+"""A digest of the code of a table, so that results of other code are not taken for results of this code."""
 
 import ast
 import functools
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 @functools.cache
 def digest(module: str) -> str:
-    """A digest of a module and of all that it imports from examples, less their comments and docstrings."""
+    """A digest of a module and of all that it imports from examples, without comments and docstrings."""
     found: dict[str, str] = {}
     _collect(module, found)
     text = "\n".join(f"{name} {found[name]}" for name in sorted(found))
@@ -18,7 +18,7 @@ def digest(module: str) -> str:
 
 
 def _collect(module: str, found: dict[str, str]) -> None:
-    """Adds what the module is, and what those that it imports are."""
+    """Adds the code of the module, and of those that it imports."""
     path = ROOT.joinpath(*module.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if module in found or not path.exists():

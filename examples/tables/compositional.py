@@ -1,4 +1,4 @@
-"""Compositional zero-shot recognition: letters with a diacritic, both known from other letters alone."""
+"""Compositional zero-shot recognition: letters with a diacritic, both parts seen only in other letters."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -37,9 +37,9 @@ trained from scratch. The curve over the bias is exact.
 class Pairs(nn.Module):
     """Scores `[N, 106]` of pairs, of features `[N, 128]`: the score of the base plus that of the diacritic.
 
-    The pairs are those that there are: the closed world of CGE, Naeem et al., "Learning graph embeddings for
+    Only pairs that exist are scored: the closed world of CGE, Naeem et al., "Learning graph embeddings for
     compositional zero-shot learning" (CVPR 2021). Its image features go through an embedding first, too, but
-    meet a graph's embedding of the pair.
+    are compared with a graph's embedding of the pair.
     """
 
     base: Tensor
@@ -90,7 +90,7 @@ def train(job: Job) -> Outcome:
 
 
 def unseen_letters(draws: torch.Generator) -> Tensor:
-    """Which letters `[K]` have no training image: of each diacritic a third, drawn; never a plain letter."""
+    """Which letters `[K]` have no training image: a random third of each diacritic, no plain letters."""
     unseen = torch.zeros(CLASSES, dtype=torch.bool)
     for mark in DIACRITICS:
         letters = torch.tensor([i for i, letter in enumerate(LATIN) if letter.diacritic == mark])
@@ -100,7 +100,7 @@ def unseen_letters(draws: torch.Generator) -> Tensor:
 
 
 def columns(scores: Tensor, labels: Tensor, unseen: Tensor) -> dict[str, float]:
-    """What the bias on unseen pairs can give: the area under its curve, and the best of each accuracy."""
+    """What a bias on unseen pairs can reach: the area under its curve, and the best of each accuracy."""
     over_bias = curve(scores, labels, unseen)
     return {
         "AUC": over_bias.area,

@@ -27,7 +27,7 @@ COMMON = asdict(RECIPE) | {
     "momentum": 0.99,  # of the encoder of the keys
     "temperature": 0.2,
     "images": 8000,  # to learn from, without labels
-    "each": 2,  # images of a letter in a face for the probes, and as many to test them
+    "each": 2,  # images of each letter in each face to fit the probes, and as many to test them
     "faces": len(FACES),
 }
 VIEW = Affine(turn=15.0, scale=0.2, shear=0.2, shift=0.15)
@@ -69,7 +69,7 @@ def fit(
 ) -> None:
     """Train the model on images `[M, 1, 24, 24]`, and leave it in evaluation.
 
-    With an attachment each stream of a view is paired with each of the other: the loss is the mean of four.
+    With an attachment each stream of a view is paired with each stream of the other: a mean of four losses.
     """
     if attachment is not None:
         attachment.wrap(model.criterion, targets=[])
@@ -83,7 +83,7 @@ def fit(
 
 
 def unlabelled(count: int, draws: torch.Generator) -> Tensor:
-    """Images `[count, 1, 24, 24]` of letters of three scripts, each letter in any face alike often."""
+    """Images `[count, 1, 24, 24]` of letters of three scripts, each letter equally often, in any face."""
     letters = torch.randint(len(SCRIPTS), (count,), generator=draws)
     faces = torch.randint(len(FACES), (count,), generator=draws)
     return instances(glyphs(SCRIPTS)[letters, faces], draws)

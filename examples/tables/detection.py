@@ -33,7 +33,7 @@ RECIPE = Recipe(
 )  # clipped as in DETR
 SHORT = {"steps": 800, "learning_rate": 1e-3}
 OTHERS = {"Conditional DETR": SHORT, "DETR": SHORT | {"bbox_loss_coefficient": 5, "giou_loss_coefficient": 2}}
-# 5 and 2 in the papers. With those, the two that find boxes fast learn late to tell the letters apart.
+# 5 and 2 in the papers. With those, the two detectors that find boxes fast learn late to tell letters apart.
 WEIGHTS = {"bbox_loss_coefficient": 1, "giou_loss_coefficient": 1}
 
 
@@ -74,7 +74,7 @@ def detector(kind: str, **options: Any) -> nn.Module:
 
 
 def targets(scenes: Scenes) -> Targets:
-    """What a detector of transformers is given to learn, an image each."""
+    """The labels for a detector of transformers, one entry for each image."""
     return [{"class_labels": s.labels, "boxes": relative_boxes(s.boxes, CANVAS)} for s in scenes.found]
 
 

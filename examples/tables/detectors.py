@@ -25,7 +25,7 @@ TRANSFORMER = {
     "num_channels": 1,
     "dropout": 0.0,
     "auxiliary_loss": True,
-    "init_std": WIDTH**-0.5,  # transformers' 0.02 is for wide layers that are loaded anyway
+    "init_std": WIDTH**-0.5,  # transformers' 0.02 is for wide layers that get pretrained weights anyway
 }
 WIDTHS = (16, 32, 96)  # of the stages of the backbone
 Targets = Sequence[Mapping[str, Tensor]]
@@ -38,7 +38,7 @@ def training_and_test(chosen: Mapping[str, Any], seed: int) -> tuple[Scenes, Sce
 
 
 def residual_network(levels: Sequence[str]) -> transformers.ResNetConfig:
-    """A ResNet with one basic block a stage, of which the transformer sees `levels`."""
+    """A ResNet with one basic block a stage; the transformer gets the outputs of `levels`."""
     return transformers.ResNetConfig(
         num_channels=1,
         embedding_size=WIDTHS[0],
@@ -50,10 +50,10 @@ def residual_network(levels: Sequence[str]) -> transformers.ResNetConfig:
 
 
 def adapt_backbone(backbone: nn.Module) -> None:
-    """Make the backbone of a DETR one for small images and no pretraining.
+    """Adapt the backbone of a DETR to small images and no pretraining.
 
-    Its stem keeps every second pixel, not every fourth: the stages have 32, 16 and 8 positions each way. All
-    of it is trained, where transformers freezes the first stage and all batch norms.
+    Its stem keeps every second pixel, not every fourth: the stages have 32, 16 and 8 positions a side. All of
+    it is trained, where transformers freezes the first stage and all batch norms.
     """
     backbone.model.embedder.pooler = nn.Identity()
     for parent in [*backbone.modules()]:
@@ -66,7 +66,7 @@ def adapt_backbone(backbone: nn.Module) -> None:
 def draw_queries(transformer: nn.Module) -> None:
     """Draw the queries of a DETR from the standard normal distribution, as its authors' code does.
 
-    Those of transformers have the spread of all weights, and so are more alike at the start.
+    In transformers they have the standard deviation of all weights, and so are more alike at the start.
     """
     nn.init.normal_(transformer.query_position_embeddings.weight)
 
@@ -79,16 +79,16 @@ def fit(
     seed: int,
     frozen: nn.Module | None = None,
 ) -> None:
-    """Train a model that gives its loss, and leave it in evaluation.
+    """Train a model that computes its loss, and leave it in evaluation.
 
-    The labels go in with the images, and so what is attached doubles both by itself.
+    The labels are passed with the images, so the attachment doubles both.
 
     Args:
         model: of transformers.
         scenes: the training set.
-        targets: what the model is given as labels, a scene each.
+        targets: the labels for the model, one entry for each scene.
         recipe: how to train.
-        seed: of the order of the scenes; dropout goes by torch's global generator.
+        seed: of the order of the scenes; dropout uses torch's global generator.
         frozen: a part of the model that is left as it is.
     """
     if frozen is not None:
@@ -107,12 +107,12 @@ def fit(
 
 @torch.no_grad()
 def outputs(model: nn.Module, images: Tensor) -> Iterator[Any]:
-    """What a model in evaluation gives, part of the images by part."""
+    """The outputs of a model in evaluation, for one part of the images after the other."""
     for part in images.split(100):
         yield model(pixel_values=part)
 
 
 def relative_boxes(boxes: Tensor, size: int) -> Tensor:
-    """Centres and sides `[K, 4]` in shares of the image, of edges `[K, 4]` in pixels: what DETR learns."""
+    """Centres and sides `[K, 4]` as fractions of the image, as DETR learns, of edges `[K, 4]` in pixels."""
     corner, opposite = boxes.split(2, dim=1)
     return torch.cat([(corner + opposite) / 2, opposite - corner], 1) / size

@@ -41,14 +41,14 @@ RECIPE = Recipe(steps=800, batch_size=64, learning_rate=0.2, weight_decay=2e-3)
 
 @dataclass(frozen=True)
 class Average:
-    """An average of the weights after each step from the share `start` of all on.
+    """An average of the weights after each step, from the fraction `start` of all steps on.
 
     Cha et al., "SWAD: domain generalization by seeking flat minima" (NeurIPS 2021): theirs is as dense,
-    but where it begins and ends they find on validation images; here it is the last part.
+    but they choose its first and last step on validation images; here it is the last part.
     """
 
     start: float
-    statistics: int  # batches, for those of the batch norms
+    statistics: int  # batches for the running statistics of the batch norms
 
 
 def settings(job: Job) -> Mapping[str, Any]:
@@ -99,20 +99,20 @@ def trained(
     seed: int,
     average: Average | None = None,
 ) -> nn.Module:
-    """The model once it is trained, or one with the average of its weights; in evaluation."""
+    """The trained model, or one with the average of its weights; in evaluation."""
     criterion = wrap(attachment, F.cross_entropy)
     averaged = AveragedModel(model)
 
     def losses() -> Iterator[Tensor]:
         for step, (x, y) in enumerate(batches(images, recipe.steps, recipe.batch_size, seed)):
             yield criterion(model(channels_last(x)), y)
-            if average is not None and step >= average.start * recipe.steps:  # the step has been made
+            if average is not None and step >= average.start * recipe.steps:  # after the step
                 averaged.update_parameters(model)
 
     descend(model, losses(), recipe)
     if average is None:
         return model
-    # The running statistics are of other weights. No batch norm stands behind BatchFormer.
+    # The running statistics belong to other weights; no batch norm comes after BatchFormer.
     again = batches(images, average.statistics, recipe.batch_size, seed)
     update_bn((channels_last(x) for x, _ in again), averaged.module.features)
     return averaged.module.eval()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """A generator for one purpose of one seed, so that no draw elsewhere (dropout, weights) shifts it."""
+    """A generator for one purpose of one seed, so that no draw elsewhere (dropout, weights) changes it."""
     state = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 

@@ -1,4 +1,4 @@
-"""Generalized few-shot recognition: letters with many images, and letters with one, told from all of them."""
+"""Generalized few-shot recognition: letters with many images, and letters with one, classified among all."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -34,7 +34,7 @@ SYSTEM = "Classifier and contrastive branch"
 # diverged on seed 0; with gradients clipped to a norm of 1 that setting gave 74.7.
 RECIPE = Recipe(steps=2400, batch_size=64, learning_rate=0.2, weight_decay=2e-3)
 NOVEL = 26  # letters
-CONSTANTS = [step / 4 for step in range(-20, 61)]  # that are tried on the logits of novel letters
+CONSTANTS = [step / 4 for step in range(-20, 61)]  # tried as additions to the logits of novel letters
 TEMPERATURE = 0.1
 
 PAPER = """\
@@ -72,7 +72,7 @@ def train(job: Job) -> Outcome:
 
     torch.manual_seed(job.seed)
     model = ConvNet(CLASSES)
-    model.classifier = Branches(CLASSES)  # both branches stand behind BatchFormer, as one
+    model.classifier = Branches(CLASSES)  # both branches come after BatchFormer, as one module
     model = model.to(memory_format=torch.channels_last)
     attachment = insert(model, job.arm, before="classifier")
 
@@ -101,7 +101,7 @@ def train(job: Job) -> Outcome:
 
 
 def few_shot_letters(seed: int, frequent: int, novel: int) -> tuple[Images, Tensor]:
-    """Training images, `frequent` or `novel` of each letter, and which are novel `[K]`; which, is drawn."""
+    """Training images, `frequent` or `novel` of each letter, and which are novel `[K]`, drawn at random."""
     draws = generator(seed, "split")
     chosen = torch.zeros(CLASSES, dtype=torch.bool)
     chosen[torch.randperm(CLASSES, generator=draws)[:NOVEL]] = True
@@ -112,8 +112,8 @@ def few_shot_letters(seed: int, frequent: int, novel: int) -> tuple[Images, Tens
 def supervised_contrastive(embeddings: Tensor, labels: Tensor) -> Tensor:
     """Khosla et al., "Supervised contrastive learning" (NeurIPS 2020), equation 2, of embeddings `[N, C]`.
 
-    Images that are alone of their letter in the batch are no anchors. With a second stream there are no such
-    images, as the two rows of each are positives of each other.
+    An image that is the only one of its letter in the batch is no anchor. With a second stream there are no
+    such images, as the two rows of each are positives of each other.
     """
     apart = ~torch.eye(len(labels), dtype=torch.bool)
     similarities = embeddings @ embeddings.T / TEMPERATURE  # [N, N]
@@ -125,7 +125,7 @@ def supervised_contrastive(embeddings: Tensor, labels: Tensor) -> Tensor:
 
 
 def columns(logits: Tensor, labels: Tensor, novel: Tensor) -> dict[str, float]:
-    """Unseen, Seen and Harmonic mean: of novel and of frequent letters, each told from all letters."""
+    """Unseen, Seen and Harmonic mean: of novel and of frequent letters, each classified among all letters."""
     accuracies = accuracy_of_classes(logits, labels)
     unseen, seen = accuracies[novel].mean().item(), accuracies[~novel].mean().item()
     return {"Unseen": unseen, "Seen": seen, "Harmonic mean": harmonic_mean(seen, unseen)}

@@ -21,7 +21,7 @@ from examples.tables.table import Table
 # Okabe and Ito's palette, safe for colour-blind readers; the markers differ as well.
 COLOURS = {BATCHFORMER: "#0072B2", UNIFORM: "#E69F00", ALONE: "#009E73", SOFTENED: "#CC79A7"}
 MARKERS = {BATCHFORMER: "s", UNIFORM: "^", ALONE: "v", SOFTENED: "D"}
-OTHERS = ("#D55E00", "#56B4E9", "#000000")  # of arms that one table alone has
+OTHERS = ("#D55E00", "#56B4E9", "#000000")  # of arms that only one table has
 CHOOSING = {"color": "#0072B2", "markerfacecolor": "white"}  # BatchFormer against uniform
 
 WIDTH = 5.6  # inches; on a telephone, 340 pixels wide, letters of 11 points are then 9 pixels high
@@ -30,7 +30,7 @@ TITLE = 46  # letters of a title in a line
 
 
 def draw_differences(path: Path, summary: Summary) -> Path | None:
-    """Paired differences with 95 % intervals, a panel a system and primary column; None without any."""
+    """Paired differences with 95 % intervals, a panel for each system and primary column; None without."""
     if not summary.primary:
         return None
     systems, columns = summary.systems, summary.table.primary
@@ -51,7 +51,7 @@ def draw_differences(path: Path, summary: Summary) -> Path | None:
 
 
 def _draw(axes: Axes, found: Sequence[Difference], order: list[tuple[str, str]], arms: Sequence[str]) -> None:
-    """The contrasts from above to below, the difference from left to right."""
+    """The contrasts from top to bottom, the difference from left to right."""
     axes.axvline(0, color="black", linewidth=0.8)
     for each in found:
         place = order.index((each.first, each.second))
@@ -85,7 +85,7 @@ def _title(summary: Summary) -> str:
 
 
 def draw_relations(path: Path, table: Table, results: Sequence[Result]) -> Path | None:
-    """Who attends to whom in the batch of one trained module, by class; None if no run has it."""
+    """The attention between the samples of one batch, by class; None if no run has it."""
     run = related_run(results)
     if run is None:
         return None

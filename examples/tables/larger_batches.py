@@ -27,8 +27,8 @@ REMEMBERED = {f"{BATCHFORMER}, {size} remembered": size for size in (8, 56, 248)
 REMEMBERED[f"{UNIFORM}, 248 remembered"] = 248
 GATHERED = (f"{BATCHFORMER}, gathered", f"{UNIFORM}, gathered")
 PROCESSES = 2
-# Of each process. All of the baseline on seed 100 after 9600 steps, by learning rate and weight decay: 0.1
-# and 2e-3 78.5; 0.1 and 5e-3 57.8; 0.03 and 2e-3 81.6; 0.03 and 5e-3 79.6.
+# For each process. Column All of the baseline on seed 100 after 9600 steps, by learning rate and weight
+# decay: 0.1 and 2e-3 78.5; 0.1 and 5e-3 57.8; 0.03 and 2e-3 81.6; 0.03 and 5e-3 79.6.
 RECIPE = Recipe(steps=9600, batch_size=8, learning_rate=0.03, weight_decay=2e-3)
 
 
@@ -50,7 +50,7 @@ def train(job: Job) -> Outcome:
         found = Path(folder, "metrics.json")
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
         program = ["-m", rank_of_two.__name__, json.dumps(asdict(job)), str(found)]
-        reading, writing = os.pipe()  # which ends with this process
+        reading, writing = os.pipe()  # closed when this process ends
         try:
             done = subprocess.run(
                 [sys.executable, "-m", *torchrun, *program],
@@ -73,7 +73,7 @@ def train(job: Job) -> Outcome:
 def train_rank(job: Job, rank: int) -> dict[str, float | None]:
     """The metrics of the network that this process trains, in a group of processes if there are two.
 
-    Each step has the next images of all processes, of which this one takes its part.
+    Each step draws the next images of all processes, and this process takes its part.
     """
     chosen = settings(job)
     images, counts = long_tailed_letters(job.seed, chosen["most"], chosen["imbalance"])

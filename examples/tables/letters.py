@@ -39,7 +39,7 @@ def random_faces(count: int, draws: torch.Generator) -> Tensor:
 
 
 def some_faces(count: int) -> Tensor:
-    """Faces `[count]`, evenly spread over the 16, of which `count` is a divisor."""
+    """Faces `[count]`, evenly spread over the 16; `count` is a divisor of 16."""
     return torch.arange(len(FACES))[:: len(FACES) // count]
 
 
@@ -59,7 +59,7 @@ def every_letter(seed: int, purpose: str, each: int, faces: Tensor | None = None
 
 
 def one_of_each(images: Images) -> Tensor:
-    """An image of each letter `[106, 1, 24, 24]`, of those of `in_every_face`, the faces by turns."""
+    """One image of each letter `[106, 1, 24, 24]`, from those of `in_every_face`, the faces by turns."""
     each = len(images) // CLASSES
     letters = torch.arange(CLASSES)
     return images.x[letters * each + letters % each]
@@ -88,11 +88,11 @@ def fit(
     Args:
         model: gives logits `[N, K]`; for the arm "softened" by its `features` and its `classifier`.
         arm: one of the arms.
-        attachment: of the arm, or None.
+        attachment: that of the arm, or None.
         criterion: of logits `[N, K]` and labels `[N]`, or probabilities of labels `[N, K]`.
         images: the training set.
         recipe: how to train.
-        seed: of the order of the images and of their augmentation; dropout goes by torch's global generator.
+        seed: of the order of the images and of their augmentation; dropout uses torch's global generator.
     """
     criterion = wrap(attachment, criterion)
 

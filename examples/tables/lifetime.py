@@ -1,4 +1,4 @@
-"""Processes that do not outlive the one that needs them, however that one ends."""
+"""Processes that do not outlive the process that needs them, however it ends."""
 
 import os
 import threading
@@ -8,11 +8,11 @@ from collections.abc import Callable
 def end_after(wait: Callable[[], object]) -> None:
     """End this process once `wait` returns, whatever else it does by then.
 
-    A process that is left alone would go on with its run, and a worker then wait for the next one for ever.
+    Otherwise a process whose parent has ended would finish its run, and a worker would then wait for ever.
     """
 
     def end() -> None:
         wait()
-        os._exit(1)  # from a thread, sys.exit would end the thread alone
+        os._exit(1)  # in a thread, sys.exit would end only the thread
 
     threading.Thread(target=end, daemon=True).start()

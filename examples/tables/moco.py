@@ -17,10 +17,10 @@ EMBEDDING = 64
 
 
 class MoCo(nn.Module):
-    """Queries `[N, E]` of images `[N, 1, 24, 24]`, or keys of an encoder that follows by a moving average.
+    """Queries `[N, E]` of images `[N, 1, 24, 24]`, or keys from an encoder that is a moving average.
 
-    BatchFormer goes in at `places`, before both projectors. Queries and keys are of a forward each, so that
-    their streams can be paired in four ways.
+    BatchFormer goes in at `places`, before both projectors. Queries and keys come from separate
+    forwards, so that their streams can be paired in four ways.
     """
 
     options: ClassVar[tuple[str, ...]] = ("momentum", "temperature")
@@ -46,19 +46,19 @@ class MoCo(nn.Module):
             return self.projector_of_keys(self.backbone_of_keys(x))
 
     def move_keys(self, progress: float) -> None:
-        """Let the encoder of the keys follow; `progress` is the share of the steps that are done."""
+        """Update the encoder of the keys; `progress` is the fraction of the steps that are done."""
         momentum = self.momentum_at(progress)
         update_momentum(self.backbone, self.backbone_of_keys, momentum)
         update_momentum(self.projector, self.projector_of_keys, momentum)
 
     def momentum_at(self, progress: float) -> float:
-        """That of the whole training."""
+        """The momentum, constant over the training."""
         del progress
         return self.momentum
 
 
 class MoCoV2(MoCo):
-    """One view asks, the other has the keys; the negatives are the originals' keys of earlier steps.
+    """One view gives queries, the other keys; the negatives are the originals' keys of earlier steps.
 
     Source: Chen et al., "Improved baselines with momentum contrastive learning" (arXiv 2003.04297).
     """
@@ -70,12 +70,12 @@ class MoCoV2(MoCo):
         super().__init__(projector, NTXentLoss(temperature, memory_bank_size=(queue, EMBEDDING)), momentum)
 
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
-        """That of two views `[N, 1, 24, 24]`."""
+        """The loss of two views `[N, 1, 24, 24]`."""
         return self.criterion(self(first), self(second, keys=True))
 
 
 class MoCoV3(MoCo):
-    """Each view asks for the other among those of the batch, through a predictor.
+    """Each view predicts the other among those of the batch, through a predictor.
 
     The momentum rises to 1 by a cosine, as in the official code.
 
@@ -88,17 +88,17 @@ class MoCoV3(MoCo):
         self.predictor = MoCoProjectionHead(EMBEDDING, WIDTH, EMBEDDING, num_layers=2, batch_norm=True)
 
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
-        """That of two views `[N, 1, 24, 24]`, both ways round."""
+        """The loss of two views `[N, 1, 24, 24]`, in both directions."""
         of_first = self.criterion(self(first), self(second, keys=True))
         return of_first + self.criterion(self(second), self(first, keys=True))
 
     def momentum_at(self, progress: float) -> float:
-        """From `momentum` up to 1."""
+        """The momentum, which rises from `momentum` to 1."""
         return cosine_schedule(round(1000 * progress), 1001, self.momentum, 1.0)
 
 
 class InBatch(nn.Module):
-    """InfoNCE of queries `[N, E]` with keys `[N, E]`: that of the same row against those of the others.
+    """InfoNCE of queries `[N, E]` with keys `[N, E]`: the key of the same row against all others.
 
     Source: algorithm 1 of MoCo v3.
     """

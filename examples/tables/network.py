@@ -8,8 +8,8 @@ WIDTH = 128  # of its features
 class ConvNet(nn.Module):
     """Logits `[N, K]` of images `[N, 1, 24, 24]`: four convolutions, a mean, a norm and a classifier.
 
-    BatchFormer goes in before "classifier". The norm gives it features of one scale, which the batch norms
-    before the pooling do not.
+    BatchFormer goes in before "classifier". The norm gives it features of one scale; the batch norms before
+    the pooling do not.
     """
 
     def __init__(self, classes: int) -> None:

@@ -12,11 +12,11 @@ from torch.optim.lr_scheduler import LambdaLR
 SGD, ADAMW = "SGD", "AdamW"  # SGD with Nesterov momentum
 COSINE, CONSTANT = "cosine", "constant"  # after a linear warm-up
 WARM_UP = 0.1  # of the steps
-BATCHFORMER_WEIGHT_DECAY = 5e-4  # that of the official long-tailed runs
+BATCHFORMER_WEIGHT_DECAY = 5e-4  # as in the official long-tailed runs
 
 
 class DivergenceError(ArithmeticError):
-    """A training whose loss is no finite number."""
+    """Raised when the loss of a training is not finite."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,17 @@ class Recipe:
     weight_decay: float  # of the model; BatchFormer has its own under SGD, as in the official runs
     optimizer: str = SGD
     schedule: str = COSINE
-    clip: float | None = None  # the norm of the gradients, at most
+    clip: float | None = None  # the largest norm of the gradients
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Recipe":
-        """That of the settings of a run, which may have more than a recipe."""
+        """The recipe in the settings of a run, which may have other entries, too."""
         names = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in settings.items() if name in names})
 
 
 class Optimization:
-    """An optimizer with its schedule; `step` does the whole of a training step after the loss is there.
+    """An optimizer with its schedule; `step` does all of a training step after the loss.
 
     Args:
         model: what is trained, with the child `batchformer` if something is attached.
@@ -70,7 +70,7 @@ class Optimization:
         """Backward, the update, and the next learning rate.
 
         Raises:
-            DivergenceError: a loss that is no finite number; the metrics of such a run look like others.
+            DivergenceError: the loss is not finite; the metrics of such a run would look like any others.
         """
         if not loss.isfinite():
             step = self._schedule.last_epoch + 1
@@ -88,7 +88,7 @@ def descend(model: nn.Module, losses: Iterable[torch.Tensor], recipe: Recipe) ->
 
     Args:
         model: what is trained.
-        losses: one a step, each computed when it is asked for, which is after the step before.
+        losses: one for each step, computed when it is requested, which is after the step before.
         recipe: how to train.
     """
     model.train()
@@ -99,7 +99,7 @@ def descend(model: nn.Module, losses: Iterable[torch.Tensor], recipe: Recipe) ->
 
 
 def learning_rate_factor(step: int, steps: int, schedule: str = COSINE) -> float:
-    """Share of the learning rate at `step` (from 0): a linear warm-up to 1, then a cosine down to 0, or 1."""
+    """Factor of the learning rate at `step` (from 0): linear warm-up to 1, then a cosine down to 0, or 1."""
     warm_up = math.ceil(WARM_UP * steps)
     if step < warm_up:
         return (step + 1) / warm_up

@@ -49,7 +49,7 @@ class Options:
 
 
 def parse(tables: Sequence[Table], arguments: list[str] | None = None) -> Options:
-    """Options from a command line; a bad one ends the program with a sentence and exit status 2."""
+    """Options from a command line; a bad one ends the program with a message and exit status 2."""
     parser = _make_parser(tables)
     given = parser.parse_args(arguments)
     _check_modes(parser, given)
@@ -71,7 +71,7 @@ def parse(tables: Sequence[Table], arguments: list[str] | None = None) -> Option
         out=given.out,
         quick=given.quick,
         short=given.short,
-        # The full run shows it; a shorter one is to be short.
+        # By default only the full run checks convergence, as that takes runs of twice the steps.
         converged=not (given.quick or given.short or given.tune)
         if given.converged is None
         else given.converged,
@@ -84,7 +84,7 @@ def parse(tables: Sequence[Table], arguments: list[str] | None = None) -> Option
 
 
 def _check_modes(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    """Some options mean nothing together."""
+    """Refuse options that have no meaning together."""
     if given.tune:
         for name in ("arm", "short", "quick", "converged"):
             if getattr(given, name):
@@ -109,7 +109,7 @@ def _tables_of(
 def _check_names(
     parser: argparse.ArgumentParser, flag: str, names: Sequence[str], known: Sequence[str]
 ) -> None:
-    """Each has to be one of the systems, or of the arms, of the tables that are asked for."""
+    """Refuse names that are no system, or no arm, of the tables that are asked for."""
     for name in names:
         if name not in known:
             quoted = ", ".join(repr(each) for each in dict.fromkeys(known))
@@ -127,7 +127,7 @@ def _make_folder(parser: argparse.ArgumentParser, folder: Path) -> None:
 
 
 def _check_seeds(parser: argparse.ArgumentParser, options: Options) -> None:
-    """Baselines must not be tuned on the seeds of the tables."""
+    """Refuse to tune baselines on the seeds of the tables."""
     last = max(options.seeds_of(table)[-1] for table in options.tables)
     if options.tune and options.first_seed < TUNING_SEEDS:
         parser.error(
@@ -179,7 +179,7 @@ def _make_parser(tables: Sequence[Table]) -> argparse.ArgumentParser:
 
 
 def at_least(smallest: int, number: type[int] | type[float] = int) -> Callable[[str], float]:
-    """What makes a number of an argument, and refuses smaller ones with a sentence."""
+    """A parser of a number in an argument, with an error message for smaller ones."""
 
     def checked(text: str) -> float:
         what = "an integer" if number is int else "a number"

@@ -1,6 +1,6 @@
 """Writes docs/tables.md and its pictures from the results in docs/tables: `python -m examples.tables.page`.
 
-Nothing is computed. `--from results/tables` first takes over what `python -m examples.tables` has left there.
+Nothing is computed. `--from results/tables` first copies what `python -m examples.tables` wrote there.
 """
 
 import argparse
@@ -77,8 +77,8 @@ def main(arguments: list[str] | None = None, tables: Sequence[Table] = TABLES) -
 def take_over(source: Path, folder: Path, tables: Iterable[Table]) -> list[Table]:
     """Add the results of tables that have any, without those of --quick, to those in the folder of the docs.
 
-    What is in the folder stays, as far as the table's code, settings and versions are still those of its
-    runs: a table of hours may be computed a system at a time.
+    Results in the folder stay if the table's code, settings and versions are still those of their runs: so a
+    table that takes hours may be computed one system at a time.
     """
     taken = []
     for table in tables:
@@ -107,7 +107,7 @@ def announced(table: Table) -> str:
 
 
 def papers(table: Table) -> list[str]:
-    """The papers' own figures under a heading that says so, if there are any."""
+    """The papers' own figures, if there are any, under a heading."""
     heading = "### The papers' own figures, on other data and models"
     return [heading, table.paper.strip()] if table.paper else []
 
@@ -136,7 +136,7 @@ def section(table: Table, results: Sequence[Result], folder: Path) -> str:
 
 
 def means(summary: Summary, system: str) -> str:
-    """Means and standard errors, an arm a row, in %."""
+    """Means and standard errors in %, one row for each arm."""
     columns = summary.table.columns
     rows = []
     for arm in summary.table.arms:
@@ -147,7 +147,7 @@ def means(summary: Summary, system: str) -> str:
 
 
 def differences(summary: Summary, system: str) -> str:
-    """Differences of the primary columns, a comparison a row, in points."""
+    """Differences of the primary columns in points, one row for each comparison."""
     columns = summary.table.primary
     found = [each for each in summary.primary if each.system == system]
     rows = []
@@ -163,7 +163,7 @@ def differences(summary: Summary, system: str) -> str:
 
 
 def entropies(summary: Summary) -> str:
-    """Entropies of the attention, a system a row."""
+    """Entropies of the attention, one row for each system."""
     arms = list(dict.fromkeys(each.arm for each in summary.entropies))
     rows = []
     for system in dict.fromkeys(each.system for each in summary.entropies):
@@ -173,7 +173,7 @@ def entropies(summary: Summary) -> str:
 
 
 def made(results: Sequence[Result]) -> str:
-    """When, on what, by what and in how long."""
+    """When the results were computed, on which machine, with which versions, and how long it took."""
     hours = sum(result.seconds for result in results) / 3600
     return _markdown(
         ["", ""],

@@ -1,7 +1,7 @@
 """Panoptic segmentation: letters, and the two textures behind them, by DETR with its head for masks.
 
 As in DETR's own recipe the detector is trained first, on the boxes of things and of stuff, and then the head
-for masks on what the detector is by then. So the arms differ in the first part alone.
+for masks on the trained detector. So the arms differ only in the first part.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ from examples.tables.table import Job, Outcome, Table
 
 RECIPE = Recipe(steps=2400, batch_size=16, learning_rate=1e-3, weight_decay=1e-4, optimizer=ADAMW, clip=0.1)
 STEPS_OF_HEAD = 300
-HEADS = 8  # the head for masks wants as many
+HEADS = 8  # the number that the head for masks needs
 THINGS = range(1, 1 + len(LETTERS))  # 0 is void
 GROUNDS = range(1 + len(LETTERS), 1 + len(LETTERS) + len(STUFF))
 
@@ -80,7 +80,7 @@ def segmenter() -> nn.Module:
 
 
 def targets(scene: Scene) -> dict[str, Tensor]:
-    """What a segmenter is given to learn: the letters, then what is seen of each stuff."""
+    """The labels for a segmenter: the letters, then the visible part of each stuff."""
     free = ~scene.masks.any(0)
     grounds = [stuff for stuff in range(len(STUFF)) if (free & (scene.ground == stuff)).any()]
     masks = torch.cat([scene.masks, *((free & (scene.ground == stuff))[None] for stuff in grounds)])
@@ -90,7 +90,7 @@ def targets(scene: Scene) -> dict[str, Tensor]:
 
 
 def segmentation(scene: Scene) -> Tensor:
-    """Class and number `[64, 64, 2]` of the segment that each pixel is of."""
+    """Class and number `[64, 64, 2]` of the segment of each pixel."""
     ground = scene.ground.long()
     drawn = torch.stack([ground + GROUNDS[0], torch.zeros_like(ground)], -1)  # [64, 64, 2]
     for number, (mask, label) in enumerate(zip(scene.masks, scene.labels, strict=True)):
@@ -110,7 +110,7 @@ def predictions(model: nn.Module, scenes: Scenes) -> Tensor:
         ):
             classes = torch.zeros(
                 1 + len(output.logits[0]), dtype=torch.int64
-            )  # by the number of the segment
+            )  # indexed by the number of the segment
             for segment in found["segments_info"]:
                 classes[segment["id"]] = segment["label_id"] + THINGS[0]
             numbers = found["segmentation"].long().clamp(min=0)  # -1 where there is no segment at all

@@ -1,4 +1,4 @@
-"""What features tell of the classes, when nothing but a simple classifier is fitted to them."""
+"""How well simple classifiers recognise the classes from fixed features."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 NEIGHBOURS = 20
-TEMPERATURE = 0.1  # of the votes of neighbours
+TEMPERATURE = 0.1  # in the weights of the neighbours' votes
 PENALTY = 1.0  # scikit-learn's C
 
 
@@ -23,7 +23,7 @@ def linear_accuracy(features: Tensor, test: Tensor, labels: Tensor, test_labels:
 
 
 def neighbour_accuracy(features: Tensor, test: Tensor, labels: Tensor, test_labels: Tensor) -> float:
-    """Accuracy in % of the vote of the 20 nearest of the features `[N, C]`, nearer ones counting more.
+    """Accuracy in % of the vote of the 20 nearest features among `[N, C]`, nearer ones count more.
 
     Source: Wu et al., "Unsupervised feature learning via non-parametric instance discrimination" (CVPR 2018).
     """

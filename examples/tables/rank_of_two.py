@@ -15,7 +15,7 @@ from examples.tables.table import Job
 
 
 def main(job: str, found: str) -> None:
-    """Train as this rank, until standard input ends; the first writes the metrics."""
+    """Train as this rank; end if standard input ends. The first rank writes the metrics."""
     end_after(sys.stdin.buffer.read)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
@@ -24,7 +24,7 @@ def main(job: str, found: str) -> None:
     changes = tuple(map(tuple, values.pop("changes")))
     try:
         metrics = train_rank(Job(**values, changes=changes), dist.get_rank())
-    except DivergenceError as error:  # the other rank waits, and is ended by torchrun
+    except DivergenceError as error:  # the other rank waits until torchrun ends it
         Path(found).write_text(json.dumps({"diverged": str(error)}), encoding="utf-8")
         raise
     if dist.get_rank() == 0:

@@ -1,4 +1,4 @@
-"""All results of a table in one small file: what a report and its page are made of, without a run."""
+"""All results of a table in one small file, from which a report and its page are made without a run."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ def related_run(results: Sequence[Result]) -> Result | None:
 
 
 def write_record(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document, a run a line."""
+    """Write a document, one run on each line."""
     rest = {name: value for name, value in document.items() if name != "runs"}
     head = json.dumps(rest, ensure_ascii=False, allow_nan=False)
     runs = ",\n".join(json.dumps(run, ensure_ascii=False, allow_nan=False) for run in document["runs"])
@@ -88,7 +88,7 @@ def read_record(path: Path) -> list[Result]:
 
 
 def _place(value: dict[str, Any], values: list[dict[str, Any]]) -> int:
-    """Where a value is among different ones, to which it is added if it is new."""
+    """The index of a value in the list of different ones; a new value is added."""
     if value not in values:
         values.append(value)
     return values.index(value)

@@ -1,4 +1,4 @@
-"""What a trained module relates: the attention of one batch, and how far it is from even."""
+"""The attention of a trained module in one batch, and how far it is from uniform."""
 
 import math
 from typing import Any
@@ -18,16 +18,16 @@ def related(
     labels: list[int] | list[str] | None = None,
     position: int | None = None,
 ) -> dict[str, Any]:
-    """What an outcome keeps of the attention of a batch, by its fields; empty where nothing is related.
+    """The fields of an outcome about the attention of a batch; empty where nothing is related.
 
     Args:
-        attachment: of the trained model, None for an arm without.
-        inputs: what the model takes, for N samples.
-        job: the run; of one run of a table the matrix is kept, too.
+        attachment: that of the trained model, None for an arm without one.
+        inputs: those of the model, for N samples.
+        job: the run; for one run of a table the matrix is kept, too.
         labels: the class of each sample, without which there is no matrix.
-        position: of a token, as `bf.relations` has it.
+        position: that of a token, as in `bf.relations`.
     """
-    if attachment is None or job.arm == ALONE:  # in which a sample attends to no other
+    if attachment is None or job.arm == ALONE:  # where no sample attends to another
         return {}
     heads = bf.relations(attachment, inputs, position=position)
     found: dict[str, Any] = {"entropy": relative_entropy(heads)}
@@ -37,7 +37,7 @@ def related(
 
 
 def relative_entropy(heads: NDArray[np.floating[Any]]) -> float:
-    """Entropy of the attention `[heads, N, N]` over that of even attention, log N; the mean of all rows.
+    """Entropy of the attention `[heads, N, N]` over that of uniform attention, log N; the mean of all rows.
 
     Example:
         >>> relative_entropy(np.full((4, 8, 8), 1 / 8))

@@ -21,13 +21,13 @@ from examples.tables.summary import Cell, Summary, numbers, summarise
 from examples.tables.table import Table
 
 WIDTH = 80  # of a terminal
-EDGES = 3  # of a column: a space each side, and one between columns
+EDGES = 3  # of a column: a space on each side, and one between columns
 NONE = "-"
 HOLDS = "*"
 
 
 def report(table: Table, results: Sequence[Result], folder: Path, console: Console) -> None:
-    """Print a table and what it says, and write all of it into the folder."""
+    """Print a table and its conclusions, and write all of it into the folder."""
     summary = summarise(table, results)
     show(summary, console)
     if not summary.cells:
@@ -68,7 +68,7 @@ def show(summary: Summary, console: Console) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Cell | Difference]) -> None:
-    """A row for each; empty where there is no number."""
+    """Write one row for each cell or difference; a field without a number is empty."""
     fields = [{name: _text(value) for name, value in asdict(row).items()} for row in rows]
     with path.open("w", newline="", encoding="utf-8") as file:
         if fields:
@@ -89,7 +89,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
 
 
 def _means(summary: Summary, system: str) -> list[list[str]]:
-    """Rows of texts, the head first: arm, n, and a column each."""
+    """Rows of texts, the header first: arm, n, and each column."""
     rows = [["", "n", *summary.table.columns]]
     for arm in summary.table.arms:
         cells = [summary.cell(system, arm, column) for column in summary.table.columns]
@@ -99,7 +99,7 @@ def _means(summary: Summary, system: str) -> list[list[str]]:
 
 
 def _differences(summary: Summary, system: str) -> list[list[str]]:
-    """Rows of texts, the head first: contrast, n, and a column each."""
+    """Rows of texts, the header first: contrast, n, and each column."""
     rows = [["", "n", *summary.table.columns]]
     found = summary.of(system)
     for contrast in dict.fromkeys(each.contrast for each in found):
@@ -118,7 +118,7 @@ def mean_text(cell: Cell | None) -> str:
 
 
 def difference_text(each: Difference | None, between: str, form: str = ".1f") -> str:
-    """A difference, with a mark if it holds, and its interval."""
+    """A difference, with a mark if it is significant, and its interval."""
     if each is None:
         return NONE
     interval = f"{each.low:+{form}} to {each.high:+{form}}" if each.has_interval else NONE
@@ -146,7 +146,7 @@ def _print(rows: list[list[str]], console: Console) -> None:
 
 
 def _that_fit(widths: Sequence[int]) -> list[list[int]]:
-    """Places of columns, those of one table after those of the other; the first two columns are in all."""
+    """The columns of each printed table, by index; the first two columns are in all tables."""
     tables: list[list[int]] = []
     left = 0
     for place, width in enumerate(widths[2:], start=2):
@@ -159,7 +159,7 @@ def _that_fit(widths: Sequence[int]) -> list[list[int]]:
 
 
 def _width(text: str, head: bool) -> int:
-    """Of the widest line; a head is broken between its words."""
+    """The width of the widest line; a header is broken between its words."""
     return max(map(len, text.split() if head else text.split("\n")), default=0)
 
 

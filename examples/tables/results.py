@@ -1,4 +1,4 @@
-"""The results of runs on disk, one file a run, written as it ends: what is there is not computed again."""
+"""The results of runs on disk, one file for each run, written when it ends and not computed again."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ PACKAGES = ("lightly", "matplotlib", "numpy", "pillow", "scikit-learn", "timm", 
 
 @dataclass(frozen=True)
 class Result:
-    """A run with what it gave, and what it cost."""
+    """A run with its outcome and its cost."""
 
     job: Job
     outcome: Outcome
@@ -53,7 +53,7 @@ class Results:
         return result if self.fits(result) else None
 
     def save(self, job: Job, outcome: Outcome, seconds: float) -> Result:
-        """Write the result of a job, whole or not at all; a metric that is no number becomes None."""
+        """Write the result of a job, whole or not at all; a metric that is not finite becomes None."""
         metrics = {name: _known(value) for name, value in outcome.metrics.items()}
         outcome = replace(outcome, metrics=metrics, entropy=_known(outcome.entropy))
         result = Result(job, outcome, round(seconds, 2), self._settings(job), versions(), origin())
@@ -77,7 +77,7 @@ class Results:
         return [result for job in jobs if (result := self.load(job)) is not None]
 
     def at_full_length(self) -> list[Result]:
-        """All results of the table's own settings, whichever command they are of; none of --quick."""
+        """All results with the table's own settings, from any command but --quick."""
         found = []
         for path in sorted(self._folder.glob("*/*.json")):
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def origin() -> dict[str, str]:
-    """When, on what and from which commit this process computes."""
+    """When, on which machine and from which commit this process computes."""
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "processor": processor(),
@@ -131,7 +131,7 @@ def origin() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of the checkout, with what it lacks said; "unknown" outside of one."""
+    """The commit of the checkout, marked if there are changes; "unknown" outside of a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run(

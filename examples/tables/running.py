@@ -1,4 +1,4 @@
-"""Runs of a table, several at a time in processes of one thread each, with a bar."""
+"""Runs of a table, several at a time in processes of one thread each, with a progress bar."""
 
 import contextlib
 import multiprocessing
@@ -32,7 +32,7 @@ def run_all(
     """The results of all jobs, in their order: those on disk, and the rest computed.
 
     A run has one thread, as on batches this small a second one gains little, and as the sums of one thread
-    are the same however many runs there are beside it.
+    are the same however many runs go on at once.
     """
     found = {job: results.load(job) for job in jobs}
     missing = [job for job, result in found.items() if result is None]
@@ -51,7 +51,7 @@ def run_all(
         for job, outcome, seconds in computed:
             found[job] = results.save(job, outcome, seconds)
             progress.advance(bar)
-            if not console.is_terminal:  # a log has no bar
+            if not console.is_terminal:  # no progress bar in a log
                 done = sum(result is not None for result in found.values())
                 console.print(
                     f"{done} of {len(jobs)}: {describe(table, job)}, {seconds:.0f} s",
@@ -71,7 +71,7 @@ def describe(table: Table, job: Job) -> str:
 def _computed(
     table: Table, jobs: Sequence[Job], workers: int
 ) -> Generator[tuple[Job, Outcome, float], None, None]:
-    """Jobs with what they gave and the seconds they took, as they end."""
+    """Jobs with their outcome and their seconds, as they end."""
     if workers == 1 or len(jobs) < 2:
         threads = torch.get_num_threads()
         try:
@@ -89,7 +89,7 @@ def _computed(
         try:
             for done in as_completed(waiting):
                 yield waiting[done], *done.result()
-        except BaseException:  # above all an interruption; runs that have begun would take minutes to end
+        except BaseException:  # above all an interruption: do not wait minutes for runs that have begun
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in multiprocessing.active_children():
                 worker.terminate()
@@ -100,9 +100,9 @@ def _computed(
 def _without_interruption() -> Iterator[None]:
     """Within, Ctrl-C does nothing, and for processes that begin within it never does.
 
-    It is for the process above, which ends them; they would only complain, each for itself.
+    The parent process ends its workers; without this each of them would print a traceback.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone may say so
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set this
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -113,7 +113,7 @@ def _without_interruption() -> Iterator[None]:
 
 
 def _begin() -> None:
-    """What a worker does first."""
+    """Initialise a worker."""
     program = multiprocessing.parent_process()
     assert program is not None
     end_after(program.join)
@@ -129,6 +129,6 @@ def _train(table: Table, job: Job) -> tuple[Outcome, float]:
     started = time.perf_counter()
     try:
         outcome = table.train(job)
-    except DivergenceError as error:  # a result, too: the other runs go on, and the same would happen again
+    except DivergenceError as error:  # a result, too: other runs go on, and this one would diverge again
         outcome = Outcome(dict.fromkeys(table.columns), diverged=str(error))
     return outcome, time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Accuracy on seen classes beside that on unseen ones, and the curve of both over a bias on the unseen."""
+"""Accuracies on seen and on unseen classes, and the curve of both over a bias on the unseen ones."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ from torch import Tensor
 class Curve:
     """Accuracies in %, on images of seen and of unseen classes, at each bias that makes a difference.
 
-    From the bias of -inf, where no image is taken for one of an unseen class, to that of inf, where all are.
+    From a bias of -inf, where no image is assigned to an unseen class, to one of inf, where all are.
     """
 
-    seen: Tensor  # [P], falling from the best
-    unseen: Tensor  # [P], rising to the best
+    seen: Tensor  # [P], non-increasing
+    unseen: Tensor  # [P], non-decreasing
 
     @property
     def area(self) -> float:
-        """The area under the curve, in % of that of a classifier without errors.
+        """The area under the curve, in % of the area for a classifier without errors.
 
-        Steps are taken as they are; only where images of both kinds change at one bias is the curve slanted.
+        The curve is a step function, except that it is slanted where images of both kinds change at one bias.
         """
         return torch.trapezoid(self.seen, self.unseen).item() / 100
 
@@ -34,8 +34,8 @@ class Curve:
 def curve(scores: Tensor, labels: Tensor, unseen: Tensor) -> Curve:
     """The curve over a bias that is added to the scores of unseen classes.
 
-    An image goes over from its best seen class to its best unseen one at one bias, the lead of the former: so
-    one sort gives the whole curve, with no choice of the biases to try.
+    An image changes from its best seen class to its best unseen one at one bias, the difference of the two
+    scores: so one sort gives the whole curve, and no biases to try have to be chosen.
 
     Source: Chao et al., "An empirical study and analysis of generalized zero-shot learning for object
     recognition in the wild" (ECCV 2016).
@@ -56,7 +56,7 @@ def curve(scores: Tensor, labels: Tensor, unseen: Tensor) -> Curve:
 
 
 def _until(places: Tensor, count: int) -> Tensor:
-    """How many there are `[count + 1]` at the places before each one, and at all."""
+    """How many there are `[count + 1]` at the places before each one, and in total."""
     return torch.cat([places.new_zeros(1), places.bincount(minlength=count).cumsum(0)])
 
 

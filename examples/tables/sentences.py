@@ -55,7 +55,7 @@ def _shown(summary: Summary) -> list[str]:
 
 
 def _not_shown(compared: Sequence[Difference]) -> list[str]:
-    """A sentence for each contrast: where it is not told from chance, and what the intervals leave."""
+    """A sentence for each contrast: where it is not significant, and what the intervals leave possible."""
     found = []
     for first, second in dict.fromkeys((each.first, each.second) for each in compared):
         of_contrast = [each for each in compared if (each.first, each.second) == (first, second)]

@@ -1,4 +1,4 @@
-"""What can be said of paired runs: intervals, and which differences hold when many are looked at."""
+"""Statistics of paired runs: intervals, and which differences are significant among many."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 LEVEL = 0.05
-ROUNDING = 1e-9  # points; metrics are counts of images, so differences can be equal but for this
+ROUNDING = 1e-9  # points; metrics are counts of images, so differences can be equal except for rounding
 
 
 @dataclass(frozen=True)
@@ -23,30 +23,30 @@ class Difference:
     column: str
     mean: float
     count: int
-    standard_error: float = math.nan  # nan for a single pair, as all below
+    standard_error: float = math.nan  # nan for a single pair, as are all fields below
     low: float = math.nan  # of the 95 % interval, by Student's t with n - 1 degrees of freedom
     high: float = math.nan
-    p: float = math.nan  # of both sides
-    corrected: float = math.nan  # p after Holm; nan outside of what is looked at together
+    p: float = math.nan  # two-sided
+    corrected: float = math.nan  # p after Holm; nan for differences that are not tested together
 
     @property
     def contrast(self) -> str:
-        """Which is compared with which."""
+        """Which arm is compared with which."""
         return f"{self.first} - {self.second}"
 
     @property
     def has_interval(self) -> bool:
-        """Whether there are pairs enough, and of differing differences, to tell how sure the mean is."""
+        """Whether there are enough pairs, with different differences, for an interval of the mean."""
         return not math.isnan(self.low)
 
     @property
     def holds(self) -> bool:
-        """Whether it is told from chance at 5 % among all that are looked at together."""
+        """Whether it is significant at 5 % after Holm, among all that are tested together."""
         return self.corrected < LEVEL
 
     @property
     def without_zero(self) -> bool:
-        """Whether the 95 % interval, as of one difference looked at alone, leaves out 0."""
+        """Whether the 95 % interval, not corrected for other differences, excludes 0."""
         return self.low > 0 or self.high < 0
 
     @property
@@ -55,7 +55,7 @@ class Difference:
         return max(abs(self.low), abs(self.high))
 
     def within(self, bound: float) -> bool:
-        """Whether the whole interval is nearer to 0 than that."""
+        """Whether the whole interval is nearer to 0 than `bound`."""
         return self.excluded < bound  # False for nan
 
 
@@ -64,8 +64,8 @@ def difference(
 ) -> Difference:
     """The difference of two arms in a column, over pairs of one seed each.
 
-    Where all differences are the same there is no t: that says nothing of chance, so there is no interval
-    either, and p is 1, with which it still counts for Holm.
+    Where all differences are the same, t is not defined: so there is no interval either, and p is 1, with
+    which the difference still counts for Holm.
 
     Example:
         >>> round(difference("", "a", "b", "All", [3.0, 4.0, 5.0], [1.0, 2.0, 3.5]).mean, 3)

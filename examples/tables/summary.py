@@ -1,4 +1,4 @@
-"""From the results of a table to its numbers: means, paired differences, convergence, entropies."""
+"""The numbers of a table from its results: means, paired differences, convergence, entropies."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from examples.tables.statistics import Difference, corrected, difference
 from examples.tables.table import Table
 
 LENGTHENED = "baseline, twice the steps"
-CONVERGED = 1.0  # points; a baseline whose interval is within them has converged
+CONVERGED = 1.0  # points; a baseline has converged if the interval is within them
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Entropy:
-    """The mean entropy of an arm's attention over that of even attention."""
+    """The mean entropy of an arm's attention over that of uniform attention."""
 
     system: str
     arm: str
@@ -40,19 +40,19 @@ class Entropy:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a table comes to; only systems, arms and columns that have runs are in it."""
+    """The numbers of a table; only systems, arms and columns that have runs are in it."""
 
     table: Table
     quick: bool
     cells: list[Cell]
-    differences: list[Difference]  # of all columns; `corrected` is of the primary ones, all systems together
-    convergence: list[Difference]  # the baseline lengthened against itself, in the primary columns
+    differences: list[Difference]  # of all columns; `corrected` for the primary ones of all systems
+    convergence: list[Difference]  # the baseline with twice the steps minus itself, in the primary columns
     entropies: list[Entropy]
-    left_out: list[str]  # what has no pair, in words
+    left_out: list[str]  # sentences on runs and values without a pair
 
     @property
     def systems(self) -> list[str]:
-        """Those that have runs, in the table's order."""
+        """The systems that have runs, in the table's order."""
         return [system for system in self.table.systems if any(cell.system == system for cell in self.cells)]
 
     @property
@@ -71,10 +71,10 @@ class Summary:
 
 
 def summarise(table: Table, results: Sequence[Result]) -> Summary:
-    """The summary of those results that have the table's own settings; of one size, quick or full.
+    """The summary of those results that have the table's own settings; all of one size, quick or full.
 
     A difference is taken seed by seed, over the seeds that both arms have; those that one of them lacks are
-    left out, and said.
+    left out, and listed.
     """
     runs = [result for result in results if not result.job.changes]
     cells, differences, convergence, left_out = [], [], [], []

@@ -24,18 +24,18 @@ class Job:
 
     @property
     def quick(self) -> bool:
-        """Whether it is but a try."""
+        """Whether it is only a quick run, to see that everything works."""
         return self.size == QUICK
 
     def adapted(
         self, chosen: Mapping[str, Any], quick: Mapping[str, Any], longer: tuple[str, ...] = ("steps",)
     ) -> dict[str, Any]:
-        """The settings of this run, made of those of a run at full length.
+        """The settings of this run, made from those of a run at full length.
 
         Args:
-            chosen: those at full length.
-            quick: what a try has instead.
-            longer: the names of what is doubled where the run is to be lengthened.
+            chosen: the settings at full length.
+            quick: the values for a quick run.
+            longer: the names of the settings that are doubled in a lengthened run.
         """
         found = {**chosen, **(quick if self.quick else {})}
         if self.lengthened:
@@ -45,7 +45,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave."""
+    """The outcome of a run."""
 
     metrics: Mapping[str, float | None]  # by the names of the table's columns, in %; None where there is none
     entropy: float | None = None  # of the attention at the end of training, over that of uniform attention
@@ -53,7 +53,7 @@ class Outcome:
         None  # [N, N], mean over the heads; of one run of BatchFormer, if any
     )
     labels: list[int] | list[str] | None = None  # [N], the class of each row of the relations
-    diverged: str | None = None  # what was seen; then there are no metrics
+    diverged: str | None = None  # how the training diverged; then there are no metrics
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Table:
     paper: str  # the papers' own figures, and what differs here; Markdown
     arms: tuple[str, ...] = ARMS
     without: tuple[tuple[str, str], ...] = ()  # systems with the arms that they do not have
-    contrasts: tuple[tuple[str, str], ...] = ((BATCHFORMER, UNIFORM),)  # beside each arm with the baseline
+    contrasts: tuple[tuple[str, str], ...] = ((BATCHFORMER, UNIFORM),)  # besides each arm minus baseline
     seeds: int = 6
     short: tuple[str, ...] = ()  # the systems of --short; all if there are none
     short_seeds: int = 3
@@ -87,10 +87,10 @@ class Table:
         return tuple(arm for arm in self.arms if (system, arm) not in self.without)
 
     def contrasts_of(self, system: str) -> list[tuple[str, str]]:
-        """What is compared with what in a system: every arm with the baseline, and the table's own contrasts.
+        """The comparisons in a system: every arm with the baseline, and the table's own contrasts.
 
-        BatchFormer against uniform attention, which most tables have, is what comes from choosing whom to
-        attend to.
+        BatchFormer against uniform attention, which most tables have, shows the effect of choosing which
+        samples to attend to.
         """
         arms = self.arms_of(system)
         with_baseline = [(arm, BASELINE) for arm in arms if arm != BASELINE and BASELINE in arms]

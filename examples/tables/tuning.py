@@ -1,4 +1,4 @@
-"""The grid of a table's settings, tried on the baseline alone, on seeds that no table has."""
+"""The grid of a table's settings, tried only on the baseline, on seeds that no table uses."""
 
 import itertools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Average precision: values by hand, a plain second implementation, and limits of sizes."""
+"""Average precision: values computed by hand, a plain second implementation, and limits of sizes."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ RECALLS = torch.linspace(0, 1, 101, dtype=torch.float64)
 
 
 def random_scenes(count: int = 30) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
-    """Some boxes are found, about where they are, some under another label; some are made up."""
+    """Predictions near the boxes, some with another label, and one more without a box; and the targets."""
     predictions, targets = [], []
     for _ in range(count):
         found = int(torch.randint(1, 4, ()))
@@ -35,7 +35,7 @@ def random_scenes(count: int = 30) -> tuple[list[dict[str, Tensor]], list[dict[s
 
 
 def plain_average_precision(predictions, targets, threshold: float) -> float:
-    """Of all classes, in %: the best precision from each of 101 recalls on, as COCO defines it."""
+    """The mean over all classes, in %: the best precision from each of 101 recalls on, as COCO defines it."""
     values = []
     for label in range(3):
         hits, scores, count = [], [], 0

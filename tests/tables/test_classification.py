@@ -1,4 +1,4 @@
-"""The classification table: timm's DeiT on letters, BatchFormerV2 behind a block."""
+"""The classification table: timm's DeiT on letters, with BatchFormerV2 after a block."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_every_arm_runs_and_gives_both_metrics(arm):
 
 @pytest.fixture
 def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Those of all steps of the test."""
+    """The losses of all steps of the test."""
     seen: list[float] = []
     step = Optimization.step
 
@@ -74,7 +74,7 @@ def test_the_model_is_timms_with_blocks_behind_the_place(system):
     assert isinstance(model, VisionTransformer)
     assert model.patch_embed.num_patches == 36
     assert len(model.blocks) == chosen["depth"] > chosen["after"] + 1
-    assert (chosen["after"] + 1) / chosen["depth"] == 9 / 12  # where the paper has it
+    assert (chosen["after"] + 1) / chosen["depth"] == 9 / 12  # the place in the paper
     (module,) = attachment.inserted
     assert isinstance(module, bf.BatchFormerV2)
     images = torch.rand(4, 1, 24, 24)
@@ -110,7 +110,7 @@ def test_the_loss_is_that_of_smoothed_labels_over_both_streams(losses):
         targets = y.repeat(len(logits) // len(y))
         own = chance.gather(1, targets[:, None])[:, 0]
         expected = -(0.9 * own + 0.1 * chance.mean(1)).mean().item()
-        # A forward without a criterion behind it is not used: the model is drawn anew.
+        # No criterion followed that forward, so the training starts from a new model.
         model, attachment = made(arm)
         torch.manual_seed(5)
         classification.fit(model, attachment, images, chosen, 0)

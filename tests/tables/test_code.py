@@ -10,7 +10,7 @@ OTHER = "examples/other.py", "number = 1\n"
 
 @pytest.fixture
 def digest(tmp_path, monkeypatch):
-    """The digest of a module of two files, of which one or the other is written anew."""
+    """The digest of a module of two files, one of which is rewritten."""
     (tmp_path / "examples").mkdir()
     monkeypatch.setattr(code, "ROOT", tmp_path)
 

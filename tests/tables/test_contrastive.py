@@ -158,7 +158,7 @@ def test_the_momentum_of_moco_v3_rises_to_one_by_a_cosine():
 def test_the_loss_of_moco_v3_agrees_with_a_value_by_hand():
     queries = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
     keys = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    # Similarities [[1, 1], [0, 0]]: each row takes one of two alike, a loss of log 2.
+    # Similarities [[1, 1], [0, 0]]: each row has two equal logits, a loss of log 2.
     assert moco.InBatch(0.25)(queries, keys).item() == pytest.approx(0.5 * math.log(2))
     right = moco.InBatch(0.25)(torch.eye(2), torch.eye(2)).item()
     assert right == pytest.approx(0.5 * math.log(1 + math.exp(-4)), rel=1e-4)  # in float32

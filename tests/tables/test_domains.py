@@ -1,4 +1,4 @@
-"""Domain generalization: what is held out, and the average of the weights."""
+"""Domain generalization: which family is held out, and the average of the weights."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Generalized few-shot recognition: the split, the two branches, and what calibration may look at."""
+"""Generalized few-shot recognition: the split, the two branches, and which images calibration may use."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_a_seed_draws_which_letters_are_novel():
 
 def test_the_contrastive_loss_is_the_mean_over_anchors_that_have_positives():
     embeddings = torch.nn.functional.normalize(torch.randn(9, 5, dtype=torch.float64), dim=1)
-    labels = [0, 1, 0, 2, 1, 0, 3, 3, 4]  # 2 and 4 are alone
+    labels = [0, 1, 0, 2, 1, 0, 3, 3, 4]  # 2 and 4 occur once
     terms = []
     for i, label in enumerate(labels):
         others = [j for j in range(9) if j != i]
@@ -111,7 +111,7 @@ def test_calibration_looks_at_validation_images_alone(monkeypatch: pytest.Monkey
     assert looked_at[0] is of_validation
     assert not torch.equal(validation, test)
     assert metrics["Seen"] > 0  # by chance
-    assert metrics["Seen, calibrated"] == 0  # all are taken for novel ones
+    assert metrics["Seen, calibrated"] == 0  # all are classified as novel
 
 
 def test_features_have_the_width_that_the_branches_take():

@@ -37,7 +37,7 @@ def test_a_letter_is_composed_of_what_it_says():
         assert parts[0] == letter.base
         assert len(parts) == 1 + (letter.diacritic != PLAIN)
     assert len({(letter.base, letter.diacritic) for letter in LATIN}) == 106
-    assert not {letter.text for letter in LATIN} & set("ďľťģ")  # drawn otherwise than by their mark
+    assert not {letter.text for letter in LATIN} & set("ďľťģ")  # drawn with another mark than their name says
 
 
 @pytest.mark.parametrize("face", FACES)
@@ -89,7 +89,7 @@ def test_images_are_the_same_for_a_seed_and_differ_between_seeds():
     assert torch.equal(first, drawn())
     assert not torch.equal(first, drawn(1))
     torch.rand(3)
-    assert torch.equal(first, drawn())  # whatever else is drawn
+    assert torch.equal(first, drawn())  # independent of other random draws
 
 
 def test_the_global_generator_is_left_alone():

@@ -1,4 +1,4 @@
-"""The table of larger batches: which arm has which samples, and two processes beside one."""
+"""The table of larger batches: which arm has which samples, and two processes compared with one."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_two_processes_train_and_the_first_tells_what_they_learned():
 
 
 def test_processes_take_the_parts_of_one_batch(monkeypatch):
-    """Their rows, side by side, are those of one process with the whole batch."""
+    """Their rows together are those of one process with the whole batch."""
     seen: dict[int, list[torch.Tensor]] = {}
 
     class Network(torch.nn.Module):

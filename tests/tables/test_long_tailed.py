@@ -1,4 +1,4 @@
-"""The long-tailed table: its class sizes, its losses against plain ones, and its columns."""
+"""The long-tailed table: its class sizes, its losses compared with plain ones, and its columns."""
 
 import math
 

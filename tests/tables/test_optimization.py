@@ -1,4 +1,4 @@
-"""The optimizers of the tables: which parameters, which learning rate, and losses that are no number."""
+"""The optimizers of the tables: which parameters, which learning rate, and losses that are not finite."""
 
 import math
 

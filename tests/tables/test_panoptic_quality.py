@@ -1,4 +1,4 @@
-"""Panoptic quality: values by hand, and panopticapi's formula on random segments."""
+"""Panoptic quality: values computed by hand, and panopticapi's formula on random segments."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_it_agrees_with_the_formula_of_panopticapi_also_where_void_is_predicted(
 def test_values_by_hand():
     target = torch.tensor([[[[1, 0]] * 4 + [[4, 0]] * 4]])  # [1, 1, 8, 2]
     assert set(panoptic_quality(target, target, THINGS, STUFF).values()) == {100.0}
-    longer = torch.tensor([[[[1, 7]] * 5 + [[4, 9]] * 3]])  # of the thing 4 / 5, of the stuff 3 / 4
+    longer = torch.tensor([[[[1, 7]] * 5 + [[4, 9]] * 3]])  # overlap 4 / 5 for the thing, 3 / 4 for the stuff
     measured = panoptic_quality(longer, target, THINGS, STUFF)
     assert measured["SQ things"] == measured["PQ things"] == pytest.approx(80.0)
     assert measured["SQ stuff"] == measured["PQ stuff"] == pytest.approx(75.0)

@@ -38,7 +38,7 @@ def test_the_full_run_is_all_seeds_systems_and_arms_with_the_lengthened_baseline
     longer = [job for job in found if job.lengthened]
     assert {(job.system, job.arm) for job in longer} == {(system, "baseline") for system in TABLE.systems}
     assert len(longer) == 4 * 2
-    assert [job.seed for job in found] == sorted(job.seed for job in found)  # paired when it is interrupted
+    assert [job.seed for job in found] == sorted(job.seed for job in found)  # pairs stay whole if interrupted
 
 
 def test_the_short_run_is_what_the_table_declares(tmp_path):
@@ -65,7 +65,7 @@ def test_systems_arms_and_seeds_can_be_picked(tmp_path):
     assert [(job.system, job.arm, job.seed) for job in found] == [
         (TABLE.systems[1], "alone", seed) for seed in (50, 51, 52)
     ]
-    assert planned("all", "--system", "Third system", folder=tmp_path) == []  # none of this table
+    assert planned("all", "--system", "Third system", folder=tmp_path) == []  # no system of this table
     assert len(planned("made_up", "--no-converged", folder=tmp_path)) == 4 * 2 * 5
 
 
@@ -219,7 +219,7 @@ def test_ctrl_c_ends_all_processes_at_once_and_keeps_what_they_have_done(tmp_pat
     done = Results(tmp_path / "out", TABLE).load_all(jobs())
     assert [result.job.seed for result in done] == [0] * 12
     assert [asdict(result.outcome) for result in done] == [asdict(train(result.job)) for result in done]
-    assert len(files(tmp_path / "out")) == 12  # none half written
+    assert len(files(tmp_path / "out")) == 12  # no file is half written
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")

@@ -1,4 +1,4 @@
-"""What is printed, written and drawn of a table, and the page that is made of it."""
+"""What is printed, written and drawn of a table, and the page that is made from it."""
 
 import csv
 import io
@@ -156,7 +156,7 @@ def test_arms_differ_by_colour_and_by_marker(drawn):
 def test_nothing_of_the_figure_is_outside_of_it(drawn):
     figure = drawn(results())
     figure.draw_without_rendering()
-    reach = figure.get_tightbbox()  # inches, of everything that is drawn
+    reach = figure.get_tightbbox()  # the size of everything that is drawn, in inches
     width, height = figure.get_size_inches()
     assert 0 <= reach.x0 <= reach.x1 <= width
     assert 0 <= reach.y0 <= reach.y1 <= height

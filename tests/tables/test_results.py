@@ -1,4 +1,4 @@
-"""Runs and their results on disk: kept whole, taken again only where the settings are the same."""
+"""Runs and their results on disk: written whole, and reused only where the settings are the same."""
 
 import json
 from dataclasses import asdict, replace
@@ -28,7 +28,7 @@ def files(folder):
 
 
 def counting(computed):
-    """The table, which writes down what it computes."""
+    """A table that records what it computes."""
 
     def train_and_count(job):
         computed.append(job)
@@ -85,7 +85,7 @@ def test_a_metric_that_is_no_number_is_kept_as_none(tmp_path):
 
 def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     kept = Results(tmp_path, TABLE)
-    with pytest.raises(TypeError):  # what JSON does not have
+    with pytest.raises(TypeError):  # a value that JSON cannot represent
         kept.save(JOB, Outcome({"All": 1.0}, relations={1, 2}), 0.0)
     assert files(tmp_path) == []
     before = kept.save(JOB, train(JOB), 0.0)
@@ -93,7 +93,7 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def full_disk(*_args):
         raise OSError("no space left")
 
-    monkeypatch.setattr(results.Path, "replace", full_disk)  # after the file beside it has been written
+    monkeypatch.setattr(results.Path, "replace", full_disk)  # after the temporary file has been written
     with pytest.raises(OSError, match="no space"):
         kept.save(JOB, Outcome({"All": 1.0}), 0.0)
     assert kept.load(JOB) == before
@@ -140,7 +140,7 @@ def test_a_log_has_a_line_for_each_run(tmp_path, quiet):
     assert f"{TABLE.systems[1]}, baseline, seed 0, twice the steps" in lines[-1]
 
 
-@pytest.mark.parametrize("arm", [BATCHFORMER, SOFTENED])  # those with random draws of their own
+@pytest.mark.parametrize("arm", [BATCHFORMER, SOFTENED])  # the arms that draw random numbers themselves
 def test_two_runs_of_one_job_give_the_same_numbers_bit_by_bit(arm, one_thread):
     job = Job(long_tailed.TABLE.systems[0], arm, 0, QUICK)
     first = long_tailed.TABLE.train(job)

@@ -1,4 +1,4 @@
-"""The tables on scenes: every system and arm runs, and what a perfect model would give is read as perfect."""
+"""The tables on scenes: every system and arm runs, and the outputs of a perfect model get perfect scores."""
 
 from types import SimpleNamespace
 
@@ -65,7 +65,7 @@ def test_all_of_a_backbone_is_trained_and_it_has_its_own_statistics():
     assert all(norm.running_mean.abs().sum() > 0 for norm in norms)
     frozen = [name for name, module in model.named_modules() if "Frozen" in type(module).__name__]
     assert not frozen
-    adapt_backbone(model.model.backbone)  # once more changes nothing
+    adapt_backbone(model.model.backbone)  # a second call changes nothing
     assert len(norms) == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 

@@ -1,4 +1,4 @@
-"""Scenes of letters: what is said to be found in them is what was drawn."""
+"""Scenes of letters: the annotations match what was drawn."""
 
 import pytest
 import torch

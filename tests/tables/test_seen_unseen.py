@@ -1,4 +1,4 @@
-"""The curve over the bias on unseen classes, beside one that tries every bias by itself."""
+"""The curve over the bias on unseen classes, compared with one that tries every bias separately."""
 
 import itertools
 

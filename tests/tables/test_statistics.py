@@ -1,4 +1,4 @@
-"""What is said of paired runs, beside hand-made values and a second implementation."""
+"""Statistics of paired runs, compared with values computed by hand and a second implementation."""
 
 import math
 from dataclasses import replace
@@ -73,7 +73,7 @@ def test_a_single_pair_has_a_mean_and_nothing_else():
 @pytest.mark.parametrize("shift", [0.0, 0.1])
 def test_equal_differences_say_nothing_of_chance(shift):
     others = [70.1, 71.3, 69.7]
-    found = of([value + shift for value in others], others)  # equal but for rounding
+    found = of([value + shift for value in others], others)  # equal except for rounding
     assert not any((found.has_interval, found.without_zero, found.within(100)))
     assert found.p == 1.0
 

@@ -1,4 +1,4 @@
-"""From results to numbers and to sentences, beside hand-made values."""
+"""From results to numbers and to sentences, compared with values computed by hand."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The columns of a long-tailed table, also once the logits are calibrated."""
+"""The columns of a long-tailed table, with and without calibrated logits."""
 
 from torch import Tensor, nn
 
@@ -15,13 +15,13 @@ MULTIPLES = [step / 10 for step in range(-15, 16)]  # of the log prior
 def calibrated_columns(model: nn.Module, counts: Tensor, seed: int, each: int) -> dict[str, float | None]:
     """Accuracies in % on a balanced test set, by the columns of the table.
 
-    "All, calibrated" is with the multiple of the log prior that is best on validation images of their own.
+    "All, calibrated" is after adding the multiple of the log prior that is best on other, validation images.
 
     Args:
         model: gives logits `[N, 106]`, in evaluation.
         counts (Tensor[106]): training images of each letter.
-        seed: of the test and of the validation images.
-        each: of them, of each letter in each face.
+        seed: of the test and validation images.
+        each: number of images of each letter in each face.
     """
     log_prior = (counts / counts.sum()).log()  # [K]
     test, validation = (every_letter(seed, purpose, each) for purpose in ("test", "validation"))

@@ -69,7 +69,7 @@ class Digits:
 class Listed:
     """Images named by a training and a test list, and the torchvision ResNet that learns them."""
 
-    root: Path  # where the paths in the lists start
+    root: Path  # the folder that the paths in the lists are relative to
     train_list: Path
     test_list: Path
     architecture: str = "resnet18"
@@ -97,7 +97,7 @@ _read = functools.cache(read_lists)
 
 @dataclass(frozen=True)
 class Training:
-    """How the networks are trained, on what device."""
+    """How the networks are trained, and on which device."""
 
     steps: int = 600
     batch_size: int = 128
@@ -108,7 +108,7 @@ class Training:
 
 
 def table_of(source: Digits | Listed, training: Training) -> Table:
-    """The table of a source, for the program of the tables."""
+    """The table of a source, as the program of the tables takes it."""
     name = "digits" if isinstance(source, Digits) else "own_images"
     return Table(
         name=name,
@@ -124,7 +124,7 @@ def table_of(source: Digits | Listed, training: Training) -> Table:
 
 def _settings(source: Digits | Listed, training: Training, job: Job) -> Mapping[str, Any]:
     chosen = asdict(training) | {name: str(value) for name, value in asdict(source).items()}
-    chosen.pop("workers", None)  # which change no number
+    chosen.pop("workers", None)  # they change no result
     return job.adapted(chosen, quick={"steps": min(20, training.steps)})
 
 
@@ -135,7 +135,7 @@ def _train(source: Digits | Listed, training: Training, job: Job) -> Outcome:
     torch.manual_seed(job.seed)
     model = source.model(len(counts)).to(training.device)
     attachment = insert(model, job.arm, before="fc")
-    # -inf for a class without images, which then takes no part
+    # -inf for a class without images, which the loss then ignores
     log_prior = (counts / counts.sum()).log()  # [K]
     balanced = training.loss == "balanced-softmax"
     criterion = wrap(attachment, balanced_softmax(log_prior if balanced else torch.zeros_like(log_prior)))

@@ -14,7 +14,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and labels
 DIVERSITY = 0.2  # of RIDE's experts
 MOMENTUM = 0.99  # of PaCo's second encoder
 TEMPERATURE = 0.2
-SAMPLES = 0.05  # the weight of a positive sample beside that of the class's centre
+SAMPLES = 0.05  # the weight of a positive sample relative to that of the class's centre
 
 
 def balanced_softmax(log_prior: Tensor) -> Loss:
@@ -31,7 +31,7 @@ class Experts(nn.Module):
     """Logits `[N, 3, K]` in training, their mean `[N, K]` in evaluation: three experts on one trunk.
 
     Source: Wang et al., "Long-tailed recognition by routing diverse distribution-aware experts" (ICLR 2021);
-    without the router. BatchFormer goes in before the classifiers of all experts, one module for all.
+    without the router. One BatchFormer module goes in before the classifiers of all experts.
     """
 
     def __init__(self, classes: int) -> None:
@@ -51,7 +51,7 @@ class Experts(nn.Module):
 
 
 def of_experts(log_prior: Tensor) -> Loss:
-    """The sum over the experts of Balanced Softmax, less how far each is from their mean.
+    """The sum over the experts of Balanced Softmax, minus the divergence of each from their mean.
 
     Source: Wang et al. (ICLR 2021), equation 3; its loss of a single expert, LDAM, is Balanced Softmax here.
     """
@@ -69,9 +69,9 @@ def of_experts(log_prior: Tensor) -> Loss:
 
 
 class PaCo(nn.Module):
-    """Centre logits `[N, K]` and an embedding `[N, 64]` of a view, and one of another by a second encoder.
+    """Centre logits `[N, K]` and an embedding `[N, 64]` of a view; a second encoder embeds another view.
 
-    The second encoder is a moving average of the first. BatchFormer goes in after both, one module.
+    The second encoder is a moving average of the first. BatchFormer goes in after both, as one module.
 
     Source: Cui et al., "Parametric contrastive learning" (ICCV 2021).
     """
@@ -103,9 +103,9 @@ class PaCo(nn.Module):
 
 
 def parametric_contrast(log_prior: Tensor) -> Callable[..., Tensor]:
-    """PaCo's loss: the centre of the class and the keys of its samples are positives, all others negatives.
+    """PaCo's loss: the centre of the class and the keys of its samples are positives, all else negatives.
 
-    Args of what is returned: logits `[N, K]`, queries and keys `[N, D]`, labels `[N]`, earlier keys `[M, D]`
+    The returned loss takes logits `[N, K]`, queries and keys `[N, D]`, labels `[N]`, earlier keys `[M, D]`
     and their labels `[M]`, -1 where there is none yet.
 
     Source: Cui et al., "Parametric contrastive learning" (ICCV 2021), equation 5.
