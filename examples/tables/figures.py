@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 import batchformer as bf
 from examples.tables.arms import ALONE, BASELINE, BATCHFORMER, SOFTENED, UNIFORM
+from examples.tables.long_tailed.groups import GROUPS
 from examples.tables.record import related_run
 from examples.tables.results import Result
 from examples.tables.statistics import Difference
@@ -27,6 +28,7 @@ CHOOSING = {"color": "#0072B2", "markerfacecolor": "white"}  # BatchFormer again
 WIDTH = 5.6  # inches; on a telephone, 340 pixels wide, letters of 11 points are then 9 pixels high
 POINTS = 11
 TITLE = 46  # letters of a title in a line
+ORDER = (*GROUPS, "Seen", "Unseen")  # of the classes of samples
 
 
 def draw_differences(path: Path, summary: Summary) -> Path | None:
@@ -89,9 +91,12 @@ def draw_relations(path: Path, table: Table, results: Sequence[Result]) -> Path 
     run = related_run(results)
     if run is None:
         return None
-    matrix = np.array(run.outcome.relations)
-    title = textwrap.fill(f"{table.title}, {run.job.system}, seed {run.job.seed}: {len(matrix)} samples", 60)
-    figure = bf.plot_relations(matrix, run.outcome.labels, title=title)
+    matrix, labels = np.array(run.outcome.relations), run.outcome.labels or []
+    of_run = f"{table.title}, {run.job.system}, seed {run.job.seed}: {len(matrix)} samples"
+    names = sorted(set(labels), key=lambda label: ORDER.index(label) if label in ORDER else len(ORDER))
+    places = [names.index(label) for label in labels]
+    title = textwrap.fill(of_run, TITLE)
+    figure = bf.plot_relations(matrix, places, class_names=names, title=title)
     panel = figure.axes[0]
     panel.set_title(panel.get_title().replace("head 1", "mean over the heads"), fontsize=10)
     save(figure, path)

@@ -24,15 +24,15 @@ INTRODUCTION = """\
 
 Each system that the papers train, made small enough for two cores, is trained without BatchFormer, with
 it, and with controls, all on the same seeds. The figures are of these miniatures, on letters drawn from
-fonts; they say nothing of the papers' data sets. What the papers report stands with each table, marked as
+fonts; they say nothing about the papers' data sets. Each table also shows what the papers report, marked as
 theirs.
 
 ![Letters in sixteen faces, as they are drawn and as they are varied](glyphs.png)
 
 - baseline: the system as it is
 - BatchFormer: with the module, as `bf.attach` puts it in
-- uniform: each sample attends to all alike, so BatchFormer - uniform is what comes from choosing whom to
-  attend to
+- uniform: each sample attends equally to all, so BatchFormer - uniform is what comes from choosing which
+  samples to attend to
 - alone: each sample attends to itself. It relates nothing, but is no control of equal noise: dropout on
   its one key drops a head's value whole or doubles it, where that on N keys averages out
 - softened, where it is there: no module; a second stream of features under dropout, with labels softened
@@ -42,8 +42,8 @@ A difference is taken seed by seed. Intervals are of 95 %, by Student's t with n
 each for itself; p is corrected by Holm over all primary columns, systems and comparisons of one table,
 and `*` marks what holds at 5 %. Bounds that intervals exclude are no proof that two arms are equal.
 
-`make tables` computes all of it anew, and `python -m examples.tables.page` makes this page of the results
-in `docs/tables`.
+`make tables` trains all of them, and `python -m examples.tables.page` writes this page from the results in
+`docs/tables`.
 """
 
 
@@ -130,7 +130,8 @@ def section(table: Table, results: Sequence[Result], folder: Path) -> str:
         blocks += ["### Attention", entropies(summary)]
     related = draw_relations(folder / f"{table.name}-relations.png", table, results)
     if related:
-        blocks.append(f"![Who attends to whom in the batch of one trained module](tables/{related.name})")
+        about = "Which samples attend to which, in a batch of one trained module"
+        blocks.append(f"![{about}](tables/{related.name})")
     blocks += [*papers(table), "### How it was computed", made(results)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 

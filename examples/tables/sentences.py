@@ -23,11 +23,7 @@ def _shown(summary: Summary) -> list[str]:
     compared = [each for each in summary.primary if each.count > 1]
     if not compared:
         several = any(cell.count > 1 for cell in summary.cells)
-        return [
-            "No two arms have two seeds in common: no difference can be told from chance."
-            if several
-            else ONE_SEED
-        ]
+        return ["No two arms have two seeds in common: no difference can be tested." if several else ONE_SEED]
     together = f"the {len(compared)} comparisons of this table" if len(compared) > 1 else "the one comparison"
     found = [
         f"{_pairs(compared)} Primary columns: {'; '.join(summary.table.primary)}. "
@@ -36,7 +32,7 @@ def _shown(summary: Summary) -> list[str]:
     holding = [each for each in compared if each.holds]
     found += [f"Shown: {_place(each)}, {_claim(each)}." for each in holding]
     if not holding:
-        found.append("Shown: nothing. No difference is told from chance at 5 %.")
+        found.append("Shown: nothing. No difference is statistically significant at 5 %.")
     found += _not_shown(compared)
     lone = [each for each in compared if each.without_zero and not each.holds]
     if lone:

@@ -112,7 +112,7 @@ def test_what_does_not_hold_is_said_with_the_difference_that_is_excluded():
     values = [[10, 10.1], [20, 19.8], [30, 30.2], [40, 40.0]]
     bound = summarise(ONE_COLUMN, made(values)).differences[0].excluded
     found = said(values)
-    assert "Shown: nothing. No difference is told from chance at 5 %." in found
+    assert "Shown: nothing. No difference is statistically significant at 5 %." in found
     assert "Not shown: that BatchFormer differs from baseline, in the one comparison." in found
     assert f"excludes differences above {bound:.2f} points; smaller ones remain possible" in found
 
