@@ -68,8 +68,10 @@ class BatchFormer(AcrossSamples):
         dropout: of the attention, the hidden layer and both residuals.
         activation: "relu", "gelu" or a callable.
         two_stream: False returns the related features alone, and y as it is.
-        attend: "batch"; or one of two controls: "alone", in which each sample attends to itself only, and
-            "uniform", in which it attends to all alike, whatever they are.
+        attend: "batch"; or one of two controls. "uniform": each sample attends equally to all, so that the
+            second stream and its noise stay, and only the choice among samples is missing. "alone": each
+            attends to itself only. Its noise is larger: dropout of its single key drops the value of a head
+            whole or doubles it, where that of N keys averages out.
         num_layers: more than 1 puts that many layers into ``encoder.layers``.
         recompute: keep the layer's input alone for the backward, which then runs the forward again.
         gather_distributed: samples attend to those of all ranks of torch.distributed, with gradient.

@@ -45,8 +45,7 @@ class BatchFormerV2(AcrossSamples):
         activation: "relu", "gelu" or a callable.
         layout: "NLC", "LNC" (DETR's), "NCHW" or "NHWC" (Swin's); N is the batch.
         two_stream: False returns the related tokens alone, with the batch as it is.
-        attend: "batch"; or one of two controls: "alone", in which each token attends to itself only, and
-            "uniform", in which it attends to all alike, whatever they are.
+        attend: "batch", "uniform" or "alone", as for :class:`BatchFormer`.
         num_layers: more than 1 puts that many layers into ``encoder.layers``.
         recompute: keep the layer's input alone for the backward, which then runs the forward again.
         gather_distributed: samples attend to those of all ranks of torch.distributed, with gradient.
