@@ -77,8 +77,9 @@ def main(arguments: list[str] | None = None, tables: Sequence[Table] = TABLES) -
 def take_over(source: Path, folder: Path, tables: Iterable[Table]) -> list[Table]:
     """Add the results of tables that have any, without those of --quick, to those in the folder of the docs.
 
-    Results in the folder stay if the table's code, settings and versions are still those of their runs: so a
-    table that takes hours may be computed one system at a time.
+    A table that takes hours may be computed one system at a time, with changes to the code of other systems
+    in between. So a system without new results keeps its old ones if their settings are still the table's; a
+    system with new results keeps only old ones of the same code and versions. The page names all commits.
     """
     taken = []
     for table in tables:
@@ -87,8 +88,10 @@ def take_over(source: Path, folder: Path, tables: Iterable[Table]) -> list[Table
         if found:
             folder.mkdir(parents=True, exist_ok=True)
             path = record_path(folder, table)
-            before = [each for each in read_record(path) if results.fits(each)] if path.exists() else []
-            merged = {result.job: result for result in before + found}
+            anew = {result.job.system for result in found}
+            before = read_record(path) if path.exists() else []
+            kept = [each for each in before if results.fits(each, also_code=each.job.system in anew)]
+            merged = {result.job: result for result in kept + found}
             write_record(path, as_document(table, sorted(merged.values(), key=lambda each: each.job.seed)))
             taken.append(table)
     return taken

@@ -89,9 +89,12 @@ class Results:
                 found += [] if result is None else [result]
         return sorted(found, key=lambda result: result.job.seed)
 
-    def fits(self, result: Result) -> bool:
-        """Whether a run of this checkout would have the settings, the code and the versions of the result."""
-        return (result.settings, result.versions) == (self._settings(result.job), versions())
+    def fits(self, result: Result, also_code: bool = True) -> bool:
+        """Whether a run of this checkout would have the settings of the result, and its code and versions."""
+        own = self._settings(result.job)
+        if also_code:
+            return (result.settings, result.versions) == (own, versions())
+        return result.settings | {"code": None} == own | {"code": None}
 
     def _settings(self, job: Job) -> dict[str, Any]:
         settings = dict(self._table.settings(job)) | {"code": digest(self._table.module)}

@@ -207,14 +207,29 @@ def test_a_system_that_is_computed_later_is_added_to_what_the_docs_have(tmp_path
     assert text == write_page(results())
 
 
-def test_what_the_docs_have_of_other_settings_or_versions_is_not_added_to(tmp_path, write_page, monkeypatch):
+def test_runs_of_other_versions_stay_if_their_system_has_no_new_ones(tmp_path, write_page, monkeypatch):
     first, second = TABLE.systems
-    write_page([run for run in results() if run.job.system == first])
+    write_page(results(range(3)))
     shutil.rmtree(tmp_path / "results")
     monkeypatch.setattr(stored, "versions", lambda: VERSIONS | {"torch": "1.0"})
+    text = write_page([run for run in results(range(3, 4)) if run.job.system == second])
+    kept = read_record(tmp_path / "tables" / f"{TABLE.name}.json")
+    assert {run.job.seed for run in kept if run.job.system == first} == {0, 1, 2}
+    assert {run.job.seed for run in kept if run.job.system == second} == {3}
+    assert "| torch | 1.0, 2.0 |" in text
+
+
+def test_runs_of_other_settings_do_not_stay(tmp_path, write_page):
+    first, second = TABLE.systems
+    write_page([run for run in results() if run.job.system == first])
+    record = tmp_path / "tables" / f"{TABLE.name}.json"
+    document = json.loads(record.read_text(encoding="utf-8"))
+    for chosen in document["settings"]:
+        chosen["steps"] = 1
+    write_record(record, document)
+    shutil.rmtree(tmp_path / "results")
     text = write_page([run for run in results() if run.job.system == second])
     assert f"Not computed yet for this page: {first}." in text
-    assert "| torch | 1.0 |" in text
 
 
 def test_a_table_without_results_is_announced(write_page, tmp_path):
