@@ -212,6 +212,8 @@ def compare(case: Case, step: Step, attached: Attached, by_hand: ByHand, *, quie
     assert_near(loss, expected, "loss")
     assert_gradients(attached, by_hand)
     said = [str(each.message) for each in caught if "batchformer" in str(each.message)]
+    if step.samples == 1:
+        said = [each for each in said if "no samples are related" not in each]  # which is true
     quiet = quiet and step.action != "a lost batch"
     assert not (quiet and said), f"{step.action}: has to work without a warning, got {said}"
 
