@@ -16,7 +16,8 @@ from examples.tables.table import Job
 
 def main(job: str, found: str) -> None:
     """Train as this rank; end if standard input ends. The first rank writes the metrics."""
-    end_after(sys.stdin.buffer.read)
+    # Not by sys.stdin, whose lock the waiting thread would hold when Python ends.
+    end_after(lambda: os.read(0, 1))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
