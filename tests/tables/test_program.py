@@ -192,7 +192,7 @@ def slow_program(tmp_path):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
     started = subprocess.Popen(
         [sys.executable, str(script), "made_up", "--workers", "2", "--out", str(tmp_path / "out")],
-        env=os.environ | {"PYTHONPATH": paths},
+        env=os.environ | {"PYTHONPATH": paths, "PYTHONFAULTHANDLER": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -212,7 +212,11 @@ def slow_program(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="signals as Unix has them")
 def test_ctrl_c_ends_all_processes_at_once_and_keeps_what_they_have_done(tmp_path, slow_program):
     os.killpg(slow_program.pid, signal.SIGINT)  # as a terminal does: to all of its processes
-    printed, complaints = slow_program.communicate(timeout=60)
+    try:
+        printed, complaints = slow_program.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        slow_program.send_signal(signal.SIGABRT)  # which prints where it is
+        _, complaints = slow_program.communicate()
     assert slow_program.returncode == INTERRUPTED, complaints
     assert "Interrupted. 12 of 48 runs" in printed
     assert complaints == ""
