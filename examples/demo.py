@@ -1,6 +1,6 @@
 """The first of the tables in three minutes: `make demo`.
 
-Balanced Softmax on long-tailed letters, all arms, with a third of the steps that the table has. So briefly no
+Balanced Softmax on long-tailed letters, all arms, with a quarter of the steps that the table has. So briefly no
 arm is trained to its end; what the arms are after all steps, docs/tables.md has.
 """
 
@@ -13,7 +13,7 @@ from examples.tables import long_tailed
 from examples.tables.__main__ import main as run_tables
 from examples.tables.table import Job, Outcome
 
-STEPS = long_tailed.RECIPE.steps // 3
+STEPS = long_tailed.RECIPE.steps // 4
 
 
 def settings(job: Job) -> Mapping[str, Any]:

@@ -9,10 +9,10 @@ from examples.tables.table import Job
 
 
 @pytest.mark.parametrize("lengthened", [False, True])
-def test_it_is_the_table_but_for_a_third_of_the_steps(lengthened):
+def test_it_is_the_table_but_for_a_quarter_of_the_steps(lengthened):
     job = Job(long_tailed.BALANCED, BASELINE, 0, lengthened=lengthened)
     of_table = long_tailed.settings(job)
-    assert demo.TABLE.settings(job) == {**of_table, "steps": of_table["steps"] // 3}
+    assert demo.TABLE.settings(job) == {**of_table, "steps": of_table["steps"] // 4}
 
 
 @pytest.mark.usefixtures("one_thread")
