@@ -1,7 +1,7 @@
 """The first of the tables in three minutes: `make demo`.
 
-Balanced Softmax on long-tailed letters, all arms, with a quarter of the table's steps. No arm is trained to its
-end so soon: docs/tables.md has the results after all steps.
+Balanced Softmax on long-tailed letters, all arms, with a quarter of the steps of the table. No arm is trained
+to its end so soon: docs/tables.md has the results after all steps.
 """
 
 import sys
