@@ -76,11 +76,11 @@ class DoubledAtInput(Family):
         """Double the arguments of the model, and halve those of its backbone, whose output has N entries."""
         self._names = parameters(model.forward)
         self.hooks.inputs(model, self._double_arguments)
-        self.hooks.inputs(model.get_submodule(self._parts(model).backbone), self._each_image_once)
+        self.hooks.inputs(model.get_submodule(self._parts(model).backbone), self.each_image_once)
 
     def once_for_both(self, part: nn.Module) -> None:
         """Halve the inputs of a part of the model, where both halves are equal, and double its outputs."""
-        self.hooks.inputs(part, self._each_image_once)
+        self.hooks.inputs(part, self.each_image_once)
         self.hooks.output(part, self._double_maps)
 
     @classmethod
@@ -115,20 +115,6 @@ class DoubledAtInput(Family):
             name: duplicate(value) if has_rows(value, samples) and not labels.are(name) else value
             for name, value in given.items()
         }
-
-    def _each_image_once(
-        self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Call | None:
-        del backbone
-        if not self.active:
-            return None
-        call = self.originals_in(args, kwargs)
-        if call is None:
-            model = type(self.model).__name__
-            raise RuntimeError(
-                f"model: expected a call of {model}, which has BatchFormer, got one of a part of it"
-            )
-        return call
 
     def _double_maps(self, backbone: nn.Module, args: Any, output: Any) -> Any:
         """Doubles what has an entry for each image: maps, their masks and positions."""

@@ -52,6 +52,7 @@ class Family:
     targets: ClassVar[tuple[str | int, ...] | None] = None  # of a criterion, if the user names none
     gives_pairs: ClassVar[bool] = False  # whether outputs are similarities between samples
     pairs_streams: ClassVar[bool] = True  # whether a criterion without targets is called for each pairing
+    part_alone: ClassVar[str] = "which has BatchFormer, got one of a part of it"  # in the error about that
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
@@ -127,17 +128,25 @@ class Family:
 
         return double
 
-    def originals_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        """The arguments of a part that sees each sample once, as a backbone; None if they are not doubled.
+    def each_image_once(self, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        """Pre-hook of a part that sees each image once, as a backbone: its arguments, of the originals alone.
 
         Args:
+            part: the module.
             args: of the part; the first argument is of the batch.
             kwargs: of the part.
+
+        Raises:
+            RuntimeError: a batch that the model has not doubled.
         """
+        del part
+        if not self.active:
+            return None
         batch = args[0] if args else next(iter(kwargs.values()))
         samples = self.streams.current(batch).samples
         if samples is None or len(batch) != 2 * samples:
-            return None
+            model = type(self.model).__name__
+            raise RuntimeError(f"model: expected a call of {model}, {self.part_alone}")
 
         def originals(each: Any) -> Any:
             return original(each) if has_rows(each, 2 * samples) else each

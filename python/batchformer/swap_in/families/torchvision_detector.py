@@ -18,7 +18,6 @@ from batchformer.swap_in.make import token_modules
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place, find, is_detector, is_inside
 from batchformer.swap_in.rules import has_rows, leaves, map_tensors
-from batchformer.swap_in.signature import Call
 from batchformer.targets import twice
 
 _BACKBONE = "backbone"
@@ -46,6 +45,9 @@ class TorchvisionDetector(AfterBlocks):
     takes_labels = False  # the model counts targets and images before they are a batch
     takes_paths = True
     answers = True
+    part_alone = (
+        "which has BatchFormer and doubles images and targets in its transform, got one of its backbone alone"
+    )
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
@@ -81,7 +83,7 @@ class TorchvisionDetector(AfterBlocks):
         del options
         backbone = model.get_submodule(_BACKBONE)
         self.hooks.output(model.get_submodule("transform"), self._double_batch)
-        self.hooks.inputs(backbone, self._each_image_once)
+        self.hooks.inputs(backbone, self.each_image_once)
         for number, place in enumerate(places):
             self.hooks.output(place.module, functools.partial(self._double_levels, number))
         if all(place.module is not backbone for place in places):
@@ -106,21 +108,6 @@ class TorchvisionDetector(AfterBlocks):
         self.double_early(samples, images.tensors)
         doubled = type(images)(twice(images.tensors), twice(images.image_sizes))
         return doubled, None if targets is None else twice(targets)
-
-    def _each_image_once(
-        self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Call | None:
-        del backbone
-        if not self.active:
-            return None
-        call = self.originals_in(args, kwargs)
-        if call is None:
-            model = type(self.model).__name__
-            raise RuntimeError(
-                f"model: expected a call of {model}, which has BatchFormer and doubles images and targets in "
-                f"its transform, got one of its backbone alone"
-            )
-        return call
 
     def _double_levels(self, number: int, place: nn.Module, args: Any, output: Any) -> Any:
         """What a place gives: a map, or a dict of levels, each with its own originals."""
