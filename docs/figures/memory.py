@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from docs.figures.sheet import LETTERS, SERIES, chart, shape_names
+from docs.figures.sheet import LETTERS, SERIES, chart, pair_of_bars, shape_names
 from docs.figures.tables import read_table
 
 PEAK = "peak ours, torch's"
@@ -14,10 +14,8 @@ def draw() -> tuple[Figure, dict[str, list[float]]]:
     numbers = {row["shape"]: [float(peak) for peak in row[PEAK].split(",")] for row in rows}
     figure, axes = chart(6.6)
     for number, name in enumerate(("ours", "torch's layer")):
-        places = [place + 0.38 * (number - 0.5) for place in range(len(rows))]
-        lengths = [peaks[number] for peaks in numbers.values()]
-        bars = axes.barh(places, lengths, 0.36, color=SERIES[number], label=name)
-        axes.bar_label(bars, [f"{length:.1f}" for length in lengths], padding=3, fontsize=LETTERS - 2)
+        lengths = {place: peaks[number] for place, peaks in enumerate(numbers.values())}
+        pair_of_bars(axes, number, lengths, 1, color=SERIES[number], label=name)
     shape_names(axes, [*numbers])
     axes.margins(x=0.1)
     axes.set_xlabel("peak memory of a step, in floats\nfor each element of the input", fontsize=LETTERS)

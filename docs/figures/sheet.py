@@ -80,6 +80,20 @@ def arrow(axes: Axes, start: Point, end: Point, colour: str = INK, bend: float =
     axes.add_patch(patch)
 
 
+def pair_of_bars(axes: Axes, number: int, lengths: dict[int, float], digits: int, **style: Any) -> None:
+    """The first (0) or the second (1) bar of rows of the chart, each with its length, by the rows' places."""
+    places = [place + 0.38 * (number - 0.5) for place in lengths]
+    bars = axes.barh(places, [*lengths.values()], 0.36, **style)
+    texts = [f"{length:.{digits}f}" for length in lengths.values()]
+    axes.bar_label(bars, texts, padding=3, fontsize=LETTERS - 2)
+
+
+def ratio_axis(axes: Axes) -> None:
+    """The axis of torch's time by ours, and the line of equal ones."""
+    axes.axvline(1, color=INK, linewidth=1)
+    axes.set_xlabel("time of torch's layer / time of ours\n(1, the line: equally fast)", fontsize=LETTERS)
+
+
 def shape_names(axes: Axes, names: list[str]) -> None:
     """A row of the chart for each shape, from above: its name in one line, its sizes in the next."""
     axes.set_yticks(range(len(names)), [name.replace(" N=", "\nN=") for name in names])

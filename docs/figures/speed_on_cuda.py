@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from docs.figures.sheet import INK, LETTERS, SERIES, chart, shape_names
+from docs.figures.sheet import LETTERS, SERIES, chart, ratio_axis, shape_names
 from docs.figures.tables import Row, read_table
 
 MARKS = {
@@ -21,7 +21,7 @@ def draw() -> tuple[Figure, dict[str, dict[str, float]]]:
     for name, (colour, mark) in MARKS.items():
         ratios = [of_shape[name] for of_shape in numbers.values()]
         axes.plot(ratios, range(len(rows)), mark, color=colour, label=name, markersize=6, alpha=0.9)
-    axes.axvline(1, color=INK, linewidth=1)
+    ratio_axis(axes)
     axes.set_xscale("log")
     ticks = (0.5, 1, 2, 5, 10)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -29,7 +29,6 @@ def draw() -> tuple[Figure, dict[str, dict[str, float]]]:
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     shape_names(axes, [*numbers])
-    axes.set_xlabel("time of torch's layer / time of ours\n(1, the line: equally fast)", fontsize=LETTERS)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=LETTERS - 1)
     return figure, numbers
 
