@@ -47,10 +47,7 @@ class Results:
         path = self._path(job)
         if not path.exists():
             return None
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        names = ("seconds", "settings", "versions", "origin")
-        result = Result(job, Outcome(**stored["outcome"]), *(stored[name] for name in names))
-        return result if self.fits(result) else None
+        return self._checked(job, json.loads(path.read_text(encoding="utf-8")))
 
     def save(self, job: Job, outcome: Outcome, seconds: float) -> Result:
         """Write the result of a job, whole or not at all; a metric that is not finite becomes None."""
@@ -85,9 +82,15 @@ class Results:
                 continue
             job = Job(**stored["job"])
             if not job.quick and job.system in self._table.systems:
-                result = self.load(job)
+                result = self._checked(job, stored)
                 found += [] if result is None else [result]
         return sorted(found, key=lambda result: result.job.seed)
+
+    def _checked(self, job: Job, stored: dict[str, Any]) -> Result | None:
+        """The result that a file has of a job, None if it does not fit."""
+        names = ("seconds", "settings", "versions", "origin")
+        result = Result(job, Outcome(**stored["outcome"]), *(stored[name] for name in names))
+        return result if self.fits(result) else None
 
     def fits(self, result: Result, also_code: bool = True) -> bool:
         """Whether a run of this checkout would have the settings of the result, and its code and versions."""
