@@ -27,7 +27,8 @@ def train(job):
     if job.arm == BATCHFORMER and job.seed == 0:
         relations = own.random((6, 6))
         relations = (relations / relations.sum(1, keepdims=True)).tolist()
-        return Outcome(metrics, ENTROPIES[ATTEND[job.arm]], relations, [0, 0, 1, 1, 2, 2])
+        even = [[1 / 6] * 6] * 6
+        return Outcome(metrics, ENTROPIES[ATTEND[job.arm]], relations, even, [0, 0, 1, 1, 2, 2])
     return Outcome(metrics, ENTROPIES[ATTEND[job.arm]] if job.arm in ATTEND else None)
 
 

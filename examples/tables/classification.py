@@ -124,7 +124,7 @@ TABLE = Table(
 | DeiT-B | 81.7 | 82.2 | 95.5 | 95.8 |
 
 By the README of the official code, which keeps one stream there. Here there are two, as the paper has it,
-behind the sixth of eight blocks as behind the ninth of twelve there. The three sizes have a convolutional
+after the sixth of eight blocks as after the ninth of twelve there. The three sizes have a convolutional
 stem and positions that start larger, and neither mixup, random erasing nor RandAugment: small affine maps and
 smoothed labels are all.""",
     short=("DeiT, width 32",),

@@ -87,18 +87,29 @@ def _title(summary: Summary) -> str:
 
 
 def draw_relations(path: Path, table: Table, results: Sequence[Result]) -> Path | None:
-    """The attention between the samples of one batch, by class; None if no run has it."""
+    """The attention between the samples of one batch, by class, before and after training; None without."""
     run = related_run(results)
     if run is None:
         return None
-    matrix, labels = np.array(run.outcome.relations), run.outcome.labels or []
-    of_run = f"{table.title}, {run.job.system}, seed {run.job.seed}: {len(matrix)} samples"
+    outcome = run.outcome
+    stages = {"untrained": outcome.untrained_relations, "trained": outcome.relations}
+    stages = {stage: matrix for stage, matrix in stages.items() if matrix is not None}
+    labels = outcome.labels or []
     names = sorted(set(labels), key=lambda label: ORDER.index(label) if label in ORDER else len(ORDER))
+    shares = [labels.count(name) / len(labels) for name in names]
+    title = (
+        f"{table.title}, {run.job.system}, seed {run.job.seed}: {len(labels)} samples, mean of the heads; "
+        f"spread evenly: {100 * sum(share**2 for share in shares):.1f} % on the own class"
+    )
+    figure = Figure(figsize=(4.6, 3.6 * len(stages) + 0.8), layout="constrained")  # inches
+    panels = figure.subplots(len(stages), squeeze=False)[:, 0]
     places = [names.index(label) for label in labels]
-    title = textwrap.fill(of_run, TITLE)
-    figure = bf.plot_relations(matrix, places, class_names=names, title=title)
-    panel = figure.axes[0]
-    panel.set_title(panel.get_title().replace("head 1", "mean over the heads"), fontsize=10)
+    bf.plot_relations(np.array([*stages.values()]), places, class_names=names, axes=panels)
+    for number, (stage, panel) in enumerate(zip(stages, panels, strict=True), start=1):
+        panel.set_title(panel.get_title().replace(f"head {number}", stage), fontsize=10)
+    figure.suptitle(textwrap.fill(title, TITLE), fontsize=POINTS)
+    figure.supxlabel("attended sample: its class", fontsize=10)
+    figure.supylabel("attending sample: its class", fontsize=10)
     save(figure, path)
     return path
 

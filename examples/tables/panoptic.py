@@ -1,4 +1,4 @@
-"""Panoptic segmentation: letters, and the two textures behind them, by DETR with its head for masks.
+"""Panoptic segmentation: letters, and the two textures around them, by DETR with its head for masks.
 
 As in DETR's own recipe the detector is trained first, on the boxes of things and of stuff, and then the head
 for masks on the trained detector. So the arms differ only in the first part.
@@ -127,7 +127,7 @@ COCO val2017, DETR with ResNet-50, by the README of the official code:
 | + BatchFormerV2 | 45.1 | 80.3 | 55.3 | 50.5 | 81.1 | 61.5 | 37.1 | 79.1 | 46.0 |
 
 Here it is three letters at most and two textures on 64 x 64 pixels, and a network of some hundred thousand
-weights. The module is behind encoder layer 0; the official panoptic runs have it behind all six. It is taken
+weights. The module is after encoder layer 0; the official panoptic runs have it after all six. It is taken
 out before the head for masks is trained, as it is in evaluation; in the official code it stays, with dropout.
 """
 

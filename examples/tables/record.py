@@ -38,7 +38,8 @@ def as_document(table: Table, results: Sequence[Result]) -> dict[str, Any]:
         relations = {
             "run": kept.index(related),
             "unit": UNIT,
-            "matrix": [[round(share / UNIT) for share in row] for row in related.outcome.relations or ()],
+            "matrix": _in_units(related.outcome.relations),
+            "untrained": _in_units(related.outcome.untrained_relations),
             "labels": related.outcome.labels,
         }
     return {
@@ -51,8 +52,10 @@ def as_document(table: Table, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def related_run(results: Sequence[Result]) -> Result | None:
-    """The run whose relations are drawn: the first that has them."""
-    return next((result for result in results if result.outcome.relations is not None), None)
+    """The run whose relations are drawn: of those from before training, too, or else the first."""
+    having = [result for result in results if result.outcome.relations is not None]
+    both = [result for result in having if result.outcome.untrained_relations is not None]
+    return next(iter(both + having), None)
 
 
 def write_record(path: Path, document: Mapping[str, Any]) -> None:
@@ -80,11 +83,23 @@ def read_record(path: Path) -> list[Result]:
             )
         )
     if (relations := document["relations"]) is not None:
-        matrix = [[share * relations["unit"] for share in row] for row in relations["matrix"]]
-        of = results[relations["run"]]
-        outcome = replace(of.outcome, relations=matrix, labels=relations["labels"])
+        unit, of = relations["unit"], results[relations["run"]]
+        outcome = replace(
+            of.outcome,
+            relations=_from_units(relations["matrix"], unit),
+            untrained_relations=_from_units(relations.get("untrained"), unit),
+            labels=relations["labels"],
+        )
         results[relations["run"]] = replace(of, outcome=outcome)
     return results
+
+
+def _in_units(matrix: list[list[float]] | None) -> list[list[int]] | None:
+    return None if matrix is None else [[round(share / UNIT) for share in row] for row in matrix]
+
+
+def _from_units(matrix: list[list[int]] | None, unit: float) -> list[list[float]] | None:
+    return None if matrix is None else [[share * unit for share in row] for row in matrix]
 
 
 def _place(value: dict[str, Any], values: list[dict[str, Any]]) -> int:

@@ -1,4 +1,4 @@
-"""The attention of a trained module in one batch, and how far it is from uniform."""
+"""The attention of a module in one batch, trained and untrained, and how far it is from uniform."""
 
 import math
 from typing import Any
@@ -31,9 +31,23 @@ def related(
         return {}
     heads = bf.relations(attachment, inputs, position=position)
     found: dict[str, Any] = {"entropy": relative_entropy(heads)}
-    if labels is not None and job.arm == BATCHFORMER and job.seed == 0:
+    if labels is not None and _is_shown(job):
         found |= {"relations": heads.mean(0).tolist(), "labels": labels}
     return found
+
+
+def untrained(attachment: bf.Attachment | None, inputs: Any, job: Job) -> dict[str, Any]:
+    """The field of an outcome about the attention of the batch before training; empty but for one run.
+
+    The model stays as it is, and so do torch's random numbers.
+    """
+    if attachment is None or not _is_shown(job):
+        return {}
+    return {"untrained_relations": bf.relations(attachment, inputs).mean(0).tolist()}
+
+
+def _is_shown(job: Job) -> bool:
+    return job.arm == BATCHFORMER and job.seed == 0
 
 
 def relative_entropy(heads: NDArray[np.floating[Any]]) -> float:

@@ -52,6 +52,7 @@ class Outcome:
     relations: list[list[float]] | None = (
         None  # [N, N], mean over the heads; of one run of BatchFormer, if any
     )
+    untrained_relations: list[list[float]] | None = None  # the same before training
     labels: list[int] | list[str] | None = None  # [N], the class of each row of the relations
     diverged: str | None = None  # how the training diverged; then there are no metrics
 

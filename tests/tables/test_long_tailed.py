@@ -141,11 +141,11 @@ def test_every_arm_of_every_system_is_trained_and_measured(system, arm):
     assert all(0 <= value <= 100 for value in outcome.metrics.values())
     assert (outcome.entropy is None) == (arm not in (BATCHFORMER, UNIFORM))
     assert outcome.entropy is None or 0.9 < outcome.entropy <= 1 + 1e-6
-    assert (outcome.relations is None) == (arm != BATCHFORMER)
-    if arm == BATCHFORMER:
-        assert torch.allclose(
-            torch.tensor(outcome.relations).sum(1), torch.ones(len(outcome.labels)), atol=1e-5
-        )
+    for relations in (outcome.untrained_relations, outcome.relations):
+        assert (relations is None) == (arm != BATCHFORMER)
+        if arm == BATCHFORMER:
+            assert torch.allclose(torch.tensor(relations).sum(1), torch.ones(len(outcome.labels)), atol=1e-5)
+    assert arm != BATCHFORMER or outcome.untrained_relations != outcome.relations
 
 
 def test_all_arms_of_a_seed_start_from_the_same_weights_and_see_the_same_images(monkeypatch):

@@ -97,10 +97,11 @@ def test_a_record_gives_back_the_results_it_was_made_of(tmp_path):
     assert len(related) == 2
     first = again[related[0]].outcome
     np.testing.assert_allclose(first.relations, runs[related[0]].outcome.relations, atol=5e-6)
+    np.testing.assert_allclose(first.untrained_relations, 1 / 6, atol=5e-6)
     assert first.labels == [0, 0, 1, 1, 2, 2]
 
     def without(run):
-        return replace(run, outcome=replace(run.outcome, relations=None, labels=None))
+        return replace(run, outcome=Outcome(run.outcome.metrics, run.outcome.entropy))
 
     assert list(map(without, again)) == list(map(without, runs))
     assert summarise(TABLE, again).differences == summarise(TABLE, runs).differences  # to the last bit
@@ -168,11 +169,15 @@ def test_one_seed_is_drawn_without_intervals_and_says_so(drawn):
     assert all(not container.has_xerr for container in figure.axes[0].containers)
 
 
-def test_relations_are_those_of_the_mean_over_the_heads(monkeypatch, tmp_path):
+def test_relations_are_drawn_from_before_and_after_training(monkeypatch, tmp_path):
     saved = []
     monkeypatch.setattr(figures, "save", lambda made, _path: saved.append(made))
     assert figures.draw_relations(tmp_path, TABLE, results()) == tmp_path
-    assert saved[0].axes[0].get_title().startswith("mean over the heads: ")
+    before, after = saved[0].axes[:2]
+    assert before.get_title() == "untrained: 33.3 % on the own class"
+    assert after.get_title().startswith("trained: ")
+    assert after.get_title() != "trained: 33.3 % on the own class"
+    assert saved[0].get_suptitle().endswith("spread evenly: 33.3 % on\nthe own class")
     assert figures.draw_relations(tmp_path, TABLE, made([[1, 2]])) is None
 
 

@@ -1,16 +1,17 @@
 """Long-tailed recognition: Balanced Softmax, RIDE and PaCo in miniature."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import batchformer as bf
 from examples.glyphs.instances import augment
 from examples.tables.arms import ARMS, SOFTENED, insert, wrap
 from examples.tables.draws import generator
-from examples.tables.letters import CLASSES, every_letter, fit, minimise, one_of_each
+from examples.tables.letters import CLASSES, Images, every_letter, fit, minimise, one_of_each
 from examples.tables.long_tailed.data import long_tailed_letters
 from examples.tables.long_tailed.groups import by_thirds
 from examples.tables.long_tailed.measuring import CALIBRATED, CALIBRATED_COLUMNS, calibrated_columns
@@ -22,15 +23,16 @@ from examples.tables.long_tailed.systems import (
     of_experts,
     parametric_contrast,
 )
+from examples.tables.long_tailed.thin_resnet import ThinResNet
 from examples.tables.network import ConvNet
 from examples.tables.optimization import Recipe
-from examples.tables.relating import related
+from examples.tables.relating import related, untrained
 from examples.tables.table import Job, Outcome, Table
 
 BALANCED, BALANCED_50, RESNET, RIDE, PACO = SYSTEMS = (
     "Balanced Softmax",
     "Balanced Softmax, imbalance 50",
-    "Balanced Softmax, ResNet-10",
+    "Balanced Softmax, thin ResNet-18",
     "RIDE",
     "PaCo",
 )
@@ -38,6 +40,20 @@ BALANCED, BALANCED_50, RESNET, RIDE, PACO = SYSTEMS = (
 # 4800 steps: 0.5 and 5e-4 81.6, 82.5; 0.5 and 2e-3 84.0; 0.5 and 5e-3 77.7; 0.3 and 2e-3 85.0, 86.4; 0.2 and
 # 5e-3 83.9, 83.4; with 1.0 it diverged. RIDE and PaCo, after 2400: 0.5 and 2e-3 84.3, 83.7; 0.2 and 5e-3
 # 85.5, 82.5.
+MADE: dict[str, Callable[[], nn.Module]] = {
+    BALANCED: lambda: ConvNet(CLASSES),
+    BALANCED_50: lambda: ConvNet(CLASSES),
+    RESNET: lambda: ThinResNet(CLASSES),
+    RIDE: lambda: Experts(CLASSES),
+    PACO: lambda: PaCo(CLASSES),
+}
+PLACES: dict[str, dict[str, Any]] = {
+    BALANCED: {"before": "classifier"},
+    BALANCED_50: {"before": "classifier"},
+    RESNET: {},  # attach recognises the ResNet
+    RIDE: {"before": [f"classifiers.{number}" for number in range(3)]},
+    PACO: {"after": ["features", "key_features"], "layout": "NC"},
+}
 RECIPE = Recipe(steps=2400, batch_size=64, learning_rate=0.3, weight_decay=3e-3)
 QUEUE = 1024  # keys that PaCo remembers
 
@@ -57,45 +73,33 @@ def train(job: Job) -> Outcome:
     images, counts = long_tailed_letters(job.seed, chosen["most"], chosen["imbalance"])
     log_prior = (counts / counts.sum()).log()  # [K]
     torch.manual_seed(job.seed)
-    model, attachment = TRAINED[job.system](job, images, log_prior, Recipe.of(chosen))
+    model = MADE[job.system]().to(memory_format=torch.channels_last)
+    attachment = insert(model, job.arm, **PLACES[job.system])
+    shown = one_of_each(every_letter(job.seed, "relations", 1))
+    before = untrained(attachment, shown, job)
+    if job.system == PACO:
+        _fit_paco(model, attachment, log_prior, images, Recipe.of(chosen), job.seed)
+    else:
+        loss = (of_experts if job.system == RIDE else balanced_softmax)(log_prior)
+        fit(model, job.arm, attachment, loss, images, Recipe.of(chosen), job.seed)
 
     metrics = calibrated_columns(model, counts, job.seed, chosen["tested"])
     groups = {label: name for name, of_group in by_thirds(counts).items() for label in of_group}
     one_each = [groups[label] for label in range(CLASSES)]
-    shown = every_letter(job.seed, "relations", 1)
-    return Outcome(metrics, **related(attachment, one_of_each(shown), job, one_each))
+    return Outcome(metrics, **before, **related(attachment, shown, job, one_each))
 
 
-def _convnet(job, images, log_prior, recipe):
-    model = ConvNet(CLASSES).to(memory_format=torch.channels_last)
-    attachment = insert(model, job.arm, before="classifier")
-    fit(model, job.arm, attachment, balanced_softmax(log_prior), images, recipe, job.seed)
-    return model, attachment
-
-
-def _resnet(job, images, log_prior, recipe):
-    from torchvision.models.resnet import BasicBlock, ResNet
-
-    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES)
-    model.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)  # for one colour
-    model = model.to(memory_format=torch.channels_last)
-    attachment = insert(model, job.arm)  # attach recognises the ResNet and its place
-    fit(model, job.arm, attachment, balanced_softmax(log_prior), images, recipe, job.seed)
-    return model, attachment
-
-
-def _ride(job, images, log_prior, recipe):
-    model = Experts(CLASSES).to(memory_format=torch.channels_last)
-    attachment = insert(model, job.arm, before=[f"classifiers.{number}" for number in range(3)])
-    fit(model, job.arm, attachment, of_experts(log_prior), images, recipe, job.seed)
-    return model, attachment
-
-
-def _paco(job, images, log_prior, recipe):
-    model = PaCo(CLASSES).to(memory_format=torch.channels_last)
-    attachment = insert(model, job.arm, after=["features", "key_features"], layout="NC")
+def _fit_paco(
+    model: PaCo,
+    attachment: bf.Attachment | None,
+    log_prior: Tensor,
+    images: Images,
+    recipe: Recipe,
+    seed: int,
+) -> None:
+    """Train PaCo, whose loss takes two views and the keys of earlier steps, and leave it in evaluation."""
     criterion = wrap(attachment, parametric_contrast(log_prior))
-    draws = generator(job.seed, "other view")
+    draws = generator(seed, "other view")
     queue, queue_labels = torch.zeros(QUEUE, 64), torch.full((QUEUE,), -1)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -107,11 +111,8 @@ def _paco(job, images, log_prior, recipe):
         queue_labels = torch.cat([y, queue_labels])[:QUEUE]
         return value
 
-    minimise(loss, model, images, recipe, job.seed)
-    return model, attachment
+    minimise(loss, model, images, recipe, seed)
 
-
-TRAINED = {BALANCED: _convnet, BALANCED_50: _convnet, RESNET: _resnet, RIDE: _ride, PACO: _paco}
 
 TABLE = Table(
     name="long_tailed",
