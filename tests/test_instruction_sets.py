@@ -36,7 +36,8 @@ def test_this_process_runs_the_best_unless_it_is_asked_for_less():
 @pytest.mark.parametrize("isa", LOWER)
 def test_the_results_are_right_with_less(isa):
     files = ("test_encoder_layer.py", "test_dropout.py")
-    done = run("-m", "pytest", "-x", "-k", "not half_precision", *(TESTS / file for file in files), isa=isa)
+    ours = "not half_precision and not aten"  # libtorch has instruction sets of its own
+    done = run("-m", "pytest", "-x", "-k", ours, *(TESTS / file for file in files), isa=isa)
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
     code = "import batchformer; print(batchformer.ops.instruction_set())"

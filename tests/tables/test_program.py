@@ -170,7 +170,7 @@ def test_an_interruption_says_what_is_kept_and_how_to_go_on(tmp_path, capsys):
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from dataclasses import replace
 from examples.tables.__main__ import main
 from table_cases import TABLE, train
@@ -180,6 +180,8 @@ def slow(job):
     return train(job)
 
 if __name__ == "__main__":
+    # A shell that runs the tests in the background has all of its children ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:], [replace(TABLE, train=slow)]))
 """
 
