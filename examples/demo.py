@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status."""
     given = sys.argv[1:] if arguments is None else arguments
     # How far the baseline is from convergence, the full table says.
-    return run_tables([TABLE.name, "--no-converged", "--out", "results", *given], tables=(TABLE,))
+    return run_tables([TABLE.name, "--no-converged", "--out", "results", *given], {TABLE.name: TABLE})
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if isinstance(source, Listed):
             source.data(0)  # reads and checks the lists
-        return run_tables([table.name, *rest], tables=(table,))
+        return run_tables([table.name, *rest], {table.name: table})
     except ListError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 

@@ -64,6 +64,11 @@ def results(*args, **options):
     return [result(job) for job in jobs(*args, **options)]
 
 
+def named(*tables):
+    """Tables as the program takes them."""
+    return {table.name: table for table in tables}
+
+
 def made(values, arms=("baseline", "BatchFormer"), column="All", system=TABLE.systems[0], lengthened=False):
     """A result for each seed and arm, of values `[seeds][arms]`; None is a run that is not there."""
     return [

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import batchformer
 from batchformer._extension import BUILT_FOR
+from batchformer.tracer import constant
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(batchformer.__file__).parent
@@ -40,6 +42,26 @@ def beside(version: str, tmp_path: Path, *paths: Path) -> str:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text(f"__version__ = {version!r}\n")
     return import_error(tmp_path, PACKAGE.parent, *paths)
+
+
+def test_the_tracer_of_torch_compile_and_other_heavy_packages_are_not_imported():
+    code = "import sys, batchformer; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(run.stdout.split())
+    assert "batchformer.swap_in.attach" in imported
+    heavy = {"torch._dynamo", "torch._inductor", "sympy", "matplotlib", "torchvision", "transformers", "timm"}
+    assert heavy & imported == set()
+
+
+def test_a_constant_is_marked_as_torch_marks_it():
+    def by_torch():
+        return None
+
+    def by_us():
+        return None
+
+    torch.compiler.assume_constant_result(by_torch)
+    assert vars(constant(by_us)) == vars(by_torch) != {}
 
 
 def test_beside_another_torch_the_error_names_both_versions_and_ends_with_the_remedy(tmp_path):

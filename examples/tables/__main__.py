@@ -1,7 +1,7 @@
 """Train the tables of the method in miniature: `python -m examples.tables few_shot`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from rich.console import Console
 
@@ -17,7 +17,7 @@ from examples.tables.tuning import grid_jobs, show_tuning
 INTERRUPTED = 130  # what shells have for it
 
 
-def main(arguments: list[str] | None = None, tables: Sequence[Table] = TABLES) -> int:
+def main(arguments: list[str] | None = None, tables: Mapping[str, Table] = TABLES) -> int:
     """Exit status: 0, or 130 after an interruption."""
     options = parse(tables, arguments)
     console = Console(highlight=False)

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Options:
         return range(self.first_seed, self.first_seed + number)
 
 
-def parse(tables: Sequence[Table], arguments: list[str] | None = None) -> Options:
+def parse(tables: Mapping[str, Table], arguments: list[str] | None = None) -> Options:
     """Options from a command line; a bad one ends the program with a message and exit status 2."""
     parser = _make_parser(tables)
     given = parser.parse_args(arguments)
@@ -96,14 +96,13 @@ def _check_modes(parser: argparse.ArgumentParser, given: argparse.Namespace) -> 
 
 
 def _tables_of(
-    parser: argparse.ArgumentParser, tables: Sequence[Table], names: Sequence[str]
+    parser: argparse.ArgumentParser, tables: Mapping[str, Table], names: Sequence[str]
 ) -> tuple[Table, ...]:
     """The tables of these names, each once."""
-    by_name = {table.name: table for table in tables}
     for name in names:
-        if name not in (*by_name, ALL):
-            parser.error(f"TABLE: expected one of {', '.join([*by_name, ALL])}, got {name!r}")
-    return tuple(tables) if ALL in names else tuple(by_name[name] for name in dict.fromkeys(names))
+        if name not in (*tables, ALL):
+            parser.error(f"TABLE: expected one of {', '.join([*tables, ALL])}, got {name!r}")
+    return tuple(tables[name] for name in (tables if ALL in names else dict.fromkeys(names)))
 
 
 def _check_names(
@@ -141,13 +140,13 @@ def _check_seeds(parser: argparse.ArgumentParser, options: Options) -> None:
         )
 
 
-def _make_parser(tables: Sequence[Table]) -> argparse.ArgumentParser:
+def _make_parser(tables: Iterable[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m examples.tables",
         description="Train the tables of the method in miniature. What is on disk is not computed again, "
         "so a command that was interrupted goes on when it is given once more.",
     )
-    names = ", ".join([*(table.name for table in tables), ALL])
+    names = ", ".join([*tables, ALL])
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=names)
     parser.add_argument("--seeds", type=at_least(1), help="how many (default: the table's own number)")
     parser.add_argument("--first-seed", type=at_least(0), help=f"(default: 0; with --tune {TUNING_SEEDS})")

@@ -47,8 +47,9 @@ and `*` marks what holds at 5 %. Bounds that intervals exclude are no proof that
 """
 
 
-def main(arguments: list[str] | None = None, tables: Sequence[Table] = TABLES) -> int:
+def main(arguments: list[str] | None = None, tables: Iterable[Table] | None = None) -> int:
     """Exit status, 0."""
+    tables = tuple(TABLES.values()) if tables is None else tuple(tables)
     parser = argparse.ArgumentParser(prog="python -m examples.tables.page", description=__doc__.split(":")[0])
     parser.add_argument("--docs", type=Path, default=DOCS, help="(default: docs of the checkout)")
     parser.add_argument("--from", dest="source", type=Path, help="take over results, as results/tables")

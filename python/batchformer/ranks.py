@@ -16,6 +16,7 @@ from torch import Tensor
 
 from batchformer.disagreement import Report, digest, pack, plain, refuse, unpack
 from batchformer.ops.op import library
+from batchformer.tracer import constant
 
 HANDED: Counter[str] = Counter()
 """How many elements this process has sent through collectives: "gather" and "scatter" without padding,
@@ -72,7 +73,7 @@ def check_group(process_group: Any) -> None:
         )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _say_alone() -> None:
     global _alone_was_said
     if not _alone_was_said:

@@ -16,14 +16,14 @@ from examples.tables.catalogue import TABLES
 from examples.tables.options import parse
 from examples.tables.results import Results
 from examples.tables.table import QUICK, TUNING_SEEDS
-from table_cases import TABLE, jobs, train
+from table_cases import TABLE, jobs, named, train
 
 ROOT = Path(__file__).parents[2]
 OTHER = replace(TABLE, name="other", systems=("Third system",), short=(), grid={}, arms=TABLE.arms[:4])
 
 
 def planned(*arguments, table=TABLE, folder):
-    return jobs_of(table, parse([TABLE, OTHER], [*arguments, "--out", str(folder)]))
+    return jobs_of(table, parse(named(TABLE, OTHER), [*arguments, "--out", str(folder)]))
 
 
 def files(folder):
@@ -108,14 +108,14 @@ def test_a_bad_option_is_refused_with_a_sentence_before_anything_is_computed(
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        main(arguments, [replace(TABLE, train=pytest.fail), OTHER])
+        main(arguments, named(replace(TABLE, train=pytest.fail), OTHER))
     assert stopped.value.code == 2
     assert sentence in capsys.readouterr().err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_all_tables_are_run_and_reported(tmp_path, capsys):
-    assert main(["all", "--seeds", "2", "--workers", "1", "--out", str(tmp_path)], [TABLE, OTHER]) == 0
+    assert main(["all", "--seeds", "2", "--workers", "1", "--out", str(tmp_path)], named(TABLE, OTHER)) == 0
     printed = capsys.readouterr().out
     assert printed.count("2 seeds, paired.") == 2
     for table in (TABLE, OTHER):
@@ -124,18 +124,20 @@ def test_all_tables_are_run_and_reported(tmp_path, capsys):
 
 
 def test_a_report_computes_nothing_and_says_how_much_there_is(tmp_path, capsys):
-    main(["made_up", "--seeds", "2", "--workers", "1", "--no-converged", "--out", str(tmp_path)], [TABLE])
+    main(
+        ["made_up", "--seeds", "2", "--workers", "1", "--no-converged", "--out", str(tmp_path)], named(TABLE)
+    )
     first = capsys.readouterr().out
-    main(["made_up", "--report", "--out", str(tmp_path)], [replace(TABLE, train=pytest.fail)])
+    main(["made_up", "--report", "--out", str(tmp_path)], named(replace(TABLE, train=pytest.fail)))
     again = capsys.readouterr().out
     assert "- 20 of 48 runs are on disk." in again
     assert first.partition("\n\n")[2].rpartition("In ")[0] in again
 
 
 def test_quick_numbers_do_not_take_the_place_of_others(tmp_path, capsys):
-    main(["made_up", "--seeds", "2", "--workers", "1", "--out", str(tmp_path)], [TABLE])
+    main(["made_up", "--seeds", "2", "--workers", "1", "--out", str(tmp_path)], named(TABLE))
     before = (tmp_path / "made_up" / "results.json").read_text()
-    main(["made_up", "--quick", "--workers", "1", "--out", str(tmp_path)], [TABLE])
+    main(["made_up", "--quick", "--workers", "1", "--out", str(tmp_path)], named(TABLE))
     assert "these numbers mean nothing" in capsys.readouterr().out
     assert (tmp_path / "made_up" / "results.json").read_text() == before
     assert (tmp_path / "made_up" / "quick" / "results.json").exists()
@@ -148,7 +150,7 @@ def test_tuning_prints_the_settings_best_first_and_names_edges(tmp_path, capsys)
         outcome = train(job)
         return replace(outcome, metrics=outcome.metrics | {"All": value + job.seed % 2})
 
-    main(["made_up", "--tune", "--workers", "1", "--out", str(tmp_path)], [replace(TABLE, train=tuned)])
+    main(["made_up", "--tune", "--workers", "1", "--out", str(tmp_path)], named(replace(TABLE, train=tuned)))
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("Best: learning_rate 0.2, weight_decay 0.1;") == 2
     assert printed.count("At the edge of what was tried: learning_rate.") == 2
@@ -162,18 +164,18 @@ def test_an_interruption_says_what_is_kept_and_how_to_go_on(tmp_path, capsys):
         return train(job)
 
     arguments = ["made_up", "--workers", "1", "--out", str(tmp_path)]
-    assert main(arguments, [replace(TABLE, train=stops)]) == INTERRUPTED
+    assert main(arguments, named(replace(TABLE, train=stops))) == INTERRUPTED
     printed = " ".join(capsys.readouterr().out.split())
     assert "Interrupted. 12 of 48 runs of made_up are done, and kept in" in printed
     assert "the same command goes on from there" in printed
-    assert main(arguments, [TABLE]) == 0
+    assert main(arguments, named(TABLE)) == 0
 
 
 SLOW = """
 import signal, sys, time
 from dataclasses import replace
 from examples.tables.__main__ import main
-from table_cases import TABLE, train
+from table_cases import TABLE, named, train
 
 def slow(job):
     time.sleep(120 if job.seed else 0)
@@ -182,7 +184,7 @@ def slow(job):
 if __name__ == "__main__":
     # A shell that runs the tests in the background has all of its children ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main(sys.argv[1:], [replace(TABLE, train=slow)]))
+    sys.exit(main(sys.argv[1:], named(replace(TABLE, train=slow))))
 """
 
 
@@ -240,6 +242,19 @@ def test_the_program_says_which_tables_there_are(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    assert len(TABLES) >= 1
-    for table in TABLES:
-        assert table.name in printed
+    assert len(TABLES) == 9
+    for name in TABLES:
+        assert name in printed
+
+
+def test_tables_are_found_by_their_names_and_imported_when_they_are_looked_up():
+    assert [table.name for table in TABLES.values()] == list(TABLES)
+    assert TABLES.get("tables") is None
+    code = "import sys, examples.tables.__main__; print(*sys.modules)"
+    paths = os.pathsep.join([str(ROOT), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    imported = set(done.stdout.split())
+    assert "examples.tables.catalogue" in imported
+    assert not {"examples.tables.detection", "lightly", "timm", "torchvision", "transformers"} & imported

@@ -23,7 +23,6 @@ from examples.tables.long_tailed.systems import (
     of_experts,
     parametric_contrast,
 )
-from examples.tables.long_tailed.thin_resnet import ThinResNet
 from examples.tables.network import ConvNet
 from examples.tables.optimization import Recipe
 from examples.tables.relating import related, untrained
@@ -43,7 +42,7 @@ BALANCED, BALANCED_50, RESNET, RIDE, PACO = SYSTEMS = (
 MADE: dict[str, Callable[[], nn.Module]] = {
     BALANCED: lambda: ConvNet(CLASSES),
     BALANCED_50: lambda: ConvNet(CLASSES),
-    RESNET: lambda: ThinResNet(CLASSES),
+    RESNET: lambda: _thin_resnet(),
     RIDE: lambda: Experts(CLASSES),
     PACO: lambda: PaCo(CLASSES),
 }
@@ -56,6 +55,12 @@ PLACES: dict[str, dict[str, Any]] = {
 }
 RECIPE = Recipe(steps=2400, batch_size=64, learning_rate=0.3, weight_decay=3e-3)
 QUEUE = 1024  # keys that PaCo remembers
+
+
+def _thin_resnet() -> nn.Module:
+    from examples.tables.long_tailed.thin_resnet import ThinResNet  # which imports torchvision
+
+    return ThinResNet(CLASSES)
 
 
 def settings(job: Job) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from batchformer._extension import core
 from batchformer.ops.arguments import Parameters
+from batchformer.tracer import constant
 
 MOST_SAMPLES, WIDEST_HEAD_OF_FLASH = 2048, 256
 """Among more samples torch's layer is the faster one, with heads up to that width: its attention on Hopper
@@ -95,12 +96,12 @@ def _is_there() -> bool:
     return torch.version.cuda is not None and torch.cuda.is_available()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _switch() -> str:
     return str(core.cuda_switch())
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _decided(
     device: int,
     x: torch.dtype,

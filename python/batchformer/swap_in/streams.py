@@ -15,6 +15,7 @@ from batchformer.swap_in.entry import check_replica, raise_not_wrapped
 from batchformer.swap_in.forward import Forward
 from batchformer.swap_in.occurrences import Occurrences
 from batchformer.swap_in.places import Place
+from batchformer.tracer import outside
 
 
 class _Look:
@@ -101,11 +102,10 @@ class Streams:
                 self._look.arrived = x.detach().clone()  # later modules may change x in place
             return x
         if torch.compiler.is_compiling() and self._family.compiled.forward is None:
-            outside: Tensor = self._relate_outside_of_the_graph(number, x)
-            return outside
+            return self._relate_outside_of_the_graph(number, x)
         return self._relate(self.current(x), number, x)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside
     def _relate_outside_of_the_graph(self, number: int, x: Tensor) -> Tensor:
         """As :meth:`relate` for a part that is compiled alone, and does not know the forward around it."""
         return self._relate(self.current(x), number, x)
