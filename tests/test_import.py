@@ -44,9 +44,19 @@ def beside(version: str, tmp_path: Path, *paths: Path) -> str:
     return import_error(tmp_path, PACKAGE.parent, *paths)
 
 
-def test_the_tracer_of_torch_compile_and_other_heavy_packages_are_not_imported():
-    code = "import sys, batchformer; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+USE = """
+import sys, torch, batchformer as bf
+model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Linear(64, 10))
+attachment = bf.attach(model, before="1")
+criterion = attachment.wrap(torch.nn.CrossEntropyLoss())
+criterion(model(torch.rand(4, 8)), torch.arange(4)).backward()
+bf.relations(attachment, torch.rand(4, 8))
+print(*sys.modules)
+"""
+
+
+def test_a_training_step_imports_neither_the_tracer_of_torch_compile_nor_other_heavy_packages():
+    run = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, check=True)
     imported = set(run.stdout.split())
     assert "batchformer.swap_in.attach" in imported
     heavy = {"torch._dynamo", "torch._inductor", "sympy", "matplotlib", "torchvision", "transformers", "timm"}

@@ -14,6 +14,7 @@ from batchformer.modules.batchformer_v2 import BatchFormerV2
 from batchformer.swap_in.attachment import Attachment, attachment_of
 from batchformer.swap_in.signature import Call
 from batchformer.swap_in.untouched import untouched
+from batchformer.tracer import eager
 
 Position: TypeAlias = int | tuple[int, int] | None
 
@@ -116,7 +117,7 @@ def _arriving(
 ) -> Tensor | None:
     """The input of a place of the stock model."""
     family, model = attachment._family, attachment._model[0]
-    with untouched(model), torch.compiler.set_stance("force_eager"):
+    with untouched(model), eager():
         attachment.training = False  # so that no batch and no label is doubled, and nothing is marked
         return family.streams.arriving(number, lambda: family.run(args, kwargs))
 
