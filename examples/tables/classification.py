@@ -22,10 +22,12 @@ from examples.tables.table import Job, Outcome, Table
 
 WIDTHS = {"DeiT, width 32": 32, "DeiT, width 48": 48, "DeiT, width 64": 64}
 HEAD_WIDTH = 16
+# Top 1 of the baseline of width 48 on seed 100, after 3000 steps, by learning rate: 2e-3 84.3; 5e-3 77.4.
+# With eight blocks and 2e-3 width 32 was at 27 after 1500.
 RECIPE = Recipe(steps=3000, batch_size=64, learning_rate=2e-3, weight_decay=0.05, optimizer=ADAMW, clip=1.0)
 COMMON = asdict(RECIPE) | {
-    "depth": 8,
-    "after": 5,  # the sixth block of eight, as the ninth of twelve in the paper
+    "depth": 4,
+    "after": 2,  # the third block of four, as the ninth of twelve in the paper
     "label_smoothing": 0.1,
     "drop_path": 0.0,
     "each": 4,
@@ -124,7 +126,7 @@ TABLE = Table(
 | DeiT-B | 81.7 | 82.2 | 95.5 | 95.8 |
 
 By the README of the official code, which keeps one stream there. Here there are two, as the paper has it,
-after the sixth of eight blocks as after the ninth of twelve there. The three sizes have a convolutional
+after the third of four blocks as after the ninth of twelve there. The three sizes have a convolutional
 stem and positions that start larger, and neither mixup, random erasing nor RandAugment: small affine maps and
 smoothed labels are all.""",
     short=("DeiT, width 32",),

@@ -31,6 +31,7 @@ from examples.tables.panoptic_quality import panoptic_quality
 from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
+# PQ of the baseline on seed 100: 8.3, of things 0.2, of stuff 35.2. So it is too short for things.
 RECIPE = Recipe(steps=2400, batch_size=16, learning_rate=1e-3, weight_decay=1e-4, optimizer=ADAMW, clip=0.1)
 STEPS_OF_HEAD = 300
 HEADS = 8  # the number that the head for masks needs
