@@ -83,7 +83,7 @@ def _title(summary: Summary) -> str:
     counts = {each.count for each in summary.primary}
     if max(counts) == 1:
         return f"{summary.table.title}: one seed, no interval"
-    return f"{summary.table.title}: paired differences, 95 % intervals, {numbers(counts, ' to ')} seeds"
+    return f"{summary.table.title}: paired differences, 95\u00a0% intervals, {numbers(counts, ' to ')} seeds"
 
 
 def draw_relations(path: Path, table: Table, results: Sequence[Result]) -> Path | None:

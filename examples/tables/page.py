@@ -10,7 +10,7 @@ from pathlib import Path
 
 from examples.tables.catalogue import TABLES
 from examples.tables.figures import draw_differences, draw_relations
-from examples.tables.record import as_document, read_record, write_record
+from examples.tables.record import as_document, read_record, related_run, write_record
 from examples.tables.report import NONE, difference_text, mean_text
 from examples.tables.results import Result, Results
 from examples.tables.sentences import p_value, sentences
@@ -134,7 +134,8 @@ def section(table: Table, results: Sequence[Result], folder: Path) -> str:
         blocks += ["### Attention", entropies(summary)]
     related = draw_relations(folder / f"{table.name}-relations.png", table, results)
     if related:
-        about = "Which samples attend to which, in a batch of one trained module"
+        both = related_run(results).outcome.untrained_relations is not None
+        about = f"Which samples of a batch attend to which, {'before and ' * both}after training"
         blocks.append(f"![{about}](tables/{related.name})")
     blocks += [*papers(table), "### How it was computed", made(results)]
     return "\n\n".join(block for block in blocks if block) + "\n"
