@@ -79,7 +79,8 @@ def train(job: Job) -> Outcome:
     test, validation = (
         every_letter(job.seed, purpose, chosen["tested"]) for purpose in ("test", "validation")
     )
-    before = untrained(attachment, one_of_each(test), job)
+    shown = one_of_each(test)
+    before = untrained(attachment, shown, job)
 
     def both_losses(outputs: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
         embeddings, logits = outputs
@@ -98,7 +99,7 @@ def train(job: Job) -> Outcome:
         f"{name}, calibrated": value for name, value in calibrated.items()
     }
     one_each = ["Unseen" if of_letter else "Seen" for of_letter in novel.tolist()]
-    return Outcome(metrics, **before, **related(attachment, one_of_each(test), job, one_each))
+    return Outcome(metrics, **before, **related(attachment, shown, job, one_each))
 
 
 def few_shot_letters(seed: int, frequent: int, novel: int) -> tuple[Images, Tensor]:
