@@ -167,8 +167,8 @@ licences: ## Collect those of the linked crates in licences/THIRD_PARTY (cargo i
 lock: $(VENV)/.installed ## Resolve the groups of pyproject.toml anew into requirements.lock
 	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --group dev -o requirements.lock
 
-clean: ## Remove everything that was built, .venv included
-	rm -rf $(VENV) target dist results python/batchformer/*.so
+clean: ## Remove everything that was built, .venv included, but not the results of trainings
+	rm -rf $(VENV) target dist python/batchformer/*.so
 	find python tests examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: requirements.lock

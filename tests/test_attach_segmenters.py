@@ -8,6 +8,7 @@ import torch
 import batchformer as bf
 from attach_oracle import EQUAL, equal_streams, is_reached, refused
 from families import segmenters
+from families.images import N
 from families.segmenters import CASES, INPUTS, SIZE, TEXTS
 
 HEADS = {name: case for name, case in CASES.items() if case.criterion is None}
@@ -100,6 +101,16 @@ def test_eomt_takes_further_blocks_behind_the_queries():
     model = copy.deepcopy(stock)
     equal_streams(bf.attach(model, after=[3, 9], **EQUAL))
     torch.testing.assert_close(loss_of(model, INPUTS), loss_of(stock, INPUTS))
+
+
+def test_eomt_returns_the_originals_alone_and_keeps_the_loss_of_both_streams():
+    both = segmenters.eomt().train()
+    originals = copy.deepcopy(both)
+    attachment = bf.attach(both, dropout=0.0)
+    bf.attach(originals, outputs="originals", dropout=0.0).load_state_dict(attachment.state_dict())
+    expected, output = (model(**copy.deepcopy(INPUTS)) for model in (both, originals))
+    assert torch.equal(output.masks_queries_logits, expected.masks_queries_logits[:N])
+    torch.testing.assert_close(loss_of(originals, INPUTS), loss_of(both, INPUTS))
 
 
 def test_a_block_of_the_pixel_decoder_is_named_by_its_index():

@@ -22,10 +22,10 @@ DOCS = Path(__file__).parents[2] / "docs"
 INTRODUCTION = """\
 # The tables in miniature
 
-Each system that the papers train, made small enough for two cores, is trained without BatchFormer, with
-it, and with controls, all on the same seeds. The figures are of these miniatures, on letters drawn from
-fonts; they say nothing about the papers' data sets. Each table also shows what the papers report, marked as
-theirs.
+Systems that the papers train, made small enough for two cores, are trained without BatchFormer, with it,
+and with controls, all on the same seeds; those that are not trained yet are named. The figures are of these
+miniatures, on letters drawn from fonts; they say nothing about the papers' data sets. Each table also shows
+what the papers report, marked as theirs.
 
 ![Letters in sixteen faces, as they are drawn and as they are varied](glyphs.png)
 

@@ -68,10 +68,16 @@ def _not_shown(compared: Sequence[Difference]) -> list[str]:
         if bounded:
             widest = max(bounded, key=lambda each: each.excluded)
             tightest = min(bounded, key=lambda each: each.excluded)
-            sentence += f" Each interval, by itself, excludes differences above {_points(widest.excluded)}"
+            excluded = _points(widest.excluded)
             if len(bounded) > 1:
-                sentence += f" ({_place(widest)}), at best {_points(tightest.excluded)} ({_place(tightest)})"
-            sentence += "; smaller ones remain possible."
+                excluded = (
+                    f"{_points(tightest.excluded)} at the narrowest ({_place(tightest)}), "
+                    f"{excluded} at the widest ({_place(widest)})"
+                )
+            sentence += (
+                f" Each interval, by itself, excludes differences above {excluded}; "
+                f"smaller ones remain possible."
+            )
         found.append(sentence)
     return found
 
