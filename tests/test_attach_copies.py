@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import batchformer as bf
+import stand_ins
 from attach_nets import (
     BOTH_KINDS,
     BOTH_MODES,
     N,
+    Net,
     Normed,
     X,
     Y,
@@ -53,6 +56,44 @@ def test_a_model_and_its_criterion_are_copied_together(copied, make, outputs):
     theirs = run.model.batchformer
     expected = mean_of(F.cross_entropy, streams(run.model, theirs, X), Y)
     assert_step(run.criterion(run.model(X), Y), expected, run.model, theirs)
+
+
+class WithCriterion(nn.Module):
+    """A model and its criterion, as in a module of Lightning."""
+
+    def __init__(self, model, *where, criterion_first, **options):
+        super().__init__()
+        if criterion_first:
+            self.criterion = nn.CrossEntropyLoss()
+        self.model = model
+        attachment = bf.attach(self.model, *where, dropout=0.0, **options)
+        if not criterion_first:
+            self.criterion = nn.CrossEntropyLoss()
+        attachment.wrap(self.criterion)
+
+
+CRITERION_FIRST = pytest.mark.parametrize("criterion_first", [True, False])
+
+
+@CRITERION_FIRST
+def test_a_copied_criterion_goes_by_the_mode_of_the_copied_model(criterion_first):
+    classifier = stand_ins.DotProductClassifier()
+    whole = WithCriterion(classifier, "balanced_softmax", as_published=True, criterion_first=criterion_first)
+    copied = copy.deepcopy(whole)
+    x = torch.randn(N, stand_ins.WIDTH)
+    expected = whole.criterion(whole.model(x)[0], Y)
+    whole.eval()
+    torch.testing.assert_close(copied.criterion(copied.model(x)[0], Y), expected)
+
+
+@CRITERION_FIRST
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at the logits'
+def test_a_copied_criterion_goes_by_the_copied_model_in_a_compiled_graph(criterion_first):
+    copied = copy.deepcopy(WithCriterion(Net(), before="fc", criterion_first=criterion_first))
+    expected = copied.criterion(copied.model(X), Y)
+    torch.testing.assert_close(
+        copied.criterion(torch.compile(copied.model, backend="aot_eager")(X), Y), expected
+    )
 
 
 @BOTH_KINDS

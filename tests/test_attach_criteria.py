@@ -26,7 +26,7 @@ from attach_nets import (
     plain,
     streams,
 )
-from attach_oracle import assert_step, mean_of, refused, related
+from attach_oracle import assert_step, is_reached, mean_of, refused, related
 
 
 @dataclass
@@ -517,3 +517,155 @@ def test_masks_may_come_with_weights_of_classes():
     logits = model(images)
     expected = mean_of(loss, list(logits.chunk(2)), masks, weights)
     torch.testing.assert_close(attachment.wrap(loss)(logits, masks, weights), expected)
+
+
+class PositionsFirst(nn.Module):
+    """Words `[L, N]` to logits `[L, N, CLASSES]`, as nn.TransformerEncoder takes them by default."""
+
+    def __init__(self, *, flattened=False):
+        super().__init__()
+        self.embedding, self.block = nn.Embedding(CLASSES, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.fc, self.flattened = nn.Linear(WIDTH, CLASSES), flattened
+
+    def forward(self, words):
+        logits = self.fc(self.block(self.embedding(words)))
+        return logits.flatten(0, 1) if self.flattened else logits
+
+
+def positions_first(**options):
+    return attached(PositionsFirst(**options), after="block", layout="LNC")
+
+
+def of_words(logits, words):
+    return F.cross_entropy(logits.flatten(0, -2), words.flatten())
+
+
+@pytest.mark.parametrize("length", [3, N, 2 * N])
+def test_positions_may_come_before_the_batch(length):
+    model, attachment = positions_first()
+    words = torch.randint(CLASSES, (length, N))
+    logits = model(words)
+    expected = of_words(logits, torch.cat([words, words], 1))
+    torch.testing.assert_close(attachment.wrap(of_words)(logits, words), expected)
+    with refused(ValueError, saying="first axis"):
+        bf.original(logits)
+    if length != 2 * N:
+        assert torch.equal(bf.original(logits.transpose(0, 1)), logits[:, :N].transpose(0, 1))
+
+
+def test_the_originals_of_as_many_positions_as_rows_are_of_samples():
+    model, attachment = attached(PositionsFirst(), after="block", layout="LNC", outputs="originals")
+    words = torch.randint(CLASSES, (2 * N, N))
+    logits = model(words)
+    assert logits.shape == (2 * N, N, CLASSES)
+    torch.testing.assert_close(logits, model.eval()(words))
+    model.train()
+    loss = attachment.wrap(of_words)(logits, words)
+    loss.backward()
+    assert is_reached(attachment)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_flattened_positions_before_the_batch_are_refused(inside):
+    model, attachment = positions_first(flattened=inside)
+    words = torch.randint(CLASSES, (3, N))
+    with refused(ValueError, saying="flatten them in the criterion"):
+        attachment.wrap(F.cross_entropy)(model(words).view(-1, CLASSES), words.view(-1))
+
+
+TERMS = ["ce", "dice", "focal"]
+
+
+@pytest.mark.parametrize("make", [list, tuple, lambda terms: [*range(len(terms))]])
+def test_a_list_that_was_shorter_than_a_batch_is_not_of_the_samples_of_a_shorter_batch(make):
+    model, attachment = attached()
+    seen = []
+    criterion = attachment.wrap(lambda logits, labels, terms: (seen.append(terms), nll(logits, labels))[1])
+    for size in (N, len(TERMS)):
+        criterion(model(X[:size]), Y[:size], make(TERMS))
+    assert seen == [make(TERMS)] * 2
+
+
+def test_an_array_that_had_another_length_than_a_batch_is_not_of_its_samples():
+    model, attachment = attached()
+    lengths = []
+    criterion = attachment.wrap(lambda o, y, negatives: (lengths.append(len(negatives)), nll(o, y))[1])
+    for length in (N + 3, 2 * N, N):
+        criterion(model(X), Y, torch.randn(length, CLASSES))
+    assert lengths == [N + 3, 2 * N, N]
+
+
+def test_two_targets_are_not_taken_for_those_of_a_batch_of_two_that_follows():
+    model, attachment = attached()
+    criterion = attachment.wrap(lambda o, both: nll(o, both[0]) + nll(o, both[1]))
+    for size in (N, 2):
+        logits, targets = model(X[:size]), (Y[:size], Y[:size].flip(0))
+        expected = sum(nll(logits, torch.cat([each, each])) for each in targets)
+        torch.testing.assert_close(criterion(logits, targets), expected)
+
+
+def test_a_call_that_raised_is_not_remembered():
+    model, attachment = attached()
+    criterion = attachment.wrap(F.cross_entropy)
+    x, y = torch.randn(2 * N, 6), torch.arange(2 * N) % CLASSES
+    with refused(ValueError, saying="got none"):
+        criterion(model(X), y)
+    torch.testing.assert_close(criterion(model(x), y), mean_of(nll, streams(model, attachment, x), y))
+
+
+def test_outputs_of_two_forwards_may_be_joined_before_the_criterion():
+    model, attachment = attached()
+    head = nn.Linear(2 * CLASSES, CLASSES)
+    views = X, torch.randn(N, 6)
+    criterion = attachment.wrap(nn.CrossEntropyLoss())
+    loss = criterion(head(torch.cat([model(view) for view in views], 1)), Y)
+    pairs = zip(*(streams(model, attachment, view) for view in views), strict=True)
+    expected = mean_of(F.cross_entropy, [head(torch.cat(pair, 1)) for pair in pairs], Y)
+    assert_step(loss, expected, model, attachment)
+
+
+def test_a_half_of_one_forward_joined_with_another_is_refused():
+    model, attachment = attached()
+    halves = model(X)[:N].repeat(2, 1)
+    loss = attachment.wrap(F.cross_entropy)(torch.cat([model(X), halves], 1), Y)
+    with refused(RuntimeError, saying="wrapped"):
+        loss.backward()
+
+
+def by_index(logits):
+    logits = logits.clone()
+    logits[torch.arange(N), Y] -= 10
+    return logits
+
+
+ROWS_CHANGED = {
+    "by index": by_index,
+    "by scatter": lambda o: o.scatter(1, Y[:, None], -10.0),
+    "along the last axis": lambda o: o.scatter(-1, Y[:, None], -10.0),
+    "by a mask": lambda o: o.index_put((torch.arange(2 * N) < N,), torch.zeros(())),
+    "of some rows": lambda o: o.index_put((torch.tensor([0, -2 * N + 1]),), torch.zeros(())),
+    "along the rows": lambda o: o.scatter(0, torch.zeros(1, CLASSES, dtype=torch.long), 0.0),
+}
+
+
+@pytest.mark.parametrize("change", ROWS_CHANGED.values(), ids=ROWS_CHANGED)
+def test_a_change_of_the_originals_alone_is_refused(change):
+    model, attachment = attached()
+    with refused(ValueError, saying="changed alike"):
+        attachment.wrap(F.cross_entropy)(change(model(X)), Y)
+
+
+BOTH_CHANGED = {
+    "by a mask": lambda o: o.index_put((o > o.mean(),), torch.zeros(())),
+    "in a column": lambda o: o.index_put((torch.arange(2 * N), torch.ones(2 * N).long()), torch.zeros(())),
+    "by scatter": lambda o: o.scatter(1, torch.cat([Y, Y])[:, None], -10.0),
+    "nowhere": lambda o: o.index_put((torch.empty(0, dtype=torch.long),), torch.zeros(())),
+}
+
+
+@pytest.mark.parametrize("change", BOTH_CHANGED.values(), ids=BOTH_CHANGED)
+def test_a_change_of_both_streams_is_taken(change):
+    model, attachment = attached()
+    logits = change(model(X))
+    expected = F.cross_entropy(logits, torch.cat([Y, Y]))
+    torch.testing.assert_close(attachment.wrap(F.cross_entropy)(logits, Y), expected)

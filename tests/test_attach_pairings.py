@@ -271,6 +271,27 @@ def test_a_criterion_is_itself_again_when_the_attachment_is_removed():
     assert not criterion._forward_pre_hooks
 
 
+def test_the_forward_that_a_criterion_has_of_its_own_runs_and_comes_back():
+    model, attachment = attached()
+    criterion = NTXentLoss()
+    of_its_class = criterion.forward
+    own = criterion.forward = lambda *views: 100 * of_its_class(*views)
+    views = [*map(model, VIEWS)]
+    expected = attachment.wrap(lambda *views: own(*views), targets=[])(*views)
+    torch.testing.assert_close(attachment.wrap(criterion, targets=[])(*views), expected)
+    attachment.remove()
+    assert criterion.forward is own
+
+
+def test_an_attachment_is_removed_also_where_somebody_took_its_forward_out():
+    model, attachment = attached()
+    criterion = attachment.wrap(NTXentLoss(), targets=[])
+    del criterion.forward
+    attachment.remove()
+    assert "batchformer" not in dict(model.named_children())
+    assert not criterion._forward_pre_hooks
+
+
 def test_a_wrapped_criterion_is_copied_and_called_without_doubled_outputs_as_it_is():
     model, attachment = attached()
     criterion = attachment.wrap(NTXentLoss(), targets=[])

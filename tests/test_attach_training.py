@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import batchformer as bf
-from attach_nets import BOTH_MODES, TOKENS, Blocks, N, Net, X, Y, attached, streams
-from attach_oracle import assert_step, mean_of, refused, said_of, unless_refused
+from attach_nets import BOTH_MODES, CLASSES, TOKENS, WIDTH, Blocks, N, Net, X, Y, attached, streams
+from attach_oracle import assert_step, is_reached, mean_of, refused, said_of, unless_refused
 from batchformer import marks
 from batchformer.swap_in import forward
 
@@ -379,3 +379,113 @@ def test_an_optimizer_that_counts_no_changes_is_looked_at_by_values():
 
     (said,) = said_of(step, 8)
     assert "no optimizer moves them" in said
+
+
+class Probe(Net):
+    """A Net with a stem that nothing trains."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.stem(x)
+        return self.fc(features)
+
+
+def test_a_place_without_gradients_is_said_once():
+    model = Probe()
+    _, attachment = attached(model, after="stem", layout="NC", dim=WIDTH)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    (said,) = said_of(steps_of(model, optimizer, attachment), times=6)
+    assert "without gradients" in said
+
+
+class TwoEncoders(nn.Module):
+    """A query and a key, which has no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key = nn.Linear(6, WIDTH), nn.Linear(6, WIDTH)
+        self.fc = nn.Linear(2 * WIDTH, CLASSES)
+
+    def forward(self, x):
+        with torch.no_grad():
+            key = self.key(x)
+        return self.fc(torch.cat([self.query(x), key], 1))
+
+
+def test_nothing_is_said_of_a_place_without_gradients_beside_one_with():
+    model = TwoEncoders()
+    _, attachment = attached(model, after=["query", "key"], layout="NC", dim=WIDTH)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert said_of(steps_of(model, optimizer, attachment), times=6) == []
+
+
+def test_nothing_is_said_of_a_reentrant_checkpoint():
+    model, attachment = attached()
+    criterion, x = attachment.wrap(nn.CrossEntropyLoss()), X.clone().requires_grad_()
+
+    def step():
+        criterion(checkpoint(model, x, use_reentrant=True), Y).backward()
+
+    assert said_of(step, times=6) == []
+
+
+COPIES = {
+    "as it is": lambda o: o,
+    "a copy": torch.clone,
+    "in another dtype": torch.Tensor.double,
+    "a part": lambda o: o[1:],
+    "a copy of a part": lambda o: o.clone()[1:],
+}
+
+
+def wrapped_loss(change, terms):
+    """Outputs, and the sum of so many wrapped terms of them."""
+    model, attachment = attached(outputs="originals")
+    criterion = attachment.wrap(F.cross_entropy)
+    outputs = change(model(X))
+    return outputs, sum(criterion(outputs, Y[-len(outputs) :]) for _ in range(terms)), attachment
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("change", COPIES.values(), ids=COPIES)
+def test_any_number_of_wrapped_terms_is_taken(change, terms):
+    _, loss, attachment = wrapped_loss(change, terms)
+    loss.backward()
+    assert is_reached(attachment)
+
+
+@pytest.mark.parametrize("terms", [0, 1, 2])
+@pytest.mark.parametrize("change", COPIES.values(), ids=COPIES)
+def test_a_term_that_is_not_wrapped_is_refused_beside_those_that_are(change, terms):
+    outputs, loss, _ = wrapped_loss(change, terms)
+    with refused(RuntimeError, saying="every loss"):
+        (loss + 1e-6 * outputs.square().sum()).backward()
+
+
+def test_detached_outputs_with_a_gradient_of_their_own_are_refused():
+    model, attachment = attached(outputs="originals")
+    outputs = model(X)
+    with refused(ValueError, saying="computed from one"):
+        attachment.wrap(F.cross_entropy)(outputs.detach().requires_grad_(), Y)
+
+
+@BOTH_MODES
+def test_backward_hooks_of_the_model_run(outputs):
+    model, attachment = attached(outputs=outputs)
+    ran = []
+    model.register_full_backward_hook(lambda *_: ran.append(1))
+    attachment.wrap(F.cross_entropy)(model(X.clone().requires_grad_()), Y).backward()
+    assert ran == [1]
+
+
+@BOTH_MODES
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_is_one_shard_is_trained(process_group, outputs):
+    model, attachment = attached(outputs=outputs)
+    criterion = attachment.wrap(nn.CrossEntropyLoss())
+    expected = gradients(model, criterion(model(X), Y))
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    actual = gradients(model, criterion(model(X), Y))
+    assert len(actual) == len(expected)
+    for each, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(each.full_tensor(), other)

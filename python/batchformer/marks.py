@@ -7,7 +7,7 @@ and how many samples the batch had.
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
@@ -48,6 +48,15 @@ class Doubled(Mark):
     samples: int
     origin: Origin | None = field(default=None, kw_only=True)
     pairs: Pairs = field(default=None, kw_only=True)
+    before: tuple[int, ...] = field(default=(), kw_only=True)  # sizes of the axes before that of the batch
+
+    def axis_of(self, tensor: Tensor, *, other: int | None = None) -> int | None:
+        """The axis of both streams in a tensor, not the `other`; None if no axis is as long."""
+        axis, rows = len(self.before), 2 * self.samples
+        if tuple(tensor.shape[: axis + 1]) == (*self.before, rows) and axis != other:
+            return axis
+        sizes = enumerate(tensor.shape)
+        return next((number for number, size in sizes if size == rows and number != other), None)
 
 
 @dataclass(eq=False)
@@ -67,7 +76,7 @@ class Split(Doubled):
     related: Tensor
     version: int
     axis: int = 0
-    copied: bool = False  # whether a criterion got a copy, whose gradient flows through the original
+    zero: Tensor | None = None  # the gradient of the originals from a wrapped criterion; see split.py
 
 
 @dataclass(eq=False)
@@ -190,15 +199,35 @@ def _storage(tensor: Tensor) -> StorageWeakRef | None:
         return None
 
 
-def path_of(tensor: Tensor) -> list[str]:
-    """Names of the nodes from a tensor to its nearest mark; of several inputs, the first that leads there."""
-    names: list[str] = []
+def path_of(tensor: Tensor) -> list[Node]:
+    """The nodes from a tensor to its nearest mark; of several inputs, the first that leads there."""
+    path: list[Node] = []
     node = tensor.grad_fn
     while node is not None and _KEY not in cast("dict[str, Any]", node.metadata):
-        names.append(node.name())
+        path.append(node)
         inputs = [each for each, _ in node.next_functions if each is not None]
         node = next((each for each in inputs if _nearest(each) is not None), None)
-    return names
+    return path
+
+
+def names_on_path(tensor: Tensor) -> list[str]:
+    """The names of :func:`path_of`."""
+    return [node.name() for node in path_of(tensor)]
+
+
+def all_doubled(tensor: Tensor, cuts: Container[str]) -> Iterator[Doubled]:
+    """The nearest marks in all that a tensor was computed from, but not behind nodes of the names `cuts`."""
+    known: set[Node] = set()
+    waiting = [] if tensor.grad_fn is None else [tensor.grad_fn]
+    while waiting:
+        node: Node = waiting.pop()
+        mark = node.metadata.get(_KEY)
+        if isinstance(mark, Doubled):
+            yield mark
+        elif mark is None and node.name() not in cuts:
+            following = {each for each, _ in node.next_functions if each is not None} - known
+            known |= following
+            waiting += following
 
 
 def pairs_of(tensor: Tensor) -> Pairs:

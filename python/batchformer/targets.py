@@ -114,12 +114,25 @@ def _half(rows: Any) -> int:
 
 
 def _check_doubled(rows: Tensor) -> None:
-    """Raise ValueError for what a model with an attachment returned with one row for each sample."""
-    if isinstance(marks.of_itself(rows), (marks.Single, marks.Split)):
+    """Raise ValueError for outputs with one row for each sample, or with the streams along another axis."""
+    mark = marks.of_itself(rows)
+    if type(mark) is marks.Doubled and not _has_streams_first(rows, mark):
+        raise ValueError(
+            f"x: expected both streams along the first axis, got shape {list(rows.shape)} with "
+            f"{2 * mark.samples} rows of both along another; move that axis to the front, or take them apart "
+            f"in a wrapped criterion"
+        )
+    if isinstance(mark, (marks.Single, marks.Split)):
         raise ValueError(
             f"x: expected rows of both streams, got the {len(rows)} originals that a model returned, in "
             f'evaluation or with outputs="originals"; take them as they are'
         )
+
+
+def _has_streams_first(rows: Tensor, mark: marks.Doubled) -> bool:
+    if mark.axis_of(rows) == 0:
+        return True
+    return not mark.before and rows.shape[0] % (2 * mark.samples) == 0  # flattened with axes after them
 
 
 def _is_rows(value: Any) -> bool:

@@ -18,6 +18,25 @@ RETURNED_ALONE = Mistake(
 )
 
 
+ANOTHER_AXIS = Mistake(
+    "Outputs of several layers are stacked, or positions come before the batch.",
+    "`bf.original(outputs.transpose(0, 1))`.",
+)
+
+
+class Stacked(torch.nn.Linear):
+    """Logits of three layers, which are the same."""
+
+    def forward(self, x):
+        return torch.stack([super().forward(x)] * 3)
+
+
+def stacked():
+    model = Stacked(8, 5)
+    bf.attach(model, before="")
+    return model(torch.randn(4, 8))
+
+
 def in_evaluation():
     model = torch.nn.Linear(8, 5)
     bf.attach(model, before="")
@@ -42,6 +61,13 @@ TARGETS = (
         "x: expected rows of both streams, got the 4 originals that a model returned, in evaluation or with "
         'outputs="originals"; take them as they are',
         *RETURNED_ALONE,
+    ),
+    Row(
+        lambda: bf.original(stacked()),
+        ValueError,
+        "x: expected both streams along the first axis, got shape [3, 8, 5] with 8 rows of both along "
+        "another; move that axis to the front, or take them apart in a wrapped criterion",
+        *ANOTHER_AXIS,
     ),
     Row(
         lambda: bf.related([1, 2, 3]),

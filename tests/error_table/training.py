@@ -92,6 +92,10 @@ CUT = Mistake(
     "The script cuts the outputs by the size of the batch, as FixMatch does, where they have twice the rows.",
     "`attach(…, outputs='originals')`, or `bf.original(outputs)` and `bf.related(outputs)`.",
 )
+MARGIN = Mistake(
+    "A margin is put in by the labels outside of the criterion, where only the originals have labels.",
+    "Put it in inside of the wrapped criterion, where the labels are doubled.",
+)
 NO_TARGETS = Mistake(
     "The targets are of another number, inside of an object that is not known, or there are none.",
     "Pass them as tensors, lists, dicts or dataclasses; without targets `wrap(criterion, targets=[])`.",
@@ -418,8 +422,17 @@ TRAINING = (
         "criterion: expected outputs with the 12 rows of both streams, got some of shape [4, 5]; "
         "where a script "
         'cuts them, attach(..., outputs="originals"), or take them apart with original() and related(); or '
-        "`layout` names another axis than the batch",
+        "`layout` names another axis than the batch; where the batch is not their first axis, flatten them "
+        "in the criterion",
         *CUT,
+    ),
+    Row(
+        lambda: CRITERION(LOGITS.scatter(1, Y[:, None], 0.0), Y),
+        ValueError,
+        "criterion: expected outputs whose two streams were changed alike, got some of shape [12, 5] of "
+        "which rows of the originals alone were changed; change them in the criterion, or attach(..., "
+        'outputs="originals")',
+        *MARGIN,
     ),
     Row(
         lambda: CRITERION(LOGITS, Y[:4]),

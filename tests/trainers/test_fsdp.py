@@ -54,6 +54,7 @@ RUNS = {
     "kept gathered": ("vit", "blocks module", {"reshard_after_forward": False}),
     "all given back": ("vit, two places", "blocks module", {"reshard_after_forward": True}),
     "criterion, both": ("timm", "blocks", {}),
+    "criterion, originals, root": ("timm", "root originals", {}),
     "criterion, originals": ("timm", "blocks module originals", {}),
     "accumulated": ("vit", "blocks accumulated", {}),
     "evaluated between the steps": ("vit", "blocks evaluated", {}),

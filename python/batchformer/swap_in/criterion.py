@@ -5,6 +5,7 @@ several models, several batches, or one output twice, in any order and thread; r
 arguments.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from batchformer import marks
 from batchformer.marks import Doubled, Hidden, Mark, Pairs, Split, Twice
 from batchformer.swap_in import split
+from batchformer.swap_in.hooks import stock_method
 from batchformer.swap_in.pairings import Axis, Both, call_for_each
 from batchformer.swap_in.rules import Batch, Name, leaves, map_tensors
 from batchformer.swap_in.signature import Call, by_place, in_place, name_of, parameters
@@ -35,8 +37,22 @@ class Judge:
         self._targets = targets
         self._criterion = [criterion]
         self.pairs_streams = targets is not None and not targets and family.pairs_streams
-        self._other_sizes: dict[Name, int] = {}
+        self._own_sizes: dict[Name, bool] = {}
+        self._own_forward = vars(criterion).get("forward") if isinstance(criterion, nn.Module) else None
         self._has_teacher = isinstance(getattr(criterion, "teacher_model", None), nn.Module)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Judge":
+        """A copy that belongs to the copy of the model, also if that is made later."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        if copied._family is self._family:
+            self._family.adopt_later(copied, memo)
+        return copied
+
+    def belong_to(self, family: Any) -> None:
+        """Go by another family from now on."""
+        self._family = family
 
     def before(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Forward pre-hook of a criterion that is a module; see :meth:`double`."""
@@ -46,7 +62,7 @@ class Judge:
     def for_each_pairing(self, *args: Any, **kwargs: Any) -> Any:
         """Forward of a criterion that is a module and takes no targets; see :meth:`call`."""
         criterion: Any = self._criterion[0]
-        return self.call(functools.partial(type(criterion).forward, criterion), args, kwargs)
+        return self.call(stock_method(criterion, "forward", self._own_forward), args, kwargs)
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a function gives for both streams; without targets, the mean over their pairings."""
@@ -98,7 +114,9 @@ class Judge:
         outputs.check_no_pairs()
         given = by_place(args, kwargs)
         names: dict[Any, Name] = {key: name_of(self._names, key) for key in given}
-        batch = Batch(outputs.samples, outputs.other_sizes(), outputs.doubled, self._other_sizes)
+        batch = Batch(
+            outputs.samples, outputs.other_sizes(), outputs.doubled, self._own_sizes, outputs.sizes_before()
+        )
         if self._targets is None:
             arguments = batch.double(given, names)
         else:
@@ -116,6 +134,7 @@ class Judge:
                 'outputs (attach(..., outputs="originals")), for a loss without targets call '
                 "attachment.wrap(criterion, targets=[])"
             )
+        self._own_sizes.update(batch.own_sizes)  # of a call without error alone
         if self._has_teacher and not torch.compiler.is_compiling():
             for key, value in arguments.items():
                 if isinstance(value, Tensor) and value is not given[key]:
@@ -147,8 +166,9 @@ class _Outputs:
             tensor = self._family.arrange(tensor, samples)
             self._keep(tensor, samples, mark, first_row)
         elif self._has_both(tensor, mark.samples):
+            _check_changed_alike(tensor, mark.samples)
             self._keep(tensor, mark.samples, mark)
-        elif _is_flattened(tensor, 2 * mark.samples):  # to tokens or pixels, which are then the samples
+        elif _is_flattened(tensor, mark):  # to tokens or pixels, which are then the samples
             self._keep(tensor, tensor.shape[0] // 2, mark)
         elif tensor.numel() > 1:
             self._others.append((tensor, mark.samples))
@@ -180,9 +200,10 @@ class _Outputs:
 
     def answer(self) -> None:
         """Note that what computes the loss has both streams."""
-        for mark, _, pairs in self._found:
-            for forward in (mark.forward, *(origin.forward for origin in pairs or () if origin)):
-                forward.answered = True
+        for tensor, (mark, _, pairs) in zip(self.doubled, self._found, strict=True):
+            joined = () if torch.compiler.is_compiling() else marks.all_doubled(tensor, _CUTS)
+            for each in (mark, *joined, *(origin for origin in pairs or () if origin)):
+                each.forward.answered = True
 
     def check_no_pairs(self) -> None:
         """Raise ValueError for a matrix of similarities, whose targets are columns of one stream."""
@@ -225,7 +246,10 @@ class _Outputs:
                 "similarities in the criterion, take batches of another size, or let the model compute its "
                 "loss, if it can"
             )
-        return _axis(position, tensor, rows[0] if rows and 0 not in rows else 0, mark.origin, first_row)
+        number = mark.axis_of(tensor) if type(mark) is Doubled else None
+        if number is None:
+            number = rows[0] if rows and 0 not in rows else 0
+        return _axis(position, tensor, number, mark.origin, first_row)
 
     def _is_stopped(self, tensor: Tensor) -> bool:
         floats = tensor.dim() > 0 and tensor.is_floating_point() and not tensor.requires_grad
@@ -239,6 +263,15 @@ class _Outputs:
             for size in tensor.shape
             if not any(size == 2 * each for each in self.samples)
         ]
+
+    def sizes_before(self) -> list[tuple[int, ...]]:
+        """Of each output whose first axis is not the batch's, the sizes of the axes before that, and N."""
+        found = []
+        for tensor, (mark, _, _) in zip(self.doubled, self._found, strict=True):
+            axis = mark.axis_of(tensor)
+            if axis:
+                found.append((*tensor.shape[:axis], mark.samples))
+        return found
 
     def check(self) -> None:
         """Raise an error if nothing is doubled but should be: it was cut, or computed past the hooks.
@@ -259,7 +292,8 @@ class _Outputs:
             raise ValueError(
                 f"criterion: expected outputs with the {2 * samples} rows of both streams, got some of shape "
                 f'{list(tensor.shape)}; where a script cuts them, attach(..., outputs="originals"), or take '
-                f"them apart with original() and related(); or `layout` names another axis than the batch"
+                f"them apart with original() and related(); or `layout` names another axis than the batch; "
+                f"where the batch is not their first axis, flatten them in the criterion"
             )
 
 
@@ -268,16 +302,49 @@ def _axis(position: int, tensor: Tensor, number: int, origin: marks.Origin | Non
     return Axis(number, tensor.shape[number] // 2, batch)
 
 
-def _is_flattened(tensor: Tensor, rows: int) -> bool:
+def _is_flattened(tensor: Tensor, mark: Doubled) -> bool:
     """Whether the rows of an output were flattened with axes after them, and with none before."""
-    if torch.compiler.is_compiling() or tensor.dim() == 0 or tensor.shape[0] % rows:
+    rows = 2 * mark.samples
+    if torch.compiler.is_compiling() or mark.before or tensor.dim() == 0 or tensor.shape[0] % rows:
         return False
-    return tensor.shape[0] > rows and set(marks.path_of(tensor)) <= _RESHAPES
+    return tensor.shape[0] > rows and set(marks.names_on_path(tensor)) <= _RESHAPES
 
 
 def _is_cut(tensor: Tensor) -> bool:
     """Whether rows may have been taken out of an output on the way to the criterion."""
-    return not torch.compiler.is_compiling() and any(name in _CUTS for name in marks.path_of(tensor))
+    return not torch.compiler.is_compiling() and any(name in _CUTS for name in marks.names_on_path(tensor))
+
+
+def _check_changed_alike(tensor: Tensor, samples: int) -> None:
+    """Raise ValueError for an output in which entries of the originals alone were changed by index."""
+    if torch.compiler.is_compiling():
+        return
+    for node in marks.path_of(tensor):
+        rows = _changed_rows(node)
+        if rows is not None and rows.numel() > 0 and bool(((rows % (2 * samples)) < samples).all()):
+            raise ValueError(
+                "criterion: expected outputs whose two streams were changed alike, got some of shape "
+                f"{list(tensor.shape)} of which rows of the originals alone were changed; change them in the "
+                'criterion, or attach(..., outputs="originals")'
+            )
+
+
+def _changed_rows(node: Any) -> Tensor | None:
+    """The rows of a tensor whose entries a node changed, if it has kept them."""
+    name = node.name()
+    index: Tensor | None
+    if name == "IndexPutBackward0":
+        index = node._saved_indices[0]
+        masks = index is not None and index.dtype in (torch.bool, torch.uint8)
+        return index.nonzero()[:, 0] if index is not None and masks else index
+    if name.startswith("Scatter"):
+        index = node._saved_index
+        if index is None:
+            return None
+        # Along another axis the entries are in as many rows as the index has. -1 is saved as 2**64 - 1.
+        along_rows = node._saved_dim in (0, 2**64 - index.dim())
+        return index if along_rows else torch.arange(len(index))
+    return None
 
 
 def _are_twice(args: tuple[Any, ...]) -> bool:

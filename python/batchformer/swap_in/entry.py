@@ -34,6 +34,7 @@ class Entry:
         self._wrapped = options.wrapped
         self._arguments = parameters(model.forward)
         self._ddp_checked = False
+        self._to_check: list[Tensor] = []
         self._shards_to_check = 2  # forwards
 
     def describe(self) -> str:
@@ -51,6 +52,14 @@ class Entry:
             return f"labels that the model is given are doubled; without labels: {wrap}"
         own = f"; or {self._family.own_loss}" if self._family.own_loss else ""
         return f"to do: {wrap}{own}"
+
+    def check_later(self, unwrapped: Tensor) -> None:
+        """Note whether returned originals got a gradient, where a backward should not wait for the device."""
+        self._to_check.append(unwrapped)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what concerns the last backward."""
+        return self.__dict__ | {"_to_check": []}
 
     def new_forward(self) -> Forward:
         """A forward that begins here, or at a place that runs by itself."""
@@ -75,6 +84,8 @@ class Entry:
         family.compiled.enter(forward)  # parts of the model may be compiled, or this hook alone be not
         if not compiling:
             self._check_data_parallel()
+            while self._to_check:
+                split.check_gradient(self._to_check.pop())
             if self._shards_to_check:
                 self._shards_to_check -= 1
                 check_sharded(model, family.attachment.inserted, self._places)
@@ -159,7 +170,11 @@ class Entry:
                 'outputs: expected "both" of a model that gives similarities between samples, as each of '
                 f'them belongs to two streams, got "originals" and an output of shape {list(tensor.shape)}'
             )
-        marks.put(tensor, Doubled(mark.forward, mark.samples, origin=mark.origin, pairs=pairs))
+        axis = mark.axis_of(tensor, other=split.axis_of_stack(tensor))
+        before_axis = mark.before if axis is None else tuple(tensor.shape[:axis])
+        marks.put(
+            tensor, Doubled(mark.forward, mark.samples, origin=mark.origin, pairs=pairs, before=before_axis)
+        )
         return split.take_originals(tensor, mark) if self._originals_alone else tensor
 
     def _check_reached(self, forward: Forward, found: list[Mark | None]) -> None:

@@ -101,9 +101,21 @@ class Family:
         self.hooks.output(model, self.entry.leave)
         self.hooks.output(model, self.entry.abandon, always=True)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Family":
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "Family":
         """A copy with the model; a copied part of the model, or criterion, belongs to this one, too."""
-        return copied_with(self.model, self, memo)
+        copied = copied_with(self.model, self, memo)
+        if copied is not self:
+            for criterion in memo.pop(self._waiting, ()):
+                criterion.belong_to(copied)
+        return copied
+
+    def adopt_later(self, criterion: Any, memo: dict[Any, Any]) -> None:
+        """Note a copy of a criterion, for a copy of the model that is made later in the same deepcopy."""
+        memo.setdefault(self._waiting, []).append(criterion)
+
+    @property
+    def _waiting(self) -> tuple[str, int]:
+        return "copied criteria", id(self)  # a key of deepcopy's memo, whose others are integers
 
     @property
     def active(self) -> bool:

@@ -1,5 +1,6 @@
 """Hooks and replaced methods of a model and its criteria, and how they are removed."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ class Hooks:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._handles: list[RemovableHandle] = []
-        self._replaced: list[tuple[nn.Module, str]] = []
+        self._replaced: list[tuple[nn.Module, str, Any]] = []  # with what the module itself had there
 
     def inputs(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False) -> None:
         """Register a forward pre-hook (module, args, kwargs)."""
@@ -31,20 +32,25 @@ class Hooks:
     def replace(self, name: str, method: Callable[..., Any], module: nn.Module | None = None) -> None:
         """Replace a method of a module, or the model's of that name or path; see :meth:`stock`."""
         owner, method_name = self._method(name) if module is None else (module, name)
+        self._replaced.append((owner, method_name, vars(owner).get(method_name)))
         setattr(owner, method_name, method)
-        self._replaced.append((owner, method_name))
 
     def stock(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """The result of the model's own method of that name, or path in the model."""
         module, method_name = self._method(name)
-        return getattr(type(module), method_name)(module, *args, **kwargs)
+        own = next(
+            (had for owner, each, had in self._replaced if (owner, each) == (module, method_name)), None
+        )
+        return stock_method(module, method_name, own)(*args, **kwargs)
 
     def remove(self) -> None:
         """Take out everything. A second call does nothing."""
         for handle in self._handles:
             handle.remove()
-        for owner, name in self._replaced:
-            delattr(owner, name)
+        for owner, name, had in reversed(self._replaced):
+            vars(owner).pop(name, None)  # unless somebody else took it out
+            if had is not None:
+                setattr(owner, name, had)
         self._handles.clear()
         self._replaced.clear()
 
@@ -54,3 +60,11 @@ class Hooks:
 
     def __len__(self) -> int:
         return len(self._handles)
+
+
+def stock_method(module: nn.Module, name: str, own: Any) -> Callable[..., Any]:
+    """The method that a module has without ours: its `own`, if it had one, else that of its class."""
+    method: Callable[..., Any] = (
+        functools.partial(getattr(type(module), name), module) if own is None else own
+    )
+    return method

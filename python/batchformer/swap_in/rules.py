@@ -5,12 +5,13 @@ argument, or what is in it                                      doubled
 ==============================================================  ==========================================
 tensor or array `[N, ...]`                                      its rows
 tensor or array `[1, N]`                                        its columns
+tensor or array `[L, N, ...]` with outputs `[L, 2N, ...]`       along its second axis
 list or tuple of N entries that are alike                       its entries
 list, tuple, dict or dataclass of other things                  what is in it, by the same rules
 number ``num_items_in_batch``                                   the number, as it counts samples
 parameter or key ``weight``, ``pos_weight``; an nn.Parameter    as it is
 configuration of a model of transformers                        as it is
-what had as many rows in a call of another N                    as it is
+what had another number of rows or entries than N before        as it is
 vector, or list of numbers or strings, that may be of classes   its entries, or ValueError
 matrix `[N, N]` where the outputs have no such axis             ValueError: it could be of pairs of samples
 list or tuple of N tensors that have N rows each                ValueError: it could be several targets
@@ -27,7 +28,7 @@ import copy
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Container, Iterator, MutableMapping, Sequence
 from numbers import Number
 from typing import Any, TypeAlias
 
@@ -56,7 +57,8 @@ class Batch:
         samples: Sequence[int],
         others: Sequence[int],
         outputs: Sequence[Tensor],
-        other_sizes: dict[Name, int] | None = None,
+        had_own_size: Container[Name] = (),
+        sizes_before: Sequence[tuple[int, ...]] = (),
     ) -> None:
         self.samples = samples  # more than one N, if forwards of several batches are in one call
         self.others = [size for size in others if size != 1]
@@ -64,7 +66,9 @@ class Batch:
         self.doubled = 0  # how many arguments, and parts of them, were doubled
         self.images = 0  # of them, those that look like images or features
         self.left = 0  # how many tensors of rows have another number of them, as the boxes of all images
-        self._other_sizes = {} if other_sizes is None else other_sizes  # by name, in earlier calls
+        self.own_sizes: dict[Name, bool] = {}  # names of what has another number of rows or entries than N
+        self._had_own_size = had_own_size  # those of earlier calls
+        self._sizes_before = sizes_before  # of the axes before the batch's, with N at the end
         self._unclear: list[Name] = []
         self._take_unclear = False
 
@@ -114,8 +118,10 @@ class Batch:
             return value if value is None else 2 * value
         if isinstance(value, (Tensor, np.ndarray)):
             return self._double_tensor(value, name)
-        if self._is_one_entry_a_sample(value):
+        if name not in self._had_own_size and self._is_one_entry_a_sample(value):
             return self._double_entries(value, name)
+        if isinstance(value, (list, tuple)) and len(value) not in self.samples:
+            self.own_sizes[name] = True
         entry = itertools.count()
         return map_inside(
             value, lambda each, key: self._double(each, f"{name}[{next(entry)}]" if key is None else key)
@@ -126,18 +132,18 @@ class Batch:
             return value
         samples, axis = value.shape[0], self._axis(value)
         if axis is None:
-            self._other_sizes[name] = samples
+            self.own_sizes[name] = True
             self.left += value.ndim > 1
             return value
-        if self._other_sizes.get(name) == samples:  # as many as before, where there were other samples
+        if name in self._had_own_size:
             return value
         definite = isinstance(value, Tensor) and not _is_floating(value) and not _is_of_classes(name)
-        vector = value.ndim == 1 or axis == 1
+        vector = value.ndim == 1 + axis
         if vector and not definite and self._is_unclear(value.shape[axis], name):
             return value
         if value.ndim > 2 and _is_floating(value):
             self.images += 1
-        if axis == 1:
+        if axis > 0:
             return self._twice(value, axis)
         if value.ndim == 2 and value.shape[1] == samples != 1 and samples not in self.others:
             raise ValueError(
@@ -163,6 +169,9 @@ class Batch:
 
     def _axis(self, value: Any) -> int | None:
         """The axis that has an entry for each sample."""
+        for sizes in self._sizes_before:
+            if tuple(value.shape[: len(sizes)]) == sizes:
+                return len(sizes) - 1
         if value.ndim > 0 and value.shape[0] in self.samples:
             return 0
         return 1 if value.ndim == 2 and value.shape[0] == 1 and value.shape[1] in self.samples else None

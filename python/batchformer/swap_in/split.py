@@ -3,6 +3,9 @@
 The related rows of a view of an output are the same view of the related rows: what scripts cut, squeeze or
 transpose is found by its storage, copies by their values. Anything else that was computed from the output has
 no related rows that could be known.
+
+The gradient of a wrapped criterion reaches the model through the output of 2N rows. What the model returned
+gets a gradient of zero: its hooks run, as those of FSDP2, and another gradient is that of an unwrapped term.
 """
 
 import functools
@@ -22,18 +25,22 @@ def take_originals(output: Tensor, mark: Doubled) -> Tensor:
 
     The mark of the result holds what is needed to find the related rows.
     """
-    stacked = _axis_of_stack(output)
-    axes = [
-        axis for axis in range(output.dim()) if output.shape[axis] == 2 * mark.samples and axis != stacked
-    ]
-    if not axes:
+    axis = mark.axis_of(output, other=axis_of_stack(output))
+    if axis is None:
         return output
-    axis = axes[0]
     # Not chunk(): its halves share one node, which would hold a reference to itself.
     original, rows, related = (output.narrow(axis, first, mark.samples) for first in (0, 0, mark.samples))
     detached = original.detach()
     split = Split(
-        mark.forward, mark.samples, detached, rows, related, version_of(detached), axis, origin=mark.origin
+        mark.forward,
+        mark.samples,
+        detached,
+        rows,
+        related,
+        version_of(detached),
+        axis,
+        origin=mark.origin,
+        before=tuple(output.shape[:axis]),
     )
     marks.put(original, split)
     if original.requires_grad:
@@ -42,16 +49,47 @@ def take_originals(output: Tensor, mark: Doubled) -> Tensor:
 
 
 def _gradient_of_originals(mark: Split, grad: Tensor) -> None:
-    # The gradient of a wrapped criterion does not come this way, but through the rows that join() takes.
-    del grad
-    if not mark.copied:
+    if grad is mark.zero:
+        return
+    unwrapped = grad.any()
+    if grad.is_cpu:
+        check_gradient(unwrapped)
+    else:
+        mark.forward.owner.entry.check_later(unwrapped)
+
+
+def check_gradient(unwrapped: Tensor) -> None:
+    """Raise RuntimeError if returned originals got another gradient than that of wrapped criteria."""
+    if unwrapped:
         raise RuntimeError(
             "criterion: expected every loss of the outputs to be wrapped, as only wrapped losses get the "
             "related rows, got the gradient of one that is not: attachment.wrap() for each term"
         )
 
 
-def _axis_of_stack(output: Tensor) -> int | None:
+class _Rows(torch.autograd.Function):
+    """The originals' rows of an output, with a gradient of zero for what a criterion got instead."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, given: Tensor, mark: Split) -> Tensor:
+        del given, mark
+        return rows.view_as(rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        del output
+        _, given, ctx.mark = inputs
+        ctx.zero = given.new_zeros(()).expand(given.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        ctx.mark.zero = ctx.zero
+        return grad, ctx.zero, None
+
+
+def axis_of_stack(output: Tensor) -> int | None:
     """The axis that torch.stack() made, which is not the batch's: it may be as long by chance."""
     node: Any = output.grad_fn
     stacked = node is not None and node.name() == "StackBackward0"
@@ -76,7 +114,7 @@ def join(tensor: Tensor, mark: Split) -> tuple[Tensor, int]:
     if not tensor.requires_grad:  # detached, as the outputs of a teacher for the same batch
         rows, related = rows.detach(), related.detach()
     source = _source(tensor, original)
-    if source is None:
+    if source is None or (tensor.requires_grad and tensor.grad_fn is None):  # detached, with a new gradient
         raise ValueError(
             "criterion: expected the outputs that the model returned, or views of them, as the related rows "
             f"are known for those alone, got a tensor computed from one, of shape {list(tensor.shape)}; "
@@ -88,10 +126,10 @@ def join(tensor: Tensor, mark: Split) -> tuple[Tensor, int]:
                 "criterion: expected outputs as the model returned them, got some that were changed in "
                 "place, which the related rows were not; change a copy inside of the criterion"
             )
-        tensor, counterpart = (_same_view(each, tensor, original) for each in (rows, related))
-    else:  # DistributedDataParallel has to see the gradient of the copy that it hands on
-        mark.copied = True
-        counterpart = _same_view(related.to(tensor.dtype).contiguous(), tensor, source)
+    else:
+        rows, related = (each.to(tensor.dtype).contiguous() for each in (rows, related))
+    own, counterpart = (_same_view(each, tensor, source) for each in (rows, related))
+    tensor = _Rows.apply(own, tensor, mark) if tensor.requires_grad else own
     axis = _axis_of_rows(tensor, source, source.stride(mark.axis))
     if axis is None:  # of one sample
         tensor, counterpart, axis = tensor[None], counterpart[None], 0
@@ -133,7 +171,7 @@ def version_of(tensor: Tensor) -> int:
 
 def _both(tensor: Tensor, counterpart: Tensor, axis: int, mark: Split) -> Tensor:
     joined = torch.cat([tensor, counterpart], dim=axis)
-    marks.put_by_history(joined, Doubled(mark.forward, mark.samples))
+    marks.put_by_history(joined, Doubled(mark.forward, tensor.shape[axis], before=tuple(tensor.shape[:axis])))
     return joined
 
 
@@ -162,6 +200,6 @@ def _axis_of_rows(tensor: Tensor, original: Tensor, row: int) -> int | None:
 def _is_copy(tensor: Tensor, original: Tensor) -> bool:
     if tensor.shape != original.shape or not tensor.is_floating_point():
         return False
-    if tensor.grad_fn is not None and not set(marks.path_of(tensor)) <= _COPIES:
+    if tensor.grad_fn is not None and not set(marks.names_on_path(tensor)) <= _COPIES:
         return False  # by chance the same, as multiplied by a scale of one
     return torch.allclose(tensor.detach(), original.to(tensor.dtype), rtol=0, atol=0, equal_nan=True)

@@ -177,8 +177,10 @@ class Streams:
 
     def _mark(self, forward: Forward, y: Tensor, axis: int, origin: Origin) -> None:
         samples = y.shape[axis] // 2
-        mark = Doubled(forward, samples, origin=origin)
+        mark = Doubled(forward, samples, origin=origin, before=tuple(y.shape[:axis]))
         if y.grad_fn is None:
+            if forward.needs_gradient and not torch.is_grad_enabled():
+                self._family.watch.without_gradient(forward)
             forward.blind = True
             marks.put(y, mark)
             return

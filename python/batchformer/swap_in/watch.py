@@ -22,9 +22,12 @@ class Watch:
         self._said: list[str] = []
         self._forwards = 0
         self._frozen = 0  # of them, those with nothing to train
+        self._gradients_came = False
         self._gradients = 0  # backwards in which the original rows had a gradient
         self._without = 0  # of them, those in which the related rows had none
         self._new_gradient = False  # since the last forward
+        self._no_history = 0  # forwards with a place without gradients, of a model with gradients
+        self._last: object = None  # of these forwards
         self._moves = 0  # how often the rest of the model moved, and the module did not, though it had one
         self._before: tuple[list[Any], list[Any]] | None = None
         self._decided = False
@@ -36,13 +39,20 @@ class Watch:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the values of the parameters."""
-        return self.__dict__ | {"_before": None, "_in_evaluation": None}
+        return self.__dict__ | {"_before": None, "_in_evaluation": None, "_last": None}
 
     def forward(self, model: nn.Module, inserted: nn.Module) -> None:
         """A training forward begins: are the modules frozen, or left out of the optimizer?"""
         if self._decided or self._forwards >= _FIRST_FORWARDS or not torch.is_grad_enabled():
             return
         self._forwards += 1
+        if self._no_history >= _FIRST_STEPS and not self._gradients_came:
+            self._decided = True
+            self._say(
+                "its place runs without gradients, as under torch.no_grad(), so that nothing trains it: "
+                "insert at a later module"
+            )
+            return
         ours = [each for each in inserted.parameters() if each.requires_grad]
         if not any(p.requires_grad for name, p in inserted.named_parameters() if name.endswith(_OWN)):
             ours = []  # adapters on it, which PEFT puts on all linear layers, train what was drawn at random
@@ -71,13 +81,18 @@ class Watch:
                 "optimizer after attach()"
             )
 
+    def without_gradient(self, forward: object) -> None:
+        """A place runs without gradients in a forward with gradients: does a later one, or a checkpoint?"""
+        self._no_history += self._last is not forward
+        self._last = forward
+
     def frozen_on_purpose(self) -> None:
         """Say nothing of parameters that are not trained."""
         self._decided = True
 
     def gradient(self, originals: Tensor, related: Tensor) -> None:
         """The gradients of both streams arrive: is that of the related rows zero?"""
-        self._new_gradient = True
+        self._new_gradient = self._gradients_came = True
         if self._gradients >= _FIRST_STEPS or not bool(originals.any()):
             return
         self._gradients += 1
