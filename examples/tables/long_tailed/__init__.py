@@ -35,10 +35,18 @@ BALANCED, BALANCED_50, RESNET, RIDE, PACO = SYSTEMS = (
     "RIDE",
     "PaCo",
 )
+
+
+def _thin_resnet() -> nn.Module:
+    from examples.tables.long_tailed.thin_resnet import ThinResNet  # which imports torchvision
+
+    return ThinResNet(CLASSES)
+
+
 MADE: dict[str, Callable[[], nn.Module]] = {
     BALANCED: lambda: ConvNet(CLASSES),
     BALANCED_50: lambda: ConvNet(CLASSES),
-    RESNET: lambda: _thin_resnet(),
+    RESNET: _thin_resnet,
     RIDE: lambda: Experts(CLASSES),
     PACO: lambda: PaCo(CLASSES),
 }
@@ -55,21 +63,18 @@ PLACES: dict[str, dict[str, Any]] = {
 # 85.5; 0.1 and 5e-3 86.0; 0.1 and 1e-2 82.8. PaCo: 0.5 and 2e-3 83.7; 0.2 and 5e-3 82.5. The ResNet: 0.1 and
 # 2e-3 76.2; 0.1 and 5e-3 77.0; 0.3 and 3e-3 74.8.
 RECIPE = Recipe(steps=2400, batch_size=64, learning_rate=0.3, weight_decay=3e-3)
+OTHERS = {
+    RESNET: {"learning_rate": 0.1, "weight_decay": 5e-3},
+    PACO: {"learning_rate": 0.5, "weight_decay": 2e-3},
+}
 QUEUE = 1024  # keys that PaCo remembers
-
-
-def _thin_resnet() -> nn.Module:
-    from examples.tables.long_tailed.thin_resnet import ThinResNet  # which imports torchvision
-
-    return ThinResNet(CLASSES)
 
 
 def settings(job: Job) -> Mapping[str, Any]:
     """All that decides the numbers of a run."""
     imbalance = 50 if job.system == BALANCED_50 else 100
     chosen = asdict(RECIPE) | {"system": job.system, "most": 100, "imbalance": imbalance, "tested": 2}
-    if job.system == RESNET:
-        chosen |= {"learning_rate": 0.1, "weight_decay": 5e-3}
+    chosen |= OTHERS.get(job.system, {})
     return job.adapted(chosen, quick={"steps": 6, "most": 20, "tested": 1})
 
 

@@ -184,6 +184,7 @@ class Streams:
             forward.blind = True
             marks.put(y, mark)
             return
+        self._family.watch.with_gradient()
         marks.put_by_history(y, mark)
         y.register_hook(functools.partial(self._gradient_came, forward, axis, samples))
 

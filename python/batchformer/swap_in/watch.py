@@ -22,12 +22,12 @@ class Watch:
         self._said: list[str] = []
         self._forwards = 0
         self._frozen = 0  # of them, those with nothing to train
-        self._gradients_came = False
         self._gradients = 0  # backwards in which the original rows had a gradient
         self._without = 0  # of them, those in which the related rows had none
         self._new_gradient = False  # since the last forward
-        self._no_history = 0  # forwards with a place without gradients, of a model with gradients
+        self._without_gradients = 0  # forwards with a place without gradients, of a model with gradients
         self._last: object = None  # of these forwards
+        self._with_gradients = False  # whether a place has ever run with gradients
         self._moves = 0  # how often the rest of the model moved, and the module did not, though it had one
         self._before: tuple[list[Any], list[Any]] | None = None
         self._decided = False
@@ -46,7 +46,7 @@ class Watch:
         if self._decided or self._forwards >= _FIRST_FORWARDS or not torch.is_grad_enabled():
             return
         self._forwards += 1
-        if self._no_history >= _FIRST_STEPS and not self._gradients_came:
+        if self._without_gradients >= _FIRST_STEPS and not self._with_gradients:
             self._decided = True
             self._say(
                 "its place runs without gradients, as under torch.no_grad(), so that nothing trains it: "
@@ -82,9 +82,13 @@ class Watch:
             )
 
     def without_gradient(self, forward: object) -> None:
-        """A place runs without gradients in a forward with gradients: does a later one, or a checkpoint?"""
-        self._no_history += self._last is not forward
+        """A place runs without gradients in a forward with gradients: does another, or a checkpoint later?"""
+        self._without_gradients += self._last is not forward
         self._last = forward
+
+    def with_gradient(self) -> None:
+        """A place runs with gradients."""
+        self._with_gradients = True
 
     def frozen_on_purpose(self) -> None:
         """Say nothing of parameters that are not trained."""
@@ -92,7 +96,7 @@ class Watch:
 
     def gradient(self, originals: Tensor, related: Tensor) -> None:
         """The gradients of both streams arrive: is that of the related rows zero?"""
-        self._new_gradient = self._gradients_came = True
+        self._new_gradient = True
         if self._gradients >= _FIRST_STEPS or not bool(originals.any()):
             return
         self._gradients += 1
