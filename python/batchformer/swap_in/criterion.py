@@ -265,11 +265,11 @@ class _Outputs:
         ]
 
     def sizes_before(self) -> list[tuple[int, ...]]:
-        """Of each output whose first axis is not the batch's, the sizes of the axes before that, and N."""
+        """The sizes of the axes before the batch, and N, of each output that has them and is no stack."""
         found = []
         for tensor, (mark, _, _) in zip(self.doubled, self._found, strict=True):
             axis = mark.axis_of(tensor)
-            if axis:
+            if axis and (torch.compiler.is_compiling() or split.axis_of_stack(tensor) is None):
                 found.append((*tensor.shape[:axis], mark.samples))
         return found
 

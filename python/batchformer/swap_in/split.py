@@ -128,9 +128,9 @@ def join(tensor: Tensor, mark: Split) -> tuple[Tensor, int]:
             )
     else:
         rows, related = (each.to(tensor.dtype).contiguous() for each in (rows, related))
+    axis = _axis_of_rows(tensor, source, source.stride(mark.axis))
     own, counterpart = (_same_view(each, tensor, source) for each in (rows, related))
     tensor = _Rows.apply(own, tensor, mark) if tensor.requires_grad else own
-    axis = _axis_of_rows(tensor, source, source.stride(mark.axis))
     if axis is None:  # of one sample
         tensor, counterpart, axis = tensor[None], counterpart[None], 0
     return _both(tensor, counterpart, axis, mark), tensor.shape[axis]
