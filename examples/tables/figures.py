@@ -27,7 +27,7 @@ CHOOSING = {"color": "#0072B2", "markerfacecolor": "white"}  # BatchFormer again
 
 WIDTH = 5.6  # inches; on a telephone, 340 pixels wide, letters of 11 points are then 9 pixels high
 POINTS = 11
-TITLE = 46  # letters of a title in a line
+TITLE, NAME = 46, 28  # letters of a title and of a comparison in a line
 ORDER = (*GROUPS, "Seen", "Unseen")  # of the classes of samples
 
 
@@ -38,13 +38,16 @@ def draw_differences(path: Path, summary: Summary) -> Path | None:
     systems, columns = summary.systems, summary.table.primary
     orders = {system: summary.table.contrasts_of(system) for system in systems}
     shown = [(system, column) for system in systems for column in columns]
-    heights = [0.3 * len(orders[system]) + 0.8 for system, _ in shown]  # inches
+    names = {system: [textwrap.fill(f"{a} - {b}", NAME) for a, b in orders[system]] for system in systems}
+    row = 0.45 if any("\n" in name for each in names.values() for name in each) else 0.3  # inches
+    heights = [row * len(orders[system]) + 0.8 for system, _ in shown]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.9), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.06)  # inches
     panels = figure.subplots(len(shown), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for (system, column), axes in zip(shown, panels, strict=True):
         found = [each for each in summary.primary if (each.system, each.column) == (system, column)]
         _draw(axes, found, orders[system], summary.table.arms)
+        axes.set_yticks(range(len(names[system])), names[system])
         axes.set_title(textwrap.fill(f"{system}: {column}", TITLE), fontsize=POINTS, loc="left")
     panels[-1].set_xlabel("difference (points)", fontsize=POINTS)
     figure.suptitle(textwrap.fill(_title(summary), TITLE), fontsize=POINTS + 1)
@@ -60,7 +63,6 @@ def _draw(axes: Axes, found: Sequence[Difference], order: list[tuple[str, str]],
         error = [[each.mean - each.low], [each.high - each.mean]] if each.has_interval else None
         style = _style(each, arms)
         axes.errorbar(each.mean, place, xerr=error, markersize=6, capsize=3, linewidth=1.4, **style)
-    axes.set_yticks(range(len(order)), [f"{first} - {second}" for first, second in order])
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_tick_params(labelbottom=True)
