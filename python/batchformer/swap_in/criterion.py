@@ -246,7 +246,8 @@ class _Outputs:
                 "similarities in the criterion, take batches of another size, or let the model compute its "
                 "loss, if it can"
             )
-        number = mark.axis_of(tensor) if type(mark) is Doubled else None
+        known = type(mark) is Doubled and not torch.compiler.is_compiling()
+        number = mark.axis_of(tensor) if known else None
         if number is None:
             number = rows[0] if rows and 0 not in rows else 0
         return _axis(position, tensor, number, mark.origin, first_row)
@@ -266,10 +267,12 @@ class _Outputs:
 
     def sizes_before(self) -> list[tuple[int, ...]]:
         """The sizes of the axes before the batch, and N, of each output that has them and is no stack."""
-        found = []
+        found: list[tuple[int, ...]] = []
+        if torch.compiler.is_compiling():  # a graph does not show it
+            return found
         for tensor, (mark, _, _) in zip(self.doubled, self._found, strict=True):
             axis = mark.axis_of(tensor)
-            if axis and (torch.compiler.is_compiling() or split.axis_of_stack(tensor) is None):
+            if axis and split.axis_of_stack(tensor) is None:
                 found.append((*tensor.shape[:axis], mark.samples))
         return found
 
