@@ -462,6 +462,16 @@ def test_a_term_that_is_not_wrapped_is_refused_beside_those_that_are(change, ter
         (loss + 1e-6 * outputs.square().sum()).backward()
 
 
+def test_a_term_that_is_not_wrapped_is_refused_in_the_next_forward_on_a_device():
+    model, attachment = attached(outputs="originals")
+    attachment._family.entry.check_later(torch.tensor(False))
+    model(X)
+    attachment._family.entry.check_later(torch.tensor(True))
+    with refused(RuntimeError, saying="every loss"):
+        model(X)
+    model(X)
+
+
 def test_detached_outputs_with_a_gradient_of_their_own_are_refused():
     model, attachment = attached(outputs="originals")
     outputs = model(X)

@@ -51,14 +51,14 @@ def take_originals(output: Tensor, mark: Doubled) -> Tensor:
 def _gradient_of_originals(mark: Split, grad: Tensor) -> None:
     if grad is mark.zero:
         return
-    unwrapped = grad.any()
-    if grad.is_cpu:
-        check_gradient(unwrapped)
+    of_wrapped = mark.zero is not None  # whether that of a wrapped criterion has come, too
+    if of_wrapped and not grad.is_cpu:
+        mark.forward.owner.entry.check_later(grad.any())
     else:
-        mark.forward.owner.entry.check_later(unwrapped)
+        check_gradient(grad.any() if of_wrapped else True)
 
 
-def check_gradient(unwrapped: Tensor) -> None:
+def check_gradient(unwrapped: Tensor | bool) -> None:
     """Raise RuntimeError if returned originals got another gradient than that of wrapped criteria."""
     if unwrapped:
         raise RuntimeError(
