@@ -7,7 +7,7 @@ and how many samples the batch had.
 
 import threading
 import weakref
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
@@ -177,8 +177,8 @@ def _nearest(node: Node) -> Mark | None:
     return hidden
 
 
-def _history(node: Node) -> Iterator[Node]:
-    """A node and all that it was computed from, at 0.1 microseconds each.
+def _history(node: Node, ends: Callable[[Node], bool] | None = None) -> Iterator[Node]:
+    """A node and all that it was computed from, at 0.1 microseconds each; none behind `ends`.
 
     Depth first along the first inputs, which lead to the activations.
     """
@@ -186,6 +186,8 @@ def _history(node: Node) -> Iterator[Node]:
     while waiting:
         node = waiting.pop()
         yield node
+        if ends is not None and ends(node):
+            continue
         for following, _ in reversed(node.next_functions):
             if following is not None and following not in seen:
                 seen.add(following)
@@ -217,17 +219,14 @@ def names_on_path(tensor: Tensor) -> list[str]:
 
 def all_doubled(tensor: Tensor, cuts: Container[str]) -> Iterator[Doubled]:
     """The nearest marks in all that a tensor was computed from, but not behind nodes of the names `cuts`."""
-    known: set[Node] = set()
-    waiting = [] if tensor.grad_fn is None else [tensor.grad_fn]
-    while waiting:
-        node: Node = waiting.pop()
-        mark = node.metadata.get(_KEY)
+
+    def ends(node: Node) -> bool:
+        return _KEY in node.metadata or node.name() in cuts
+
+    for node in () if tensor.grad_fn is None else _history(tensor.grad_fn, ends):
+        mark = cast("dict[str, Any]", node.metadata).get(_KEY)
         if isinstance(mark, Doubled):
             yield mark
-        elif mark is None and node.name() not in cuts:
-            following = {each for each, _ in node.next_functions if each is not None} - known
-            known |= following
-            waiting += following
 
 
 def pairs_of(tensor: Tensor) -> Pairs:

@@ -5,7 +5,6 @@ several models, several batches, or one output twice, in any order and thread; r
 arguments.
 """
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from batchformer import marks
 from batchformer.marks import Doubled, Hidden, Mark, Pairs, Split, Twice
 from batchformer.swap_in import split
+from batchformer.swap_in.family import deep_copied
 from batchformer.swap_in.hooks import stock_method
 from batchformer.swap_in.pairings import Axis, Both, call_for_each
 from batchformer.swap_in.rules import Batch, Name, leaves, map_tensors
@@ -43,9 +43,7 @@ class Judge:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Judge":
         """A copy that belongs to the copy of the model, also if that is made later."""
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        copied = deep_copied(self, memo)
         if copied._family is self._family:
             self._family.adopt_later(copied, memo)
         return copied
@@ -338,12 +336,10 @@ def _changed_rows(node: Any) -> Tensor | None:
     index: Tensor | None
     if name == "IndexPutBackward0":
         index = node._saved_indices[0]
-        masks = index is not None and index.dtype in (torch.bool, torch.uint8)
-        return index.nonzero()[:, 0] if index is not None and masks else index
-    if name.startswith("Scatter"):
-        index = node._saved_index
-        if index is None:
-            return None
+        is_mask = index is not None and index.dtype in (torch.bool, torch.uint8)
+        return index.nonzero()[:, 0] if is_mask else index
+    index = node._saved_index if name.startswith("Scatter") else None
+    if index is not None:
         # Along another axis the entries are in as many rows as the index has. -1 is saved as 2**64 - 1.
         along_rows = node._saved_dim in (0, 2**64 - index.dim())
         return index if along_rows else torch.arange(len(index))

@@ -84,8 +84,9 @@ class Entry:
         family.compiled.enter(forward)  # parts of the model may be compiled, or this hook alone be not
         if not compiling:
             self._check_data_parallel()
-            while self._to_check:
-                split.check_gradient(self._to_check.pop())
+            unwrapped, self._to_check = self._to_check, []
+            if any(unwrapped):
+                split.raise_unwrapped_term()
             if self._shards_to_check:
                 self._shards_to_check -= 1
                 check_sharded(model, family.attachment.inserted, self._places)
@@ -172,10 +173,11 @@ class Entry:
             )
         axis = mark.axis_of(tensor, other=split.axis_of_stack(tensor))
         before_axis = mark.before if axis is None else tuple(tensor.shape[:axis])
-        marks.put(
-            tensor, Doubled(mark.forward, mark.samples, origin=mark.origin, pairs=pairs, before=before_axis)
-        )
-        return split.take_originals(tensor, mark) if self._originals_alone else tensor
+        doubled = Doubled(mark.forward, mark.samples, origin=mark.origin, pairs=pairs, before=before_axis)
+        marks.put(tensor, doubled)
+        if axis is None or not self._originals_alone:
+            return tensor
+        return split.take_originals(tensor, doubled, axis)
 
     def _check_reached(self, forward: Forward, found: list[Mark | None]) -> None:
         """Raise RuntimeError if the model's outputs do not depend on the outputs at the places.

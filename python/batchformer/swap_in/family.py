@@ -283,8 +283,11 @@ class Family:
 
 def copied_with(model: nn.Module, part: Part, memo: dict[int, Any]) -> Part:
     """What belongs to a model, for a deep copy: a copy if the model is copied, else itself."""
-    if id(model) not in memo:
-        return part
+    return deep_copied(part, memo) if id(model) in memo else part
+
+
+def deep_copied(part: Part, memo: dict[int, Any]) -> Part:
+    """A deep copy, as an object without a ``__deepcopy__`` of its own has it."""
     copied = type(part).__new__(type(part))
     memo[id(part)] = copied
     copied.__dict__.update(copy.deepcopy(part.__dict__, memo))

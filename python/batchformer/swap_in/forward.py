@@ -26,8 +26,8 @@ class Forward:
         """Whether something was doubled without a history: then only the number of rows shows it."""
         self.last_token: Any = None
         """Which token of each sample is classified, in a model that pools after its classifier."""
-        self.needs_gradient = False
-        """Whether it began with gradients."""
+        self.has_gradients = False
+        """Whether it began with gradients, and no place has run without."""
         self.caller: Any = None
         """The Python frame that called it, while it runs."""
         self.answered = answered
@@ -40,7 +40,7 @@ _OPEN = threading.local()
 def enter(forward: Forward) -> None:
     """Begin: what runs in this thread from now on belongs to it."""
     forward.caller = sys._getframe(2)
-    forward.needs_gradient = torch.is_grad_enabled()
+    forward.has_gradients = torch.is_grad_enabled()
     _stack().append(forward)
 
 

@@ -9,7 +9,7 @@ gets a gradient of zero: its hooks run, as those of FSDP2, and another gradient 
 """
 
 import functools
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,14 +20,11 @@ from batchformer.marks import Doubled, Split
 _COPIES = {"CloneBackward0", "ToCopyBackward0", "_DDPSinkBackward", "AliasBackward0"}
 
 
-def take_originals(output: Tensor, mark: Doubled) -> Tensor:
-    """The first N rows of an output `[2N, ...]`, or stacked as `[..., 2N, ...]`; itself if it has none.
+def take_originals(output: Tensor, mark: Doubled, axis: int) -> Tensor:
+    """The first N rows of an output that has both streams along an axis.
 
     The mark of the result holds what is needed to find the related rows.
     """
-    axis = mark.axis_of(output, other=axis_of_stack(output))
-    if axis is None:
-        return output
     # Not chunk(): its halves share one node, which would hold a reference to itself.
     original, rows, related = (output.narrow(axis, first, mark.samples) for first in (0, 0, mark.samples))
     detached = original.detach()
@@ -40,7 +37,7 @@ def take_originals(output: Tensor, mark: Doubled) -> Tensor:
         version_of(detached),
         axis,
         origin=mark.origin,
-        before=tuple(output.shape[:axis]),
+        before=mark.before,
     )
     marks.put(original, split)
     if original.requires_grad:
@@ -51,20 +48,18 @@ def take_originals(output: Tensor, mark: Doubled) -> Tensor:
 def _gradient_of_originals(mark: Split, grad: Tensor) -> None:
     if grad is mark.zero:
         return
-    of_wrapped = mark.zero is not None  # whether that of a wrapped criterion has come, too
-    if of_wrapped and not grad.is_cpu:
+    if mark.zero is not None and not grad.is_cpu:
         mark.forward.owner.entry.check_later(grad.any())
-    else:
-        check_gradient(grad.any() if of_wrapped else True)
+    elif mark.zero is None or grad.any():
+        raise_unwrapped_term()
 
 
-def check_gradient(unwrapped: Tensor | bool) -> None:
-    """Raise RuntimeError if returned originals got another gradient than that of wrapped criteria."""
-    if unwrapped:
-        raise RuntimeError(
-            "criterion: expected every loss of the outputs to be wrapped, as only wrapped losses get the "
-            "related rows, got the gradient of one that is not: attachment.wrap() for each term"
-        )
+def raise_unwrapped_term() -> NoReturn:
+    """Raise RuntimeError for a gradient of returned originals that no wrapped criterion gave."""
+    raise RuntimeError(
+        "criterion: expected every loss of the outputs to be wrapped, as only wrapped losses get the "
+        "related rows, got the gradient of one that is not: attachment.wrap() for each term"
+    )
 
 
 class _Rows(torch.autograd.Function):

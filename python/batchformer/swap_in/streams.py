@@ -179,8 +179,9 @@ class Streams:
         samples = y.shape[axis] // 2
         mark = Doubled(forward, samples, origin=origin, before=tuple(y.shape[:axis]))
         if y.grad_fn is None:
-            if forward.needs_gradient and not torch.is_grad_enabled():
-                self._family.watch.without_gradient(forward)
+            if forward.has_gradients and not torch.is_grad_enabled():
+                forward.has_gradients = False
+                self._family.watch.without_gradient()
             forward.blind = True
             marks.put(y, mark)
             return

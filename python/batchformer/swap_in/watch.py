@@ -26,7 +26,6 @@ class Watch:
         self._without = 0  # of them, those in which the related rows had none
         self._new_gradient = False  # since the last forward
         self._without_gradients = 0  # forwards with a place without gradients, of a model with gradients
-        self._last: object = None  # of these forwards
         self._with_gradients = False  # whether a place has ever run with gradients
         self._moves = 0  # how often the rest of the model moved, and the module did not, though it had one
         self._before: tuple[list[Any], list[Any]] | None = None
@@ -39,7 +38,7 @@ class Watch:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the values of the parameters."""
-        return self.__dict__ | {"_before": None, "_in_evaluation": None, "_last": None}
+        return self.__dict__ | {"_before": None, "_in_evaluation": None}
 
     def forward(self, model: nn.Module, inserted: nn.Module) -> None:
         """A training forward begins: are the modules frozen, or left out of the optimizer?"""
@@ -81,10 +80,9 @@ class Watch:
                 "optimizer after attach()"
             )
 
-    def without_gradient(self, forward: object) -> None:
-        """A place runs without gradients in a forward with gradients: does another, or a checkpoint later?"""
-        self._without_gradients += self._last is not forward
-        self._last = forward
+    def without_gradient(self) -> None:
+        """The first place without gradients in a forward: has another any, or a checkpoint later?"""
+        self._without_gradients += 1
 
     def with_gradient(self) -> None:
         """A place runs with gradients."""
