@@ -68,6 +68,7 @@ TARGETS = (
         "x: expected both streams along the first axis, got shape [3, 8, 5] with 8 rows of both along "
         "another; move that axis to the front, or take them apart in a wrapped criterion",
         *ANOTHER_AXIS,
+        computed=True,
     ),
     Row(
         lambda: bf.related([1, 2, 3]),
