@@ -71,6 +71,17 @@ def layer_forward(
     return norm("norm2", x + feedforward(x))
 
 
+def of_queries(layer: bf.TransformerEncoderLayer) -> bf.ops.Parameters:
+    """The parameters for keys and values that a call brings: the projection is that of the queries."""
+    parameters = layer._parameters_of_op()
+    bias = parameters.in_proj_bias
+    channels = parameters.in_proj_weight.shape[1]
+    return parameters._replace(
+        in_proj_weight=parameters.in_proj_weight[:channels],
+        in_proj_bias=None if bias is None else bias[:channels],
+    )
+
+
 def mix(state: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -217,6 +217,22 @@ def test_gradcheck_passes_in_float64(norm_first, activation, p, device, path):
     assert torch.autograd.gradcheck(op, (x, *parameters))
 
 
+@pytest.mark.parametrize(("batch_first", "l"), [(False, 1), (False, 3), (True, 1), (True, 3)])
+def test_the_output_may_be_changed_in_place(batch_first, l, path):
+    layer = bf.TransformerEncoderLayer(16, 4, 16, 0.5, batch_first=batch_first)
+    x = torch.randn(5, l, 16, requires_grad=True)
+    layer(x).add_(1).square().sum().backward()
+    assert x.grad.any()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_hidden_units_is_torchs():
+    theirs, ours = layers(16, 4, 0, 0.0, dtype=torch.float64)
+    x = torch.randn(5, 3, 16, dtype=torch.float64)
+    grad_y = torch.randn_like(x)
+    assert_near(results(ours, ours, x, grad_y), results(theirs, theirs, x, grad_y), torch.float64)
+
+
 def test_frozen_parameters_get_no_gradient_and_the_input_still_does():
     theirs, ours = layers(16, 4, 16, 0.0, dtype=torch.float64)
     x = torch.randn(5, 3, 16, dtype=torch.float64)

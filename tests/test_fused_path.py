@@ -10,7 +10,7 @@ import batchformer as bf
 from batchformer.benchmark.competitors import OURS, Setting
 from batchformer.benchmark.memory import saved_floats
 from batchformer.benchmark.shapes import Shape
-from reference import layers, results
+from reference import layers, of_queries, results
 from tolerances import assert_near
 
 # Tiles of positions, tiles of rows of one position, several positions of many samples, small ones, and one
@@ -59,7 +59,10 @@ def test_any_number_of_threads_gives_the_same_bits(n, l, c, heads, norm_first, d
     assert_same(runs[2], runs[0])
 
 
-@pytest.mark.parametrize(("n", "l", "c", "heads"), [(4, 850, 32, 4), (600, 1, 128, 4)])
+@pytest.mark.parametrize(
+    ("n", "l", "c", "heads"),
+    [(4, 850, 32, 4), (600, 1, 128, 4), (3, 850, 32, 8), (5, 197, 32, 4), (6, 300, 12, 4), (7, 1000, 32, 8)],
+)
 def test_sixteen_and_sixty_four_threads_give_the_bits_of_one(n, l, c, heads, threads):
     """So many get smaller tiles, and more of them before the gradients of the weights."""
     layer = bf.TransformerEncoderLayer(c, heads, c, 0.5)
@@ -70,6 +73,21 @@ def test_sixteen_and_sixty_four_threads_give_the_bits_of_one(n, l, c, heads, thr
         runs.append(training_step(layer, x, seed=1))
     assert_same(runs[1], runs[0])
     assert_same(runs[2], runs[0])
+
+
+@pytest.mark.parametrize(("n", "l", "keys"), [(2, 850, 5), (4, 850, 5), (4, 850, 20)])
+def test_sixteen_threads_give_the_bits_of_one_with_the_keys_of_others(n, l, keys, threads):
+    x, keys_values = torch.randn(n, l, 32), torch.randn(keys, l, 64)
+    layer = bf.TransformerEncoderLayer(32, 4, 32, 0.0)
+    parameters = of_queries(layer)
+    runs = []
+    for count in (1, 16):
+        threads(count)
+        leaves = [each.clone().requires_grad_() for each in (x, keys_values)]
+        y = bf.ops.encoder_layer(leaves[0], parameters, layer._config(), keys_values=leaves[1])
+        grads = torch.autograd.grad(y.square().sum(), [*leaves, *layer.parameters()], materialize_grads=True)
+        runs.append({str(number): each for number, each in enumerate((y.detach(), *grads))})
+    assert_same(runs[1], runs[0])
 
 
 def test_callers_in_eight_threads_get_what_one_gets():

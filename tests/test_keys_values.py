@@ -12,7 +12,7 @@ import batchformer as bf
 from batchformer.benchmark.competitors import OURS, Setting
 from batchformer.benchmark.memory import peak_floats, saved_floats
 from batchformer.benchmark.shapes import Shape
-from reference import ALL, layers, multiplier, multipliers
+from reference import ALL, layers, multiplier, multipliers, of_queries
 from tolerances import assert_near, relative_error
 
 C, F_WIDTH, HEADS = 24, 37, 4
@@ -27,16 +27,6 @@ def layer_of(dtype=torch.float64, **options):
 def tokens(layer, n, l, width=C, dtype=torch.float64):
     shape = (l, n, width) if layer.self_attn.batch_first else (n, l, width)
     return torch.randn(shape, dtype=dtype)
-
-
-def of_queries(layer) -> bf.ops.Parameters:
-    parameters = layer._parameters_of_op()
-    bias = parameters.in_proj_bias
-    channels = parameters.in_proj_weight.shape[1]
-    return parameters._replace(
-        in_proj_weight=parameters.in_proj_weight[:channels],
-        in_proj_bias=None if bias is None else bias[:channels],
-    )
 
 
 def op(layer, x, keys_values, seed=None, key_count=None, dropout=(0.0,) * 4):
@@ -337,6 +327,25 @@ def test_recompute_keeps_the_arguments_alone_and_gives_the_same():
         for recompute in (False, True)
     ]
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_keys_of_probability_0_may_come_first():
+    """The first block of them has no score above -inf."""
+    layer = layer_of(torch.float32)
+    with torch.no_grad():
+        layer.self_attn.in_proj_weight[:C] = 0
+        layer.self_attn.in_proj_bias[:C] = 10
+    keys_values = tokens(layer, 200, 1, 2 * C, torch.float32)
+    without = keys_values[130:].clone().requires_grad_()
+    keys_values[:130, :, :C] = -3e38
+    x = tokens(layer, 5, 1, dtype=torch.float32)
+    keys_values.requires_grad_()
+    actual, expected = (op(layer, x, each) for each in (keys_values, without))
+    (grad,) = torch.autograd.grad(actual.square().sum(), keys_values)
+    (grad_without,) = torch.autograd.grad(expected.square().sum(), without)
+    assert relative_error(actual.detach(), expected.detach()) < 1e-6
+    assert relative_error(grad[130:, :, C:], grad_without[:, :, C:]) < 1e-5
+    assert not grad[:130, :, C:].any()
 
 
 def test_memory_grows_with_samples_and_keys_and_not_with_their_product():

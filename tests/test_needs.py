@@ -49,6 +49,12 @@ def test_a_gradient_is_the_same_whichever_others_are_needed(n, l, norm_first, ac
         assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+def test_a_backward_that_nothing_needs_gives_nothing(norm_first, path):
+    arguments, grad_y = call(33, 1, norm_first=norm_first)
+    assert gradients(arguments, grad_y, NOTHING) == ([], [])
+
+
 def saved_floats(needs, *, norm_first=False) -> float:
     arguments, _ = call(33, 1, norm_first=norm_first)
     return sum(tensor.numel() for tensor in OP(*arguments, needs)[1]) / arguments[0].numel()

@@ -162,10 +162,11 @@ fn to_rows(tokens: &Tensor, dims: &Dims) -> Result<Tensor> {
     by_position(tokens, dims.batch_first)?.f_reshape(rows)?.f_contiguous()
 }
 
-/// The inverse of [`to_rows`].
+/// The inverse of [`to_rows`], and no view of the rows: autograd does not let views be changed in place.
 fn from_rows(rows: &Tensor, dims: &Dims) -> Result<Tensor> {
     let tokens = rows.f_view([dims.positions, dims.samples, dims.channels])?;
-    by_position(&tokens, dims.batch_first)?.f_contiguous()
+    let tokens = by_position(&tokens, dims.batch_first)?.f_contiguous()?;
+    tokens.f_internal_unsafe_view(tokens.size())
 }
 
 /// The rows that are kept, in the shapes of the table.

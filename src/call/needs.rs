@@ -72,6 +72,11 @@ impl Needs {
         self.order_from(piece).any(|piece| self.of(piece))
     }
 
+    /// Whether any gradient is needed.
+    pub fn any(&self) -> bool {
+        POST_NORM.into_iter().any(|piece| self.of(piece))
+    }
+
     /// Whether the backward continues past this piece.
     pub fn pass(&self, piece: Piece) -> bool {
         self.order_from(piece).skip(1).any(|piece| self.of(piece))

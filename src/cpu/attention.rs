@@ -27,6 +27,12 @@ struct HeadRows<'a, T> {
     tokens: TokenRows,
 }
 
+/// Positions whose attention is computed at a time: one; if they are small, as many as fill the lanes, and a block of
+/// keys.
+pub fn positions_of_a_block(samples: usize, keys: usize) -> usize {
+    (LANE_STEP / samples).min(KEYS / keys).max(1)
+}
+
 /// Queries of one position, or of several, and all their keys.
 #[derive(Clone)]
 struct HeadBlock {
@@ -55,13 +61,13 @@ impl<'a, T: Real> HeadRows<'a, T> {
         self.layer.channels() / self.layer.heads
     }
 
-    /// Positions computed at a time: one; if they are small, as many as fill the lanes, and a block of keys.
+    /// As [`positions_of_a_block`], or one.
     ///
     /// Several positions in a block are multiplied with each other, by probabilities of 0, through which a NaN or
     /// infinity would spread: 0 times NaN is NaN. If there is any in `values`, positions are computed one by one.
     fn positions_together(&self, values: &[Matrix<T>]) -> usize {
         let LayerView { samples, keys, .. } = *self.layer;
-        let positions = (LANE_STEP / samples).min(KEYS / keys);
+        let positions = positions_of_a_block(samples, keys);
         if positions < 2 || !values.iter().all(|&rows| all_finite(rows)) {
             return 1;
         }

@@ -1,5 +1,6 @@
 //! How the rows of a call are divided, so that the order of every sum is the same for any number of threads.
 
+use super::attention::positions_of_a_block;
 use super::kernels::attention::QUERIES;
 use crate::call::Dims;
 
@@ -46,7 +47,8 @@ impl Plan {
         let (samples, positions) = (dims.samples as usize, dims.positions as usize);
         let rows = samples * positions;
         if positions > 1 && samples <= TILED_SAMPLES && rows >= TILED_ROWS {
-            return Self::tiled(samples, positions, threads);
+            let together = positions_of_a_block(samples, dims.counted_keys as usize);
+            return Self::tiled(samples, positions, together, threads);
         }
         let unit = (GATHERED_ROWS / samples).clamp(1, positions);
         let norm_rows = if samples < 1024 { 16 } else { 64 };
@@ -56,10 +58,12 @@ impl Plan {
         Self { tile: None, row_tile, gathered: unit, unit, norm_rows }
     }
 
-    fn tiled(samples: usize, positions: usize, threads: usize) -> Self {
+    /// A block is of whole groups of positions whose attention is computed together, as the chains of a sum are those of
+    /// a position's place in its group.
+    fn tiled(samples: usize, positions: usize, together: usize, threads: usize) -> Self {
         let tiles = TILES * (samples * positions).div_ceil(TILES * TILE_ROWS);
         let most = positions.div_ceil(tiles);
-        let block = most.div_ceil(BLOCKS);
+        let block = most.div_ceil(BLOCKS).next_multiple_of(together);
         let most = block * most.div_ceil(block);
         let wanted = TILES_OF_A_THREAD * threads;
         let tile = block * (positions.div_ceil(block) / wanted).clamp(1, most / block);
@@ -119,6 +123,19 @@ mod tests {
                 );
                 let units = many.gathered % many.unit == 0;
                 assert!(units || many.gathered == shape[1] as usize, "{shape:?} {threads}");
+            }
+        }
+    }
+
+    #[test]
+    fn groups_of_positions_are_whole_for_any_number_of_threads() {
+        for shape in [[3, 850, 32], [5, 197, 32], [6, 300, 12], [7, 1000, 32]] {
+            let together = positions_of_a_block(shape[0] as usize, shape[0] as usize);
+            assert!(together > 1);
+            for threads in [1, 4, 16, 64] {
+                let plan = plan(shape, threads);
+                assert_eq!(plan.tile.map(|tile| tile % together), Some(0), "{shape:?} {threads}");
+                assert_eq!(plan.unit % together, 0, "{shape:?} {threads}");
             }
         }
     }

@@ -13,6 +13,7 @@ use crate::call::{
 pub fn input(input: &Input) -> Result<Dims, LayerError> {
     let Input { x, params, keys_values, key_count, seed, config, .. } = input;
     check_floating("x", x)?;
+    check_memory("x", x)?;
     let channels = last_size(&params.out_proj.weight);
     let (first, second) = token_shape(x, channels, config)?;
     let (samples, positions) = if config.batch_first { (second, first) } else { (first, second) };
@@ -40,12 +41,14 @@ pub fn input(input: &Input) -> Result<Dims, LayerError> {
     };
     for (fact, tensor) in params.present() {
         check_shape(fact.name, tensor, &dims.shape(fact.shape))?;
+        check_memory(fact.name, tensor)?;
     }
     check_dtypes(x, params)?;
     if let Some(keys_values) = keys_values {
         let expected = params.in_proj.weight.f_kind()?;
         check_dtype("keys_values", keys_values, "in_proj_weight", expected)?;
         check_device("keys_values", keys_values, x)?;
+        check_memory("keys_values", keys_values)?;
     }
     check_devices(x, params, seed.as_ref())?;
     check_needs(input)?;
@@ -68,7 +71,8 @@ pub fn activation(name: &str) -> Result<Activation, LayerError> {
 pub fn grad_y(grad_y: &Tensor, x: &Tensor) -> Result<(), LayerError> {
     check_shape("grad_y", grad_y, &x.size())?;
     check_dtype("grad_y", grad_y, "x", x.f_kind()?)?;
-    check_device("grad_y", grad_y, x)
+    check_device("grad_y", grad_y, x)?;
+    check_memory("grad_y", grad_y)
 }
 
 /// What a forward of this input would have kept, from the list that the op passes on.
@@ -92,6 +96,7 @@ pub fn saved(
         check_shape(fact.name, tensor, &dims.shape(fact.shape))?;
         check_dtype(fact.name, tensor, "the forward", path.saved_dtype(fact).kind(kinds))?;
         check_device(fact.name, tensor, &input.x)?;
+        check_memory(fact.name, tensor)?;
     }
     Ok(saved)
 }
@@ -107,6 +112,7 @@ pub fn relations(x: &Tensor, in_proj: &Linear, nhead: i64) -> Result<Dims, Layer
         return Err(shape_error("x", format!("[N, {channels}]"), x));
     }
     check_heads(nhead, channels)?;
+    check_shape("in_proj_weight", &in_proj.weight, &[3 * channels, channels])?;
     check_dtype("x", x, "in_proj_weight", in_proj.weight.f_kind()?)?;
     check_device("in_proj_weight", &in_proj.weight, x)?;
     Ok(Dims {
@@ -178,7 +184,7 @@ fn counted(key_count: Option<&Tensor>, keys: i64) -> Result<i64, LayerError> {
 }
 
 fn check_heads(nhead: i64, channels: i64) -> Result<(), LayerError> {
-    if nhead < 1 || channels % nhead != 0 {
+    if nhead < 1 || channels < 1 || channels % nhead != 0 {
         return Err(LayerError::Heads { nhead, channels });
     }
     Ok(())
@@ -248,8 +254,8 @@ fn check_needs(Input { params, keys_values, needs, .. }: &Input) -> Result<(), L
 }
 
 fn check_floating(argument: &'static str, tensor: &Tensor) -> Result<(), LayerError> {
-    match tensor.f_kind()? {
-        Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double => Ok(()),
+    match tensor.f_kind().ok() {
+        Some(Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double) => Ok(()),
         got => Err(LayerError::NotFloating { argument, got }),
     }
 }
@@ -273,6 +279,15 @@ fn check_device(argument: &'static str, tensor: &Tensor, x: &Tensor) -> Result<(
         return Ok(());
     }
     Err(LayerError::Device { argument, expected, got })
+}
+
+/// A tensor whose storage was freed has a null pointer, which neither a slice nor a kernel may start from.
+fn check_memory(argument: &'static str, tensor: &Tensor) -> Result<(), LayerError> {
+    let elements = tensor.numel();
+    if elements > 0 && tensor.data_ptr().is_null() {
+        return Err(LayerError::NoMemory { argument, elements });
+    }
+    Ok(())
 }
 
 fn check_shape(argument: &'static str, tensor: &Tensor, shape: &[i64]) -> Result<(), LayerError> {

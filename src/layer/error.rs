@@ -17,9 +17,10 @@ pub enum LayerError {
         expected: String,
         got: Vec<i64>,
     },
+    /// `got` is None where tch does not know the dtype.
     NotFloating {
         argument: &'static str,
-        got: Kind,
+        got: Option<Kind>,
     },
     Dtype {
         argument: &'static str,
@@ -31,6 +32,11 @@ pub enum LayerError {
         argument: &'static str,
         expected: Device,
         got: Device,
+    },
+    /// As after `tensor.untyped_storage().resize_(0)`.
+    NoMemory {
+        argument: &'static str,
+        elements: usize,
     },
     Heads {
         nhead: i64,
@@ -120,7 +126,7 @@ impl fmt::Display for LayerError {
                 write!(
                     f,
                     "{argument}: expected a dtype of float16, bfloat16, float32 and float64, got {}",
-                    dtype(*got)
+                    got.map_or("another", dtype)
                 )
             }
             LayerError::Dtype { argument, expected, reference, got } => write!(
@@ -134,6 +140,10 @@ impl fmt::Display for LayerError {
                 "{argument}: expected device {} as x has, got {}",
                 device(*expected),
                 device(*got)
+            ),
+            LayerError::NoMemory { argument, elements } => write!(
+                f,
+                "{argument}: expected memory for its {elements} elements, got a storage that has been freed"
             ),
             LayerError::Heads { nhead, channels } => {
                 write!(f, "nhead: expected a divisor of the width {channels}, got {nhead}")
@@ -281,7 +291,7 @@ mod tests {
             got: Device::Cpu,
         };
         assert_eq!(error.to_string(), "norm1_bias: expected device cuda:1 as x has, got cpu");
-        let error = LayerError::NotFloating { argument: "x", got: Kind::Int64 };
+        let error = LayerError::NotFloating { argument: "x", got: Some(Kind::Int64) };
         assert!(error.to_string().ends_with("got int64"));
     }
 }

@@ -36,6 +36,9 @@ pub fn backward(grad_y: &Tensor, input: &Input, saved: Vec<Tensor>) -> Result<Gr
     check::grad_y(grad_y, &input.x)?;
     let path = path::choose(input, &dims)?;
     let saved = check::saved(saved, input, &dims, path)?;
+    if !input.needs.any() {
+        return Ok(Grads::none());
+    }
     let grads = match path {
         Path::Cpu => cpu::backward(grad_y, input, &saved, &dims)?,
         Path::Cuda => cuda::backward(grad_y, input, saved, &dims)?,

@@ -76,7 +76,8 @@ static ATEN_ALONE: AtomicBool = AtomicBool::new(false);
 /// The one place that chooses.
 pub fn choose(input: &Input, dims: &Dims) -> Result<Path, LayerError> {
     let device = input.x.device();
-    if ATEN_ALONE.load(Ordering::Relaxed) {
+    let without_feedforward = dims.feedforward == 0; // which the kernels do not serve, and nobody wants fast
+    if ATEN_ALONE.load(Ordering::Relaxed) || without_feedforward {
         return Ok(Path::Aten);
     }
     if device == Device::Cpu && !cuda::is_emulated() {

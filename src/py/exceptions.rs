@@ -28,6 +28,7 @@ impl From<LayerError> for PyErr {
             | LayerError::SavedCount { .. }
             | LayerError::Seed { .. } => PyValueError::new_err(sentence),
             LayerError::Torch(_)
+            | LayerError::NoMemory { .. }
             | LayerError::NoKernels { .. }
             | LayerError::Cuda(_)
             | LayerError::OutOfMemory { .. }

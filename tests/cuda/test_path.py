@@ -134,9 +134,14 @@ def tensors(case: Case) -> tuple[Tensor, ops.Parameters, Tensor | None]:
     return leaf(first, second, c, dtype=x_dtype), parameters, keys_values
 
 
-def outcome(case: Case, needed: list[int] | None = None) -> dict[str, Tensor]:
-    """The output of a training step and the gradients: all, or those of the inputs of these numbers."""
+def outcome(case: Case, needed: list[int] | None = None, uncounted: float | None = None) -> dict[str, Tensor]:
+    """The output of a training step and the gradients: all, or those of the inputs of these numbers.
+
+    `uncounted` is put into the keys that do not count.
+    """
     x, parameters, keys_values = tensors(case)
+    if uncounted is not None:
+        keys_values.data[case.counted :] = uncounted
     inputs = {"x": x, **parameters._asdict(), "keys_values": keys_values}
     for number, tensor in enumerate(inputs.values()):
         if tensor is not None and needed is not None and number not in needed:
@@ -182,6 +187,15 @@ def test_a_training_step_is_that_of_libtorch_with_the_same_masks(emulated: None,
     assert after["cuda"] == before["cuda"] + 2
     assert (after["cpu"], after["aten"]) == (before["cpu"], before["aten"])
     assert_alike(ours, by_libtorch(case), BOUNDS[case.dtypes[1]])
+
+
+@pytest.mark.parametrize("name", ["keys of others", "keys of others, wide heads"])
+def test_keys_that_do_not_count_may_hold_anything(emulated: None, name: str) -> None:
+    case = CASES[name]
+    finite, not_finite = (outcome(case, uncounted=each) for each in (1.0, float("nan")))
+    assert finite.keys() == not_finite.keys()
+    assert [each for each in finite if not torch.equal(finite[each], not_finite[each])] == []
+    assert not not_finite["keys_values"][case.counted :].any()
 
 
 @pytest.mark.parametrize("norm_first", [False, True])

@@ -53,6 +53,12 @@ HALF = {
 }
 
 
+def freed(tensor):
+    copy = tensor.clone()
+    copy.untyped_storage().resize_(0)
+    return copy
+
+
 def with_tangent():
     with forward_ad.dual_level():
         op(forward_ad.make_dual(TOKENS, torch.ones_like(TOKENS)))
@@ -84,6 +90,10 @@ NO_BIAS = Mistake(
 NOT_THE_KEYS = Mistake(
     "The op is called by hand with keys and values of other positions, another width or dtype.",
     "Project them with the last two thirds of `in_proj_weight`: `[K, L, 2C]`, for x `[N, L, C]`.",
+)
+FREED = Mistake(
+    "The storage was freed, as by `tensor.untyped_storage().resize_(0)` in code that shards or offloads.",
+    "Bring it back before the call: in FSDP, call the module that was wrapped, not one inside it.",
 )
 NO_COUNT = Mistake(
     "The op is called by hand, with a number of keys that is no tensor on the CPU, or too large.",
@@ -130,6 +140,36 @@ OP = (
         lambda: op(TOKENS.to(torch.complex64)),
         TypeError,
         "x: expected a dtype of float16, bfloat16, float32 and float64, got complex64",
+        *NOT_FLOATING,
+    ),
+    Row(
+        lambda: op(freed(TOKENS)),
+        RuntimeError,
+        "x: expected memory for its 480 elements, got a storage that has been freed",
+        *FREED,
+    ),
+    Row(
+        lambda: op(parameters=parameters(linear1_bias=freed(PARAMETERS.linear1_bias))),
+        RuntimeError,
+        "linear1_bias: expected memory for its 16 elements, got a storage that has been freed",
+        *FREED,
+    ),
+    Row(
+        lambda: with_keys(freed(KEYS_VALUES)),
+        RuntimeError,
+        "keys_values: expected memory for its 1440 elements, got a storage that has been freed",
+        *FREED,
+    ),
+    Row(
+        lambda: backward(freed(TOKENS)),
+        RuntimeError,
+        "grad_y: expected memory for its 480 elements, got a storage that has been freed",
+        *FREED,
+    ),
+    Row(
+        lambda: op(TOKENS.to(torch.uint16)),
+        TypeError,
+        "x: expected a dtype of float16, bfloat16, float32 and float64, got another",
         *NOT_FLOATING,
     ),
     Row(

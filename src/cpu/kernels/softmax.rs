@@ -117,8 +117,11 @@ impl<T: Real> Kernel for Softmax<'_, T> {
                 *max = if score > *max { score } else { *max };
             }
         }
+        // Scores of a lane that are -inf so far have probability 0; -inf - -inf would be NaN, and stay in the sum.
+        let mut level = [T::ZERO; LANES];
         for lane in 0..lanes {
-            rescale[lane] = exp::<T, S>(rescale[lane] - max[lane]);
+            level[lane] = if max[lane] == -T::INFINITY { T::ZERO } else { max[lane] };
+            rescale[lane] = exp::<T, S>(rescale[lane] - level[lane]);
             sum[lane] *= rescale[lane];
         }
         let mut factors = DropoutFactors::new(&mask, &pairs);
@@ -128,7 +131,7 @@ impl<T: Real> Kernel for Softmax<'_, T> {
             let sum_of_few = &mut sum_of_few[..lanes];
             for key in first..(first + CHAIN).min(keys) {
                 let row = &mut scores.row(key)[..lanes];
-                probabilities::<T, S>(row, &pairs, key, max);
+                probabilities::<T, S>(row, &pairs, key, &level[..lanes]);
                 for lane in 0..lanes {
                     sum_of_few[lane] += row[lane];
                 }

@@ -16,6 +16,13 @@ struct HeadTensors {
     value: Tensor,
 }
 
+/// `a b` of what the kernels make for each key, `[L H, N, K]`, with keys or values `[L H, K, D]`, over those that count:
+/// the others have factors of 0, and 0 times what is not finite is NaN.
+fn sum_over_keys(a: &Tensor, b: &Tensor, dims: &Dims) -> Result<Tensor> {
+    let counted = dims.counted_keys;
+    Ok(a.f_narrow(2, 0, counted)?.f_bmm(&b.f_narrow(1, 0, counted)?)?)
+}
+
 /// Rows of `samples` samples or keys, `[M, parts C]` in their order, as a view `[parts, L, H, samples, D]`.
 fn split(rows: &Tensor, samples: i64, dims: &Dims) -> Result<Tensor> {
     let parts = rows.numel() as i64 / (samples * dims.positions * dims.channels);
@@ -97,7 +104,7 @@ pub fn forward(call: &CudaCall, of: Projections) -> Result<Attended> {
     launch(call.device, &kernel(call, "softmax_forward"), &arguments)?;
     drop(scores);
     let rows = call.empty(&[dims.tokens(), dims.channels], kind)?;
-    merge(&rows, 0, &dropped.f_bmm(&value)?, dims.samples, dims)?;
+    merge(&rows, 0, &sum_over_keys(&dropped, &value, dims)?, dims.samples, dims)?;
     Ok(Attended { rows, logsumexp })
 }
 
@@ -136,7 +143,7 @@ pub fn backward(
 
     let attended = if want_attended {
         let rows = call.empty(&[dims.tokens(), dims.channels], kind)?;
-        merge(&rows, 0, &dropped.f_bmm(&value)?, dims.samples, dims)?;
+        merge(&rows, 0, &sum_over_keys(&dropped, &value, dims)?, dims.samples, dims)?;
         Some(rows)
     } else {
         None
@@ -147,7 +154,7 @@ pub fn backward(
     let (into, first) = grad_keys_values.as_ref().map_or((&grad_qkv, 1), |grad| (grad, 0));
     let grad_key = grad_scores.f_transpose(1, 2)?.f_bmm(&query)?;
     let grad_value = dropped.f_transpose(1, 2)?.f_bmm(&grad_heads)?;
-    merge(&grad_qkv, 0, &grad_scores.f_bmm(&key)?, dims.samples, dims)?;
+    merge(&grad_qkv, 0, &sum_over_keys(&grad_scores, &key, dims)?, dims.samples, dims)?;
     merge(into, first, &grad_key, dims.keys, dims)?;
     merge(into, first + 1, &grad_value, dims.keys, dims)?;
     Ok(AttentionGrads { qkv: grad_qkv, keys_values: grad_keys_values, attended })
