@@ -60,13 +60,14 @@ def test_the_two_stream_forward_equals_the_official_lines(training):
         assert torch.equal(actual_y, expected_y)
 
 
-@pytest.mark.parametrize("encoder", ["batch_first", "stack"])
+@pytest.mark.parametrize("encoder", ["batch_first", "wrapped batch_first", "stack"])
 def test_the_function_takes_any_encoder_and_finds_the_batch(encoder):
     layer = nn.TransformerEncoderLayer(24, 4, 24, 0.0, **F64)
     plain, given = layer, layer
-    if encoder == "batch_first":
+    if "batch_first" in encoder:
         given = nn.TransformerEncoderLayer(24, 4, 24, 0.0, batch_first=True, **F64)
         given.load_state_dict(layer.state_dict())
+        given = nn.Sequential(given) if "wrapped" in encoder else given
     else:
         plain = given = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     x, y = torch.randn(9, 24, **F64), torch.arange(9)

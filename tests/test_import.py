@@ -85,6 +85,24 @@ def test_beside_another_torch_the_error_names_both_versions_and_ends_with_the_re
     [
         ({"url": "file:///home/me/batchformer", "dir_info": {}}, "file:///home/me/batchformer"),
         ({"url": "file:///tmp/batchformer.whl", "archive_info": {}}, "batchformer"),
+        (
+            {
+                "url": "https://example.org/batchformer.git",
+                "vcs_info": {"vcs": "git", "requested_revision": "v0.2.0", "commit_id": "1234abc"},
+            },
+            "git+https://example.org/batchformer.git@v0.2.0",
+        ),
+        (
+            {
+                "url": "https://example.org/batchformer.git",
+                "vcs_info": {"vcs": "git", "commit_id": "1234abc"},
+            },
+            "git+https://example.org/batchformer.git@1234abc",
+        ),
+        (
+            {"url": "file:///home/me/batchformer", "dir_info": {"editable": True}},
+            "--editable file:///home/me/batchformer",
+        ),
         ({}, "batchformer"),
     ],
 )
@@ -97,7 +115,7 @@ def test_the_remedy_of_an_installed_package_is_to_install_it_again_from_where_it
     if origin:
         (info / "direct_url.json").write_text(json.dumps(origin))
     message = beside("2.8.1", tmp_path)
-    assert message.endswith(f"pip install --force-reinstall --no-deps {package}")
+    assert message.endswith(f"pip install --force-reinstall --no-deps --no-cache-dir {package}")
 
 
 @pytest.mark.parametrize("patch", [".0", ".1", ".1+cpu", ".0a0+git1234567"])

@@ -52,6 +52,16 @@ def test_20_steps_give_what_the_lists_of_earlier_samples_give(size, together):
     assert layer.bank.rows.untyped_storage().nbytes() == layer.bank.rows.numel() * 8, "no more than it holds"
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_sample_that_is_not_finite_enters_as_zeros(value):
+    layer, x = Layer(8), batch(3)
+    with torch.no_grad():
+        x[1, 2, 0] = value
+    assert not layer(x).isfinite().all()
+    assert torch.equal(layer.bank.look(x).rows, torch.stack([x[0], torch.zeros_like(x[1]), x[2]]).detach())
+    assert layer(batch(4)).isfinite().all()
+
+
 def test_a_step_never_writes_what_an_earlier_one_sees():
     layer = Layer(4)
     layer(batch(3))

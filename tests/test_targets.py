@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import batchformer as bf
+from error_table.targets import Shared
 
 Pair = namedtuple("Pair", ["labels", "weight"])
 BOXES = [{"labels": torch.tensor([1, 2]), "boxes": torch.rand(2, 4)}, {"labels": torch.tensor([3])}]
@@ -51,6 +52,15 @@ def test_both_halves_of_doubled_targets_are_the_targets(name):
     assert same(bf.related(doubled), targets)
     assert same(bf.original(doubled), targets)
     assert same(targets, before), "the user's own targets changed"
+
+
+def test_a_mapping_that_is_refused_is_left_as_it_was():
+    labels = torch.arange(3)
+    targets = Shared(epoch=1, labels=labels)
+    for function in (bf.duplicate, lambda given: bf.BatchFormer(8)(torch.randn(3, 8), given)):
+        with pytest.raises(TypeError, match="a mapping that copy"):
+            function(targets)
+        assert targets["labels"] is labels
 
 
 def test_originals_come_first():

@@ -4,6 +4,7 @@ import json
 import os
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 
 def _built_for() -> str:
@@ -18,8 +19,19 @@ def _install_again() -> str:
         origin = json.loads(distribution("batchformer").read_text("direct_url.json") or "{}")
     except PackageNotFoundError:  # used from a checkout
         return "make build"
-    from_source = "url" in origin and "archive_info" not in origin
-    return f"pip install --force-reinstall --no-deps {origin['url'] if from_source else 'batchformer'}"
+    # pip would take the wheel that it built for the other torch from its cache.
+    return f"pip install --force-reinstall --no-deps --no-cache-dir {_where_from(origin)}"
+
+
+def _where_from(origin: dict[str, Any]) -> str:
+    """What pip was told to install, from what it wrote down (PEP 610)."""
+    if "url" not in origin or "archive_info" in origin:
+        return "batchformer"
+    if "vcs_info" in origin:
+        version = origin["vcs_info"].get("requested_revision") or origin["vcs_info"]["commit_id"]
+        return f"{origin['vcs_info']['vcs']}+{origin['url']}@{version}"
+    editable = origin.get("dir_info", {}).get("editable", False)
+    return f"--editable {origin['url']}" if editable else str(origin["url"])
 
 
 BUILT_FOR = _built_for()

@@ -148,16 +148,29 @@ def _map_leaves(targets: Any, function: Callable[[Any], Any], *, inside: bool = 
         values = [_map_leaves(value, function, inside=True) for value in targets]
         return type(targets)(*values) if hasattr(targets, "_fields") else tuple(values)
     if isinstance(targets, MutableMapping):
-        mapped = copy.copy(targets)
-        for key, value in targets.items():
-            mapped[key] = _map_leaves(value, function, inside=True)
-        return mapped
+        mapped = {key: _map_leaves(value, function, inside=True) for key, value in targets.items()}
+        return _with_values(targets, mapped)
     if inside and isinstance(targets, _ABOUT_THE_BATCH):
         return targets
     raise TypeError(
         f"targets: expected a tensor, array or list with one entry a sample, a tuple or dict of those, or "
         f"None, got {_describe(targets)}"
     )
+
+
+def _with_values(targets: MutableMapping[Any, Any], values: dict[Any, Any]) -> MutableMapping[Any, Any]:
+    """A copy of the mapping with other values."""
+    copied = copy.copy(targets)
+    for key, value in values.items():
+        before = targets[key]
+        copied[key] = value
+        if value is not before and targets[key] is value:  # the copy and the original share what they hold
+            targets[key] = before
+            raise TypeError(
+                f"targets: expected a mapping that copy.copy copies, got a {type(targets).__name__}, whose "
+                f"copy changes with it; give it a __copy__, or pass a dict"
+            )
+    return copied
 
 
 def _leaves(targets: Any) -> Iterator[Any]:

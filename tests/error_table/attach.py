@@ -8,7 +8,7 @@ from torch import nn
 
 import batchformer as bf
 import stand_ins
-from error_table.mistakes import CHOICE, HEADS, NOT_A_MODULE
+from error_table.mistakes import CHOICE, DATA_PARALLEL, HEADS, NOT_A_MODULE
 from error_table.row import Mistake, Row
 
 NET = nn.Sequential(
@@ -155,10 +155,6 @@ NOT_ITS_OPTION = Mistake(
 WRAPPED_ALREADY = Mistake(
     "`attach` is called after the line that wraps the model.",
     "Attach first: `attach(model, …)`, then `DistributedDataParallel(model)` or `torch.compile(model)`.",
-)
-DATA_PARALLEL = Mistake(
-    "The model runs in nn.DataParallel, which would mix up the order of the two streams.",
-    "Run one process for each device, with `DistributedDataParallel`, or use one device.",
 )
 
 

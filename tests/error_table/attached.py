@@ -5,7 +5,8 @@ from torch import nn
 
 import batchformer as bf
 import stand_ins
-from error_table.attach import ATTACHMENT, DATA_PARALLEL, SMALL
+from error_table.attach import ATTACHMENT, SMALL
+from error_table.mistakes import DATA_PARALLEL
 from error_table.modules import NOT_FEATURES, X
 from error_table.row import Mistake, Row
 

@@ -46,3 +46,7 @@ CHOICE = Mistake(
     "The option has few legal values, and this is none of them.",
     "Write one of the values that the sentence lists, as it is spelled there.",
 )
+DATA_PARALLEL = Mistake(
+    "The model runs in nn.DataParallel, which would mix up the order of the two streams.",
+    "Run one process for each device, with `DistributedDataParallel`, or use one device.",
+)

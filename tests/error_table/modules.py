@@ -9,6 +9,7 @@ import batchformer as bf
 from error_table.mistakes import (
     ACTIVATION,
     CHOICE,
+    DATA_PARALLEL,
     EMPTY_BATCH,
     HEADS,
     NOT_A_MODULE,
@@ -69,6 +70,12 @@ TARGETS_SENTENCE = (
     "or None, got "
 )
 
+
+def replica(module):
+    module._is_replica = True  # as nn.DataParallel does on several devices
+    return module
+
+
 BATCHFORMER = (
     Row(lambda: bf.BatchFormer(16)([1.0]), TypeError, "x: expected a torch.Tensor, got list", *NOT_A_TENSOR),
     Row(
@@ -82,6 +89,20 @@ BATCHFORMER = (
         ValueError,
         "x: expected an even number of samples on axis 0, as streams=2 means two streams, got [5, 16]",
         *ONE_STREAM,
+    ),
+    Row(
+        lambda: replica(bf.BatchFormer(16))(X),
+        RuntimeError,
+        "BatchFormer: expected no replica of nn.DataParallel with two streams, as that gathers both "
+        "streams of each device in turn, got one; use DistributedDataParallel",
+        *DATA_PARALLEL,
+    ),
+    Row(
+        lambda: replica(bf.BatchFormerV2(16))(TOKENS),
+        RuntimeError,
+        "BatchFormerV2: expected no replica of nn.DataParallel with two streams, as that gathers both "
+        "streams of each device in turn, got one; use DistributedDataParallel",
+        *DATA_PARALLEL,
     ),
     Row(lambda: bf.BatchFormer(16)(X.long()), TypeError, NOT_FLOATING_SENTENCE, *NOT_FLOATING),
     Row(

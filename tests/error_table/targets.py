@@ -1,5 +1,7 @@
 """Rows of the functions on targets and rows: duplicate, original, related."""
 
+from collections.abc import MutableMapping
+
 import torch
 
 import batchformer as bf
@@ -18,10 +20,36 @@ RETURNED_ALONE = Mistake(
 )
 
 
+SHARES = Mistake(
+    "A mapping of another library, or of the user's own, has copies that share its targets.",
+    "Pass a dict: `bf.duplicate(dict(targets))`.",
+)
 ANOTHER_AXIS = Mistake(
     "Outputs of several layers are stacked, or positions come before the batch.",
     "`bf.original(outputs.transpose(0, 1))`.",
 )
+
+
+class Shared(MutableMapping):
+    """A mapping whose copies hold the same dict."""
+
+    def __init__(self, **values):
+        self.values_by_key = values
+
+    def __getitem__(self, key):
+        return self.values_by_key[key]
+
+    def __setitem__(self, key, value):
+        self.values_by_key[key] = value
+
+    def __delitem__(self, key):
+        del self.values_by_key[key]
+
+    def __iter__(self):
+        return iter(self.values_by_key)
+
+    def __len__(self):
+        return len(self.values_by_key)
 
 
 class Stacked(torch.nn.Linear):
@@ -61,6 +89,13 @@ TARGETS = (
         "x: expected rows of both streams, got the 4 originals that a model returned, in evaluation or with "
         'outputs="originals"; take them as they are',
         *RETURNED_ALONE,
+    ),
+    Row(
+        lambda: bf.duplicate(Shared(labels=torch.arange(3))),
+        TypeError,
+        "targets: expected a mapping that copy.copy copies, got a Shared, whose copy changes with it; "
+        "give it a __copy__, or pass a dict",
+        *SHARES,
     ),
     Row(
         lambda: bf.original(stacked()),

@@ -55,6 +55,8 @@ def for_call(src: Tensor) -> str | None:
         return f"src is on {src.device.type}, which is none of {', '.join(OP_DEVICES)}"
     if src.numel() == 0:
         return "src is empty"
+    if torch.onnx.is_in_onnx_export():
+        return "the model is exported to ONNX"
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func is active"
     if torch._C._len_torch_function_stack() and (mode := _mode_of_the_user()) is not None:

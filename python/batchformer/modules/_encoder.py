@@ -93,4 +93,9 @@ def _attend(encoder: nn.Module, x: Tensor, others: Others | None = None) -> Tens
 def _attends_over_second_axis(encoder: nn.Module) -> bool:
     """Whether the encoder was made with batch_first; its batch axis is our axis of positions."""
     layer = encoder.layers[0] if isinstance(encoder, nn.TransformerEncoder) else encoder
-    return bool(getattr(getattr(layer, "self_attn", None), "batch_first", False))
+    attention = getattr(layer, "self_attn", None)
+    if (
+        attention is None
+    ):  # inside of a wrapper: DistributedDataParallel, nn.Sequential, a module of the user's
+        attention = next((m for m in encoder.modules() if isinstance(m, nn.MultiheadAttention)), None)
+    return bool(getattr(attention, "batch_first", False))

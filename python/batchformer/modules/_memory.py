@@ -102,11 +102,16 @@ class MemoryBank:
     def enter(self, entering: Tensor, positions: Sequence[int] | None = None) -> None:
         """None; puts samples in front of the others, and drops the oldest beyond `size`.
 
+        A sample that is not finite enters as zeros.
+
         Args:
             entering (Tensor[n, L, C]): of this process, or of all.
             positions: as for :meth:`look`.
         """
         entering = entering.detach()
+        # A batch that overflowed must not do so to all that attend to it later.
+        finite = entering.isfinite().flatten(1).all(1)  # [n]
+        entering = entering.where(finite[:, None, None], 0)
         entering = entering if positions is None else entering.unflatten(1, tuple(positions))
         samples = entering.shape[0]
         rows = self.rows

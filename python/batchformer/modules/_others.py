@@ -161,6 +161,14 @@ class AcrossSamples(nn.Module):
         uniform = self.attend == "uniform"
         return x, Others(ranks, samples, told, bank_of, positions=positions, uniform=uniform)
 
+    def _refuse_replicas(self) -> None:
+        """Raise RuntimeError in a replica of nn.DataParallel, whose streams come out in another order."""
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                f"{type(self).__name__}: expected no replica of nn.DataParallel with two streams, as that "
+                "gathers both streams of each device in turn, got one; use DistributedDataParallel"
+            )
+
     def _map_of(self, x: Tensor) -> Sequence[int] | None:
         """Height and width of the maps that are in x; None if it holds none."""
         del x

@@ -159,12 +159,14 @@ class BatchFormer(AcrossSamples):
             TypeError: x is not a tensor, or not of a floating point dtype.
             ValueError: x is not [N, C] with N > 0, y has another length, or streams is wrong. With
                 gather_distributed on every rank, and if ranks differ.
-            RuntimeError: nn.DataParallel with gather_distributed or memory_bank_size; a checkpoint that
-                recomputes a forward unknown to the memory bank.
+            RuntimeError: nn.DataParallel with two streams and no y, with gather_distributed or with
+                memory_bank_size; a checkpoint that recomputes a forward unknown to the memory bank.
         """
         if not self.training:
             return x, y
         samples, others = self._meet(bank, self._samples, x, y, streams)  # [N, 1, C]
+        if self.two_stream and y is None:  # else each device has the targets of its own rows
+            self._refuse_replicas()
         related = across_samples(self.encoder, samples, self.attend, others).squeeze(1)
         if not self.two_stream:
             return related, y

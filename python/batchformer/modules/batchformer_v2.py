@@ -129,12 +129,14 @@ class BatchFormerV2(AcrossSamples):
             TypeError: x is not a tensor, or not of a floating point dtype.
             ValueError: x does not have the layout, or is empty; streams is wrong; another L than the memory
                 bank has. With gather_distributed on every rank, and if ranks differ.
-            RuntimeError: nn.DataParallel with gather_distributed or memory_bank_size; a checkpoint that
-                recomputes a forward unknown to the memory bank.
+            RuntimeError: nn.DataParallel with two streams, gather_distributed or memory_bank_size; a
+                checkpoint that recomputes a forward unknown to the memory bank.
         """
         if not self.training:
             return x
         samples, others = self._meet(bank, self._samples, x, streams)  # [N, L, C]
+        if self.two_stream:
+            self._refuse_replicas()
         axis = self.batch_axis
         original, previous = (x, x) if streams == 1 else x.chunk(2, dim=axis)
         related = self._as_it_came(across_samples(self.encoder, samples, self.attend, others), previous)
