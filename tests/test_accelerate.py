@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 import batchformer as bf
@@ -137,3 +138,15 @@ def test_masks_still_work_after_the_swap():
 def test_something_that_is_no_module_is_refused():
     with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got list"):
         bf.accelerate([nn.Linear(3, 4)])
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["by torch.export", "by a trace"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_model_that_is_exported_to_onnx_has_torchs_operations(dynamo, tmp_path):
+    model = bf.accelerate(nn.Sequential(nn.TransformerEncoderLayer(16, 4, 16, batch_first=True))).eval()
+    x = torch.randn(5, 7, 16)
+    file = str(tmp_path / "model.onnx")
+    torch.onnx.export(model, (x,), file, dynamo=dynamo, verbose=False)
+    exported = ReferenceEvaluator(file)
+    (y,) = exported.run(None, {exported.input_names[0]: x.numpy()})
+    assert_near({"y": torch.from_numpy(y)}, {"y": model(x).detach()}, torch.float32)

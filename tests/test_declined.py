@@ -40,18 +40,6 @@ def test_a_call_with_a_mask_runs_torchs_implementation(name):
     assert bf.ops.path_counts() == before
 
 
-def test_a_model_that_is_exported_to_onnx_has_torchs_operations(monkeypatch):
-    theirs, ours = layers(16, 4, 16, 0.0)
-    x = torch.randn(7, 5, 16)
-    monkeypatch.setattr(
-        torch.onnx, "is_in_onnx_export", lambda: True
-    )  # neither exporter is among the tests' packages
-    assert ours.declined(x) == "the model is exported to ONNX"
-    before = bf.ops.path_counts()
-    assert torch.equal(ours(x), theirs(x))
-    assert bf.ops.path_counts() == before
-
-
 def change_activation(layer):
     layer.activation = torch.nn.functional.silu
 

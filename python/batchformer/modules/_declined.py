@@ -55,7 +55,8 @@ def for_call(src: Tensor) -> str | None:
         return f"src is on {src.device.type}, which is none of {', '.join(OP_DEVICES)}"
     if src.numel() == 0:
         return "src is empty"
-    if torch.onnx.is_in_onnx_export():
+    # torch.onnx is imported where it is first asked: in a trace or an export alone.
+    if (torch._C._get_tracing_state() or torch.compiler.is_exporting()) and torch.onnx.is_in_onnx_export():
         return "the model is exported to ONNX"
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func is active"
