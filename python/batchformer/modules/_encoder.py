@@ -94,8 +94,6 @@ def _attends_over_second_axis(encoder: nn.Module) -> bool:
     """Whether the encoder was made with batch_first; its batch axis is our axis of positions."""
     layer = encoder.layers[0] if isinstance(encoder, nn.TransformerEncoder) else encoder
     attention = getattr(layer, "self_attn", None)
-    if (
-        attention is None
-    ):  # inside of a wrapper: DistributedDataParallel, nn.Sequential, a module of the user's
+    if attention is None:  # inside of a wrapper, such as DistributedDataParallel
         attention = next((m for m in encoder.modules() if isinstance(m, nn.MultiheadAttention)), None)
     return bool(getattr(attention, "batch_first", False))
