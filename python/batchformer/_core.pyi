@@ -49,6 +49,7 @@ def encoder_layer_forward(
     seed: Tensor | None,
     config: Config,
     needs: Sequence[bool],
+    tf32: bool,
 ) -> tuple[Tensor, list[Tensor]]: ...
 def encoder_layer_backward(
     grad_y: Tensor,
@@ -60,6 +61,7 @@ def encoder_layer_backward(
     config: Config,
     saved: Sequence[Tensor],
     needs: Sequence[bool],
+    tf32: bool,
 ) -> list[Tensor]: ...
 def empty_cache() -> None: ...
 def cuda_reason(signature: Signature, may_try: bool) -> tuple[str, bool] | None: ...

@@ -31,6 +31,8 @@ pub struct Input {
     pub seed: Option<Tensor>,
     pub config: Config,
     pub needs: Needs,
+    /// Whether float32 may be multiplied in TF32 on CUDA, which torch allows or not for its own products.
+    pub tf32: bool,
 }
 
 /// The dtypes of a call.

@@ -49,6 +49,7 @@ fn widen(input: &Input) -> Result<Input, TchError> {
         key_count: input.key_count.as_ref().map(Tensor::shallow_clone),
         seed: input.seed.as_ref().map(Tensor::shallow_clone),
         config: input.config.clone(),
+        tf32: input.tf32,
         needs: input.needs,
     })
 }

@@ -18,12 +18,14 @@ pub struct CudaCall<'a> {
     pub kinds: Kinds,
     /// Of the norms' parameters, which autocast leaves as they are.
     pub norm_kind: Kind,
+    /// Whether attention multiplies float32 in TF32; if not, its products are sums of three that do.
+    pub tf32: bool,
     pub device: Device,
     pub facts: Facts,
 }
 
 impl<'a> CudaCall<'a> {
-    pub fn new(input: &'a Input, dims: &'a Dims) -> Result<Self> {
+    pub fn new(input: &'a Input, dims: &'a Dims, tf32: bool) -> Result<Self> {
         Ok(Self {
             input,
             params: input.params.map(|tensor| match tensor.dim() {
@@ -33,6 +35,7 @@ impl<'a> CudaCall<'a> {
             dims,
             kinds: input.kinds()?,
             norm_kind: input.params.norm1.weight.f_kind()?,
+            tf32,
             device: input.x.device(),
             facts: facts(input.x.device())?,
         })
@@ -83,6 +86,12 @@ impl<'a> CudaCall<'a> {
         Ok(Tensor::f_empty(shape, (kind, self.device))?)
     }
 
+    /// For the gradients of what `in_proj` gives: `[M, 3C]`, or `[M, C]` for a call with `keys_values`.
+    pub fn empty_projections(&self) -> Result<Tensor> {
+        let dims = self.dims;
+        self.empty(&[dims.tokens(), dims.in_proj_parts() * dims.channels], self.kinds.linears)
+    }
+
     /// `[N, L, ..]` or `[L, N, ..]` as rows `[M, width]`, contiguous, in the order of their memory.
     pub fn to_rows(&self, tokens: &Tensor) -> Result<Tensor> {
         Ok(aligned(tokens)?.f_view([self.dims.tokens(), -1])?)
@@ -90,9 +99,15 @@ impl<'a> CudaCall<'a> {
 }
 
 /// Contiguous from an address that is a multiple of 16, which a piece of a flat buffer need not be.
+///
+/// Nearly all are: libtorch's dispatcher, asked for each, would take the host as long as some launches.
 pub fn aligned(tensor: &Tensor) -> Result<Tensor> {
+    let is_aligned = |tensor: &Tensor| tensor.data_ptr() as usize % 16 == 0;
+    if tensor.is_contiguous() && is_aligned(tensor) {
+        return Ok(tensor.shallow_clone());
+    }
     let tensor = tensor.f_contiguous()?;
-    if tensor.data_ptr() as usize % 16 == 0 {
+    if is_aligned(&tensor) {
         return Ok(tensor);
     }
     let mut copy = tensor.f_empty_like()?;

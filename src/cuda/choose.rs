@@ -9,7 +9,7 @@ use super::call::per_piece;
 use super::device;
 use super::error::CudaError;
 use super::ledger::{self, Line};
-use super::{norm, self_check};
+use super::{norm, self_check, Error};
 use crate::call::{Activation, Config, Dims, Input};
 
 /// The properties of a call that decide; numbers of samples, positions and keys do not.
@@ -85,11 +85,12 @@ impl Switch {
     }
 }
 
-type Decisions = Mutex<HashMap<Signature, Option<Reason>>>;
+/// What was decided for each kind of call.
+type Memory<T> = Mutex<HashMap<Signature, T>>;
 
-fn memory() -> &'static Decisions {
-    static DECISIONS: OnceLock<Decisions> = OnceLock::new();
-    DECISIONS.get_or_init(Decisions::default)
+fn memory() -> &'static Memory<Option<Reason>> {
+    static DECISIONS: OnceLock<Memory<Option<Reason>>> = OnceLock::new();
+    DECISIONS.get_or_init(Memory::default)
 }
 
 /// Who asks whether kernels serve a call.
@@ -126,6 +127,30 @@ pub fn reason(of: &Signature, asker: Asker) -> Option<Reason> {
     found
 }
 
+/// Whether attention runs in TF32: if torch allows it for float32, and its kernels agree with libtorch, too. Otherwise
+/// those without it run, which are served already; so a call that comes first while a graph is captured has these.
+pub fn tf32(input: &Input, dims: &Dims) -> Result<bool, Error> {
+    static AGREES: OnceLock<Memory<bool>> = OnceLock::new();
+    if !input.tf32 || input.kinds()?.linears != Kind::Float {
+        return Ok(false);
+    }
+    let of = Signature::of(input, dims)?;
+    if of.device == Device::Cpu {
+        return Ok(true); // emulated
+    }
+    let memory = AGREES.get_or_init(Memory::default);
+    let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(agrees) = memory.get(&of) {
+        return Ok(*agrees);
+    }
+    if device::is_capturing(of.device)? {
+        return Ok(false);
+    }
+    let agrees = self_check::run(&of, true).is_ok();
+    memory.insert(of, agrees);
+    Ok(agrees)
+}
+
 /// Reasons that need no device.
 fn settled(of: &Signature) -> Option<Reason> {
     if Switch::get() == Switch::Torch {
@@ -159,12 +184,16 @@ pub fn sources(device: Device) -> Result<Vec<Line>, CudaError> {
     Ok(ledger::lines(&device::toolchain(device)?))
 }
 
-/// What [`self_check::run`] finds, whether the device is listed or not.
+/// What [`self_check::run`] finds, whether the device is listed or not; in TF32 a call of float32 has to agree, too.
 pub fn check(of: &Signature) -> Result<f64, String> {
-    match uncovered(of) {
-        Some(reason) => Err(reason.sentence),
-        None => self_check::run(of),
+    if let Some(reason) = uncovered(of) {
+        return Err(reason.sentence);
     }
+    let difference = self_check::run(of, false)?;
+    if of.linears == Kind::Float {
+        self_check::run(of, true)?;
+    }
+    Ok(difference)
 }
 
 fn decide(of: &Signature) -> Option<Reason> {
@@ -177,7 +206,7 @@ fn decide(of: &Signature) -> Option<Reason> {
             return Some(Reason::plain(sentence));
         }
     }
-    self_check::run(of).err().map(Reason::fault)
+    self_check::run(of, false).err().map(Reason::fault)
 }
 
 /// What no kernel supports.

@@ -37,7 +37,9 @@ mod steps;
 mod stream;
 mod totals;
 
-use tch::TchError;
+use tch::{TchError, Tensor};
+
+use crate::call::{Dims, Grads, Input, SavedTensors};
 
 pub use choose::{check, decisions, reason, sources, Asker, Reason, Signature, Switch};
 pub use emulated::{is_emulated, set_emulator, Access, Emulator, RawArg};
@@ -45,7 +47,6 @@ pub use error::CudaError;
 pub use kernel::{Define, Kernel, Source};
 pub use launch::{launch, Arg};
 pub use status::status;
-pub use steps::{backward, forward};
 
 /// What can fail on the way.
 #[derive(Debug)]
@@ -55,6 +56,16 @@ pub enum Error {
 }
 
 type Result<T> = std::result::Result<T, Error>;
+
+/// `[N, L, C]` to `[N, L, C]`, or the same with `[L, N, C]`, and what the backward takes.
+pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, SavedTensors)> {
+    steps::forward(input, dims, choose::tf32(input, dims)?)
+}
+
+/// The gradients for `grad_y`, of the shape of `x`.
+pub fn backward(grad_y: &Tensor, input: &Input, saved: SavedTensors, dims: &Dims) -> Result<Grads> {
+    steps::backward(grad_y, input, saved, dims, choose::tf32(input, dims)?)
+}
 
 impl From<TchError> for Error {
     fn from(error: TchError) -> Self {

@@ -39,11 +39,13 @@ pub struct Wanted {
     pub statistics: bool,
 }
 
-/// What a forward wrote; undefined what it was not asked for.
+/// What a forward wrote, in the order of the rows of x; undefined what it was not asked for.
 pub struct Normed {
+    /// `[L, N, C]`, which the layer keeps; so are the statistics, `[L, N]`.
     pub residual: Tensor,
-    /// In the dtype of the stream.
+    /// `[M, C]` in the dtype of the stream.
     pub y: Tensor,
+    /// `[M, C]`
     pub narrow: Tensor,
     pub mean: Tensor,
     pub rstd: Tensor,
@@ -95,6 +97,7 @@ pub fn forward(
 ) -> Result<Normed> {
     let CudaCall { dims, kinds, .. } = *call;
     let (rows, channels) = (dims.tokens(), dims.channels);
+    let of_token = [dims.positions, dims.samples];
     let made = |want: bool, kind: Kind, shape: &[i64]| {
         if want {
             call.empty(shape, kind)
@@ -103,11 +106,11 @@ pub fn forward(
         }
     };
     let normed = Normed {
-        residual: made(wanted.residual, kinds.x, &[rows, channels])?,
+        residual: made(wanted.residual, kinds.x, &[of_token[0], of_token[1], channels])?,
         y: made(wanted.normed, kinds.x, &[rows, channels])?,
         narrow: made(wanted.narrow, kinds.linears, &[rows, channels])?,
-        mean: made(wanted.statistics, Kind::Float, &[rows])?,
-        rstd: made(wanted.statistics, Kind::Float, &[rows])?,
+        mean: made(wanted.statistics, Kind::Float, &of_token)?,
+        rstd: made(wanted.statistics, Kind::Float, &of_token)?,
     };
     let [masks, threshold, scale] = call.dropout(branch.map_or(0.0, |branch| branch.p));
     let shape = call.rows(channels);

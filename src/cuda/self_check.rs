@@ -15,11 +15,11 @@ const OFF_THE_KINK: f64 = 6.0;
 const KEYS: i64 = 5;
 
 /// The largest relative difference of forward and backward, with the samples' own keys and with others, if rounding
-/// explains it; else an error.
-pub fn run(of: &Signature) -> std::result::Result<f64, String> {
+/// explains it; else an error. With `tf32` attention runs in it.
+pub fn run(of: &Signature, tf32: bool) -> std::result::Result<f64, String> {
     let mut largest = 0.0_f64;
     for own_keys in [true, false] {
-        let error = difference(of, own_keys).map_err(|error| error.to_string())?;
+        let error = difference(of, own_keys, tf32).map_err(|error| error.to_string())?;
         let bound = bound(of.linears);
         if error.is_nan() || error > bound {
             return Err(format!(
@@ -41,11 +41,11 @@ fn bound(kind: Kind) -> f64 {
 }
 
 /// The largest over output and gradients.
-fn difference(of: &Signature, own_keys: bool) -> Result<f64> {
+fn difference(of: &Signature, own_keys: bool, tf32: bool) -> Result<f64> {
     let (input, dims) = small_call(of, own_keys)?;
     let grad_y = numbers(&input.x.size(), 100, 1.0, of.x, of.device)?;
-    let (y, saved) = steps::forward(&input, &dims)?;
-    let grads = steps::backward(&grad_y, &input, saved, &dims)?;
+    let (y, saved) = steps::forward(&input, &dims, tf32)?;
+    let grads = steps::backward(&grad_y, &input, saved, &dims, tf32)?;
     let (expected_y, saved) = aten::steps::forward(&input, &dims)?;
     let expected = aten::steps::backward(&grad_y, &input, saved, &dims)?;
     let mut largest = relative(&y, &expected_y)?;
@@ -117,6 +117,7 @@ fn small_call(of: &Signature, own_keys: bool) -> Result<(Input, Dims)> {
             layer_norm_eps: [1e-5; 2],
         },
         needs: Needs::new(needs, of.norm_first),
+        tf32: false, // libtorch's products are as torch allows them
     };
     Ok((input, dims))
 }

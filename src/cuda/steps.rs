@@ -8,15 +8,15 @@ use super::attention::{self, Attended, Projections};
 use super::call::{aligned, CudaCall};
 use super::norm::{self, Branch, BranchGrad, Seen, Wanted};
 use super::totals::{self, Totals};
-use super::{Error, Result};
+use super::Result;
 use crate::call::random::Site;
 use crate::call::{
     Activation, Dims, Grads, Input, Linear, Norm, Piece, Saved, SavedTensors, SAVED,
 };
 
-/// `[N, L, C]` to `[N, L, C]`, or the same with `[L, N, C]`.
-pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, SavedTensors)> {
-    let call = CudaCall::new(input, dims)?;
+/// `[N, L, C]` to `[N, L, C]`, or the same with `[L, N, C]`; attention in TF32 if that is asked for.
+pub fn forward(input: &Input, dims: &Dims, tf32: bool) -> Result<(Tensor, SavedTensors)> {
+    let call = CudaCall::new(input, dims, tf32)?;
     let x = call.to_rows(&input.x)?;
     let (y, made) =
         if input.config.norm_first { pre_norm(&call, &x)? } else { post_norm(&call, &x)? };
@@ -25,6 +25,9 @@ pub fn forward(input: &Input, dims: &Dims) -> Result<(Tensor, SavedTensors)> {
 
 /// A new tensor's memory in another shape, and no view of it: autograd does not let views be changed in place.
 fn as_shape(tensor: &Tensor, shape: &[i64]) -> Result<Tensor> {
+    if tensor.size() == shape {
+        return Ok(tensor.shallow_clone());
+    }
     Ok(tensor.f_internal_unsafe_view(shape)?)
 }
 
@@ -190,8 +193,14 @@ fn product(x: &Tensor, linear: &Linear) -> Result<Tensor> {
 }
 
 /// The gradients for `grad_y`, of the shape of `x`.
-pub fn backward(grad_y: &Tensor, input: &Input, saved: SavedTensors, dims: &Dims) -> Result<Grads> {
-    let call = CudaCall::new(input, dims)?;
+pub fn backward(
+    grad_y: &Tensor,
+    input: &Input,
+    saved: SavedTensors,
+    dims: &Dims,
+    tf32: bool,
+) -> Result<Grads> {
+    let call = CudaCall::new(input, dims, tf32)?;
     let (x, grad_y) = (call.to_rows(&input.x)?, call.to_rows(grad_y)?);
     let kept = Kept::new(saved, &call)?;
     let totals = Totals::new(&call)?;
@@ -209,12 +218,14 @@ pub fn backward(grad_y: &Tensor, input: &Input, saved: SavedTensors, dims: &Dims
     Ok(grads)
 }
 
-/// What the forward saved, as rows; undefined where nothing needs it.
+/// What the forward saved; undefined where nothing needs it.
 struct Kept {
     qkv: Tensor,
     logsumexp: Tensor,
+    /// `[M, C]`
     attended: Option<Tensor>,
     residual1: Tensor,
+    /// `[M, F]`
     hidden: Tensor,
     residual2: Tensor,
     mean1: Tensor,
@@ -225,26 +236,25 @@ struct Kept {
 
 impl Kept {
     fn new(saved: SavedTensors, call: &CudaCall) -> Result<Self> {
-        let tokens = call.dims.tokens();
-        let rows = |tensor: Option<Tensor>| match tensor {
-            Some(tensor) => aligned(&tensor)?.f_view([tokens, -1]).map_err(Error::from),
-            None => Ok(Tensor::new()),
+        let or_undefined = |tensor: Option<Tensor>| {
+            tensor.map_or_else(|| Ok(Tensor::new()), |tensor| aligned(&tensor))
         };
+        let rows = |tensor: &Tensor| call.to_rows(tensor);
         let hidden = match call.input.config.activation {
             Activation::Relu => saved.activated,
             Activation::Gelu => saved.preactivation,
         };
         Ok(Self {
-            qkv: rows(saved.qkv)?,
-            logsumexp: saved.logsumexp.map_or_else(|| Ok(Tensor::new()), |it| aligned(&it))?,
-            attended: saved.attended.map(|attended| rows(Some(attended))).transpose()?,
-            residual1: rows(saved.residual1)?,
-            hidden: rows(hidden)?,
-            residual2: rows(saved.residual2)?,
-            mean1: rows(saved.mean1)?,
-            rstd1: rows(saved.rstd1)?,
-            mean2: rows(saved.mean2)?,
-            rstd2: rows(saved.rstd2)?,
+            qkv: or_undefined(saved.qkv)?,
+            logsumexp: or_undefined(saved.logsumexp)?,
+            attended: saved.attended.as_ref().map(rows).transpose()?,
+            residual1: or_undefined(saved.residual1)?,
+            hidden: hidden.as_ref().map_or_else(|| Ok(Tensor::new()), rows)?,
+            residual2: or_undefined(saved.residual2)?,
+            mean1: or_undefined(saved.mean1)?,
+            rstd1: or_undefined(saved.rstd1)?,
+            mean2: or_undefined(saved.mean2)?,
+            rstd2: or_undefined(saved.rstd2)?,
         })
     }
 }

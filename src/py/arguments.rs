@@ -27,6 +27,7 @@ pub fn config(config: PyConfig) -> Result<Config, LayerError> {
 }
 
 /// The arguments that forward and backward share.
+#[allow(clippy::too_many_arguments)] // those of the op
 pub fn input(
     x: PyTensor,
     parameters: PyParameters,
@@ -35,6 +36,7 @@ pub fn input(
     seed: Option<PyTensor>,
     config: PyConfig,
     needs: PyNeeds,
+    tf32: bool,
 ) -> Result<Input, LayerError> {
     let config = self::config(config)?;
     Ok(Input {
@@ -45,5 +47,6 @@ pub fn input(
         seed: seed.map(|seed| seed.0),
         needs: Needs::new(needs.map(|need| need != 0), config.norm_first),
         config,
+        tf32,
     })
 }

@@ -27,8 +27,9 @@ pub fn encoder_layer_forward(
     seed: Option<PyTensor>,
     config: PyConfig,
     needs: PyNeeds,
+    tf32: bool,
 ) -> PyResult<(PyTensor, Vec<PyTensor>)> {
-    let input = input(x, parameters, keys_values, key_count, seed, config, needs)?;
+    let input = input(x, parameters, keys_values, key_count, seed, config, needs, tf32)?;
     let (y, saved) = outside_gil(py, move || layer::forward(&input))?;
     Ok((PyTensor(y), saved.into_array().into_iter().flatten().map(PyTensor).collect()))
 }
@@ -47,8 +48,9 @@ pub fn encoder_layer_backward(
     config: PyConfig,
     saved: Vec<PyTensor>,
     needs: PyNeeds,
+    tf32: bool,
 ) -> PyResult<Vec<PyTensor>> {
-    let input = input(x, parameters, keys_values, key_count, seed, config, needs)?;
+    let input = input(x, parameters, keys_values, key_count, seed, config, needs, tf32)?;
     let saved = saved.into_iter().map(|tensor| tensor.0).collect();
     let grads = outside_gil(py, move || layer::backward(&grad_y.0, &input, saved))?;
     Ok(grads.into_tensors().map(PyTensor).collect())

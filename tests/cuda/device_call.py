@@ -29,7 +29,16 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SUITE = [
     f"tests/test_{name}.py"
-    for name in ("encoder_layer", "dropout", "registration", "training_tools", "bad_input")
+    for name in (
+        "encoder_layer",
+        "dropout",
+        "registration",
+        "training_tools",
+        "bad_input",
+        "direct",
+        "memory_bank",
+        "attach_training",
+    )
 ]
 """The tests that take the fixture `device`; `-k cuda` picks those of its device."""
 

@@ -48,6 +48,24 @@ def layer(dtype: torch.dtype = F, width: int = 24, **options: Any) -> bf.Transfo
     return bf.TransformerEncoderLayer(16, 4, width, dtype=dtype, **options)
 
 
+@pytest.fixture
+def matmul_precision() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("ieee", False), ("tf32", True), ("none", False)])
+def test_tf32_is_what_torch_says_for_products_on_cuda(
+    matmul_precision: None, precision: str, allowed: bool
+) -> None:
+    torch.backends.cuda.matmul.fp32_precision = precision
+    with FakeTensorMode():
+        on_cuda_device, on_cpu = torch.empty(1, device="cuda"), torch.empty(1)
+    assert on_cuda.allows_tf32(on_cuda_device) is allowed
+    assert on_cuda.allows_tf32(on_cpu) is False
+
+
 def reason(module: bf.TransformerEncoderLayer, x: Tensor) -> str | None:
     config = module._config()
     return on_cuda.reason(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from batchformer import BatchFormerV2, ops
 from batchformer._extension import core
 from batchformer.modules.encoder_layer import TransformerEncoderLayer
+from batchformer.ops import op
 
 pytestmark = pytest.mark.skipif(
     harness.emulator_missing() is not None, reason=harness.emulator_missing() or ""
@@ -88,6 +89,7 @@ CASES = {
     "everything dropped": Case(4, 3, 32, 4, (F, F, F), dropout=1.0),
 }
 BOUNDS = {F: 2e-5, B: 3e-2, H: 4e-3}
+TF32_BOUND = 2e-3
 
 
 def tensors(case: Case) -> tuple[Tensor, ops.Parameters, Tensor | None]:
@@ -187,6 +189,25 @@ def test_a_training_step_is_that_of_libtorch_with_the_same_masks(emulated: None,
     assert after["cuda"] == before["cuda"] + 2
     assert (after["cpu"], after["aten"]) == (before["cpu"], before["aten"])
     assert_alike(ours, by_libtorch(case), BOUNDS[case.dtypes[1]])
+
+
+@pytest.mark.parametrize("name", ["plain", "many samples", "keys of others"])
+def test_attention_is_in_tf32_where_torch_allows_it(
+    emulated: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    expected = outcome(CASES[name])
+    monkeypatch.setattr(op, "allows_tf32", lambda x: True)
+    ours = outcome(CASES[name])
+    assert_alike(ours, expected, TF32_BOUND)
+    with pytest.raises(AssertionError, match="e-0"):
+        assert_alike(ours, expected, 1e-5)
+
+
+def test_half_precision_does_not_depend_on_tf32(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = outcome(CASES["autocast"])
+    monkeypatch.setattr(op, "allows_tf32", lambda x: True)
+    for name, ours in outcome(CASES["autocast"]).items():
+        assert torch.equal(ours, expected[name])
 
 
 @pytest.mark.parametrize("name", ["keys of others", "keys of others, wide heads"])

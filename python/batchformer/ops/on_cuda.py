@@ -79,6 +79,11 @@ def reason(
     return None if better is None or _switch() == "kernels" else better
 
 
+def allows_tf32(x: Tensor) -> bool:
+    """Whether torch multiplies float32 in TF32 on the device of x; the kernels of attention then do, too."""
+    return x.is_cuda and torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"
+
+
 def _better_by_torch(samples: int, positions: int, width: int, itemsize: int) -> str | None:
     """Why torch's layer is to run calls of these sizes, with heads of that width, though kernels would."""
     if type(samples) is not int:  # it would add a guard: then the kernels run

@@ -10,6 +10,7 @@ from batchformer._extension import core
 from batchformer.ops.arguments import NEEDS_COUNT, Config, Parameters, unpack
 from batchformer.ops.direct import nobody_watches, saved_as_they_are
 from batchformer.ops.forward_mode import refuse_tangents
+from batchformer.ops.on_cuda import allows_tf32
 from batchformer.ops.table import (
     BACKWARD_SCHEMA,
     FORWARD_SCHEMA,
@@ -117,7 +118,8 @@ library.define(FORWARD_SCHEMA, tags=_TAGS)
 def _forward(x: Tensor, *arguments: Any) -> Outputs:
     parameters, keys_values, key_count, seed, config, (needs,) = unpack(arguments)
     check_dense({"x": x, **parameters._asdict(), "keys_values": keys_values})
-    return core.encoder_layer_forward(x, parameters, keys_values, key_count, seed, config, needs)
+    tf32 = allows_tf32(x)
+    return core.encoder_layer_forward(x, parameters, keys_values, key_count, seed, config, needs, tf32)
 
 
 def _forward_fake(x: Tensor, *arguments: Any) -> Outputs:
@@ -137,8 +139,9 @@ def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
     refuse_tangents((grad_y, x, *arguments))
     parameters, keys_values, key_count, seed, config, (saved, needs) = unpack(arguments)
     check_dense({"grad_y": grad_y, "x": x, **parameters._asdict(), "keys_values": keys_values})
+    tf32 = allows_tf32(x)
     return core.encoder_layer_backward(
-        grad_y, x, parameters, keys_values, key_count, seed, config, saved, needs
+        grad_y, x, parameters, keys_values, key_count, seed, config, saved, needs, tf32
     )
 
 
@@ -208,14 +211,15 @@ class _EncoderLayer(torch.autograd.Function):
 
 def _forward_core(inputs: Inputs, call: Call) -> Outputs:
     x, *parameters, keys_values = inputs
-    return core.encoder_layer_forward(x, parameters, keys_values, *call)
+    return core.encoder_layer_forward(x, parameters, keys_values, *call, allows_tf32(x))
 
 
 def _backward_core(grad_y: Tensor, inputs: Inputs, call: Call, saved: Sequence[Tensor]) -> list[Tensor]:
     x, *parameters, keys_values = inputs
     key_count, seed, config, needs = call
+    tf32 = allows_tf32(x)
     return core.encoder_layer_backward(
-        grad_y, x, parameters, keys_values, key_count, seed, config, saved, needs
+        grad_y, x, parameters, keys_values, key_count, seed, config, saved, needs, tf32
     )
 
 

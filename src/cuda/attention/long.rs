@@ -60,7 +60,7 @@ fn launch_pass(call: &CudaCall, pass: Pass, arguments: &[Arg]) -> Result<()> {
     let mut defines = vec![
         ("ELEMENT", element(kind)),
         ("HEAD", Define::Number(dims.head_width())),
-        ("TF32", Define::Number(0)),
+        ("TF32", Define::Number(call.tf32.into())),
         ("PART", Define::Element(part)),
     ];
     defines.extend(cut.defines.iter().map(|&(name, number)| (name, Define::Number(number))));
@@ -115,7 +115,7 @@ pub fn backward(
     };
     let delta = call.empty(&logsumexp.size(), Kind::Float)?;
     let share = call.empty(&logsumexp.size(), Kind::Float)?;
-    let grad_qkv = call.empty(&of.qkv.size(), kind)?;
+    let grad_qkv = call.empty_projections()?;
     let grad_keys_values =
         of.keys_values.map(|brought| call.empty(&brought.size(), kind)).transpose()?;
     let [seed, threshold, scale] = call.dropout(call.input.config.dropout.attention);

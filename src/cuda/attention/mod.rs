@@ -21,7 +21,7 @@ enum Way {
     Wide,
 }
 
-/// Query, key and value, each as rows.
+/// Query, key and value, in the order of the rows of x; kernels take them in any shape.
 #[derive(Clone, Copy)]
 pub struct Projections<'a> {
     /// `[M, 3C]`, or `[M, C]` for a call with `keys_values`.

@@ -61,7 +61,7 @@ fn kernel(call: &CudaCall, name: &'static str, pass: usize) -> Kernel {
             ("ELEMENT", element(kind)),
             ("HEAD", Define::Number(dims.head_width())),
             ("R", Define::Number(tiles)),
-            ("TF32", Define::Number(0)),
+            ("TF32", Define::Number(call.tf32.into())),
         ],
         grid: [steps_of(together, units) as u32, 1, 1],
         block: (32 * tiles * together) as u32,
@@ -96,7 +96,7 @@ pub fn backward(
     want_attended: bool,
 ) -> Result<AttentionGrads> {
     let dims = call.dims;
-    let grad_qkv = call.empty(&qkv.size(), call.kinds.linears)?;
+    let grad_qkv = call.empty_projections()?;
     let attended =
         want_attended.then(|| call.empty(&grad_attended.size(), call.kinds.linears)).transpose()?;
     let [seed, threshold, scale] = call.dropout(call.input.config.dropout.attention);

@@ -148,7 +148,7 @@ pub fn backward(
     } else {
         None
     };
-    let grad_qkv = call.empty(&of.qkv.size(), kind)?;
+    let grad_qkv = call.empty_projections()?;
     let grad_keys_values =
         of.keys_values.map(|brought| call.empty(&brought.size(), kind)).transpose()?;
     let (into, first) = grad_keys_values.as_ref().map_or((&grad_qkv, 1), |grad| (grad, 0));

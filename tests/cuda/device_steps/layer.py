@@ -237,6 +237,27 @@ def without_dropout_it_errs_no_more_than_twice_as_much_as_torch() -> dict[str, s
 
 
 @check
+def in_tf32_it_errs_no_more_than_twice_as_much_as_torch() -> dict[str, str]:
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = {}
+        for n, l, c, h in ((4, 20, 256, 4), (64, 4, 192, 4), (256, 1, 512, 4)):
+            layer, (x, grad_y) = make_layer(c, h, torch.float32, 0.0), numbers(n, l, c, torch.float32)
+            theirs = nn.TransformerEncoderLayer(c, h, c, 0.0, device=DEVICE)
+            theirs.load_state_dict(layer.state_dict())
+            exact = copy.deepcopy(theirs).double()
+            expected = step(exact, exact, x.double(), grad_y.double())
+            ours, name = largest(ran("cuda", layer, layer, x, grad_y), expected)
+            torchs, _ = largest(step(theirs, theirs, x, grad_y), expected)
+            found[f"N={n} C={c}"] = f"{ours:.1e}, torch's {torchs:.1e} ({name})"
+            if not 1e-5 < ours <= 2 * torchs:
+                raise AssertionError(str(found))
+        return found
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@check
 def the_same_bits_come_every_time() -> str:
     for dtype in TYPES:
         for n, l, c, h in ((4, 300, 256, 4), (300, 1, 512, 4)):
@@ -364,6 +385,31 @@ def keys_of_others_are_those_of_libtorch() -> dict[str, str]:
 
             found[f"N={n} K={k} {dtype}"] = beside_libtorch(to_keys, layer, *arguments)
     return found
+
+
+@check
+def keys_that_do_not_count_change_nothing() -> str:
+    """Whatever they hold: by the kernel for many keys, and by libtorch's products for wide heads."""
+    for dtype in TYPES:
+        for n, l, k, counted, c, h in ((64, 1, 300, 290, 128, 4), (20, 1, 60, 50, 1024, 2)):
+            torch.manual_seed(6)
+            layer, arguments = make_layer(c, h, dtype, activation="gelu"), numbers(n, l, c, dtype)
+            keys = torch.randn(k, l, 2 * c, device=DEVICE).to(dtype)
+            results = []
+            for rest in (0.0, math.inf, math.nan):
+                keys[counted:] = rest
+                parameters = layer._parameters_of_op()
+                of_queries = (parameters.in_proj_weight[:c], parameters.in_proj_bias[:c])
+                parameters = parameters._replace(in_proj_weight=of_queries[0], in_proj_bias=of_queries[1])
+                more = {"keys_values": keys, "key_count": torch.tensor(counted)}
+                forward = partial(bf.ops.encoder_layer, parameters=parameters, config=layer._config(), **more)
+                results.append(ran("cuda", forward, layer, *arguments))
+            for name, value in results[0].items():
+                if not value.isfinite().all():
+                    raise AssertionError(f"{name} of {dtype} among {k} keys is not finite")
+                if not all(torch.equal(value, other[name]) for other in results[1:]):
+                    raise AssertionError(f"{name} of {dtype} among {k} keys depends on all of them")
+    return "equal bits"
 
 
 ONE_CALL = """
