@@ -91,6 +91,10 @@ def _plans() -> Iterator[Any]:
                 yield plans_long.forward(heads, width, dtype)
                 yield plans_long.backward("BY_QUERY", heads, width, dtype)
                 yield plans_long.backward("BY_KEY", heads, width, dtype)
+    for heads in (Heads(1024, 1024, 1024, 1, 4, 0), Heads(128, 4096, 4096, 1, 4, 0)):
+        yield plans_long.forward(heads, 128, F32, tf32=True)
+        yield plans_long.backward("BY_QUERY", heads, 128, F32, tf32=True)
+        yield plans_long.backward("BY_KEY", heads, 128, F32, tf32=True)
     for dtype, scores in ((BF16, BF16), (BF16, F32), (F16, F16), (F32, F32)):
         for keys in (256, 4096, 8191):
             yield plans_long.softmax("softmax_forward", Heads(keys, keys, keys, 1, 4, 0), 64, dtype, scores)

@@ -3,12 +3,13 @@
 import json
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import device_call
 import pytest
 import torch
 from device_call import Step
-from device_steps import primitives, sanitizer
+from device_steps import primitives, sanitizer, tiny
 from harness import emulator_missing
 
 PRINTS = "import os, pathlib; pathlib.Path(os.environ['DEVICE_FINDINGS']).write_text('{\"line\": \"found\"}')"
@@ -99,6 +100,15 @@ def test_a_primitive_that_differs_by_a_bit_is_found(tmp_path, monkeypatch):
         monkeypatch.setattr(primitives, "outcome", lambda mode, changed=changed: changed)
         assert primitives.main(file) == int(case.exact), name
     assert sum(case.exact for case in primitives.cases().values()) >= 14
+
+
+def test_the_sanitizer_looks_at_every_layer_and_at_tests_that_are_there():
+    jobs = sanitizer.jobs()
+    for tool in ("memcheck", "synccheck", "initcheck"):
+        assert [job.tool for job in jobs].count(tool) == len(tiny.CASES)
+    files = [Path(job.command[-1]) for job in jobs if job.tool == "racecheck"]
+    assert [file for file in files if "def test_" not in file.read_text()] == []
+    assert len(files) == 6
 
 
 def test_what_the_sanitizer_says_is_read():

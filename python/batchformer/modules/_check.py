@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def tensor(name: str, value: Any) -> None:
@@ -24,6 +24,14 @@ def dense(name: str, value: Any) -> None:
     # The compiler takes no tensor with names, and torch has none from 2.13 on.
     if not torch.compiler.is_compiling() and hasattr(value, "has_names") and value.has_names():
         raise TypeError(f"{name}: expected a tensor without names, got names {value.names}")
+
+
+def not_a_replica(name: str, module: nn.Module, why: str) -> None:
+    """Raise RuntimeError if `module` is one of the replicas that nn.DataParallel makes for a step."""
+    if getattr(module, "_is_replica", False):
+        raise RuntimeError(
+            f"{name}: expected no replica of nn.DataParallel{why}, got one; use DistributedDataParallel"
+        )
 
 
 def one_of(name: str, value: Any, legal: Sequence[Any]) -> None:

@@ -132,12 +132,9 @@ class AcrossSamples(nn.Module):
         asked = self.gather_distributed or self.memory_bank_size > 0
         if not asked and self.attend != "uniform":
             return check(*arguments), None
-        if asked and getattr(self, "_is_replica", False):
-            raise RuntimeError(
-                f"{type(self).__name__}: expected no replica of nn.DataParallel with gather_distributed or "
-                "memory_bank_size, as replicas live for one step in one process, got one; use "
-                "DistributedDataParallel"
-            )
+        if asked:
+            how = "gather_distributed or memory_bank_size, as replicas live for one step in one process"
+            _check.not_a_replica(type(self).__name__, self, f" with {how}")
         bank_of = None if self.memory_bank_size == 0 else lambda layer: self._bank(bank, layer)
         ranks = ranks_of(self.process_group) if self.gather_distributed else None
         compiling = torch.compiler.is_compiling()
@@ -163,11 +160,8 @@ class AcrossSamples(nn.Module):
 
     def _refuse_replicas(self) -> None:
         """Raise RuntimeError in a replica of nn.DataParallel, whose streams come out in another order."""
-        if getattr(self, "_is_replica", False):
-            raise RuntimeError(
-                f"{type(self).__name__}: expected no replica of nn.DataParallel with two streams, as that "
-                "gathers both streams of each device in turn, got one; use DistributedDataParallel"
-            )
+        how = "two streams, as that gathers both streams of each device in turn"
+        _check.not_a_replica(type(self).__name__, self, f" with {how}")
 
     def _map_of(self, x: Tensor) -> Sequence[int] | None:
         """Height and width of the maps that are in x; None if it holds none."""

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from batchformer import marks
 from batchformer.marks import Doubled, Hidden, Mark, Split
+from batchformer.modules import _check
 from batchformer.swap_in import forward as forwards
 from batchformer.swap_in import labels, split
 from batchformer.swap_in.forward import Forward
@@ -241,11 +242,7 @@ def raise_not_wrapped() -> NoReturn:
 
 def check_replica(module: nn.Module) -> None:
     """Raise RuntimeError in a replica of nn.DataParallel."""
-    if getattr(module, "_is_replica", False):
-        raise RuntimeError(
-            "model: expected no replica of nn.DataParallel, as that gathers both streams of each device in "
-            "turn, got one; use DistributedDataParallel"
-        )
+    _check.not_a_replica("model", module, ", as that gathers both streams of each device in turn")
 
 
 def _mark_single(tensor: Tensor) -> Tensor:
