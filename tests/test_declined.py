@@ -392,6 +392,20 @@ def test_where_torchs_layer_is_faster_in_half_precision_it_runs(dtype, batch_fir
     assert narrow.declined(torch.randn(3, 2, 16).to(dtype)) is None
 
 
+@pytest.mark.parametrize(
+    ("dtype", "of_autocast"), [(torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16)]
+)
+def test_autocast_in_the_other_half_precision_runs_torchs_layer(dtype, of_autocast):
+    ours, torchs = bf.TransformerEncoderLayer(16, 4, 32, 0.0), nn.TransformerEncoderLayer(16, 4, 32, 0.0)
+    torchs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 2, 16).to(dtype)
+    with torch.autocast("cpu", dtype=of_autocast):
+        assert ours.declined(x) == f"src is {dtype}, and autocast computes in {of_autocast}"
+        y, expected = ours(x), torchs(x)
+    assert torch.equal(y, expected)
+    assert y.dtype == expected.dtype
+
+
 def test_autocast_decides_as_its_dtype_does(monkeypatch):
     monkeypatch.setattr(_declined, "TORCH_IS_FASTER", WIDE)
     _, ours = layers(64, 4, 16, 0.0)

@@ -103,10 +103,14 @@ def for_modules(layer: nn.TransformerEncoderLayer, inside: dict[str, Any]) -> st
 
 def for_precision(src: Tensor, batch_first: bool) -> str | None:
     """Why the op does not take a call in half precision, by its dtype or by autocast."""
+    if src.device.type != "cpu":
+        return None
     dtype = src.dtype
     if torch.is_autocast_enabled("cpu") and dtype != torch.float64:
         dtype = torch.get_autocast_dtype("cpu")
-    if dtype not in TORCH_IS_FASTER or src.device.type != "cpu":
+        if src.dtype in (torch.float16, torch.bfloat16) and src.dtype != dtype:
+            return f"src is {src.dtype}, and autocast computes in {dtype}"
+    if dtype not in TORCH_IS_FASTER:
         return None
     wide, divisor = TORCH_IS_FASTER[dtype]
     samples, channels = src.shape[-2 if batch_first else 0], src.shape[-1]
