@@ -114,6 +114,7 @@ TABLE = Table(
     name="detection",
     title="Detection",
     systems=tuple(SYSTEMS),
+    short=("Deformable DETR",),
     columns=tuple(NAMES),
     primary=("AP",),
     settings=settings,

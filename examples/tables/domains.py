@@ -122,6 +122,7 @@ TABLE = Table(
     name="domains",
     title="Domain generalization",
     systems=(ERM, AVERAGED),
+    short=(ERM,),
     columns=(*FAMILIES, "Mean"),
     primary=("Mean",),
     settings=settings,

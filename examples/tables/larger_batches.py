@@ -101,6 +101,7 @@ TABLE = Table(
     name="larger_batches",
     title="Larger batches",
     systems=SYSTEMS,
+    short=SYSTEMS[:1],
     columns=CALIBRATED_COLUMNS,
     primary=("All", CALIBRATED),
     arms=(*ARMS, *REMEMBERED, *GATHERED),

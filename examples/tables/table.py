@@ -74,7 +74,7 @@ class Table:
     contrasts: tuple[tuple[str, str], ...] = ((BATCHFORMER, UNIFORM),)  # besides each arm minus baseline
     seeds: int = 6
     short: tuple[str, ...] = ()  # the systems of --short; all if there are none
-    short_seeds: int = 3
+    short_seeds: int = 2
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # settings tried in tuning the baseline
 
     @property
