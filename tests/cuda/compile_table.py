@@ -84,17 +84,13 @@ def _plans() -> Iterator[Any]:
     for width in (12, 48, 192):
         yield plans_small.forward(Heads(2, 2, 2, 850, 4, 0), width, BF16)
     yield plans_small.forward(Heads(4, 4, 4, 850, 4, 0), 64, F32, tf32=True)
-    for dtype in (BF16, F16, F32):
+    for dtype, tf32 in ((BF16, False), (F16, False), (F32, False), (F32, True)):
         for width in (64, 128, 256) if dtype == BF16 else (128,):
             for samples, keys in ((1024, 1024), (128, 4096)):
                 heads = Heads(samples, keys, keys, 1, 4, 0)
-                yield plans_long.forward(heads, width, dtype)
-                yield plans_long.backward("BY_QUERY", heads, width, dtype)
-                yield plans_long.backward("BY_KEY", heads, width, dtype)
-    for heads in (Heads(1024, 1024, 1024, 1, 4, 0), Heads(128, 4096, 4096, 1, 4, 0)):
-        yield plans_long.forward(heads, 128, F32, tf32=True)
-        yield plans_long.backward("BY_QUERY", heads, 128, F32, tf32=True)
-        yield plans_long.backward("BY_KEY", heads, 128, F32, tf32=True)
+                yield plans_long.forward(heads, width, dtype, tf32)
+                yield plans_long.backward("BY_QUERY", heads, width, dtype, tf32)
+                yield plans_long.backward("BY_KEY", heads, width, dtype, tf32)
     for dtype, scores in ((BF16, BF16), (BF16, F32), (F16, F16), (F32, F32)):
         for keys in (256, 4096, 8191):
             yield plans_long.softmax("softmax_forward", Heads(keys, keys, keys, 1, 4, 0), 64, dtype, scores)

@@ -118,8 +118,7 @@ library.define(FORWARD_SCHEMA, tags=_TAGS)
 def _forward(x: Tensor, *arguments: Any) -> Outputs:
     parameters, keys_values, key_count, seed, config, (needs,) = unpack(arguments)
     check_dense({"x": x, **parameters._asdict(), "keys_values": keys_values})
-    tf32 = allows_tf32(x)
-    return core.encoder_layer_forward(x, parameters, keys_values, key_count, seed, config, needs, tf32)
+    return _forward_core((x, *parameters, keys_values), Call(key_count, seed, config, needs))
 
 
 def _forward_fake(x: Tensor, *arguments: Any) -> Outputs:
@@ -139,10 +138,8 @@ def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
     refuse_tangents((grad_y, x, *arguments))
     parameters, keys_values, key_count, seed, config, (saved, needs) = unpack(arguments)
     check_dense({"grad_y": grad_y, "x": x, **parameters._asdict(), "keys_values": keys_values})
-    tf32 = allows_tf32(x)
-    return core.encoder_layer_backward(
-        grad_y, x, parameters, keys_values, key_count, seed, config, saved, needs, tf32
-    )
+    call = Call(key_count, seed, config, needs)
+    return _backward_core(grad_y, (x, *parameters, keys_values), call, saved)
 
 
 def _backward_fake(grad_y: Tensor, x: Tensor, *arguments: Any) -> list[Tensor]:
