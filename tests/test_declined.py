@@ -1,6 +1,8 @@
 """What the op does not cover runs torch's own implementation, with its result, and can be asked for."""
 
 import re
+import subprocess
+import sys
 import types
 
 import pytest
@@ -157,6 +159,35 @@ def test_what_was_replaced_for_all_layers_is_called(owner, name, monkeypatch):
     assert f"{owner.__name__}.{name} was replaced" == layer.declined(x)
     monkeypatch.undo()
     assert layer.declined(x) is None
+
+
+REPLACED_BEFORE = """
+import functools, sys, torch
+from torch import nn
+owners = {"F": nn.functional, "Module": nn.Module, "Layer": nn.TransformerEncoderLayer}
+_, owner, name, kind = sys.argv
+of_torch = getattr(owners[owner], name)
+wrapper = lambda *inputs, **options: of_torch(*inputs, **options)
+setattr(owners[owner], name, wrapper if kind == "plain" else functools.wraps(of_torch)(wrapper))
+import batchformer
+print(batchformer.TransformerEncoderLayer(8, 2, 8).declined(torch.randn(3, 2, 8)))
+"""
+
+
+@pytest.mark.parametrize("wrapper", ["plain", "wraps"])
+@pytest.mark.parametrize(
+    ("owner", "name", "reason"),
+    [
+        ("F", "linear", "torch.nn.functional.linear was replaced"),
+        ("F", "layer_norm", "torch.nn.functional.layer_norm was replaced"),
+        ("Module", "__call__", "Module.__call__ was replaced"),
+        ("Layer", "_ff_block", "the class overrides a block of the layer"),
+    ],
+)
+def test_what_was_replaced_before_the_import_is_called(owner, name, reason, wrapper):
+    command = [sys.executable, "-c", REPLACED_BEFORE, owner, name, wrapper]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == reason
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_dot_product_attention", "layer_norm"])

@@ -1,5 +1,8 @@
 """Calls past the dispatcher: whoever has to see the op still sees it."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -110,6 +113,19 @@ def test_a_trace_holds_the_op():
 def test_inference_mode_gives_inference_tensors():
     with torch.inference_mode():
         assert LAYER(torch.randn(5, 3, 16)).is_inference()
+
+
+def test_an_import_in_inference_mode_leaves_the_way_past_the_dispatcher():
+    code = """
+import torch
+with torch.inference_mode():
+    import batchformer
+    inference = torch.randn(3)
+from batchformer.ops.direct import nobody_watches
+print(nobody_watches([torch.randn(3)]), nobody_watches([inference]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["True", "False"]
 
 
 def test_a_subclass_of_a_tensor_is_not_plain():

@@ -191,6 +191,14 @@ def test_dropping_nothing_and_dropping_all_are_torchs(p):
     assert_near(results(ours, ours, x, grad_y), results(theirs, theirs, x, grad_y), torch.float64)
 
 
+def test_dropping_all_of_what_is_no_number_leaves_none(path):
+    theirs, ours = layers(16, 4, 16, 1.0)
+    x = torch.randn(5, 3, 16)
+    x[0, 1] = torch.inf
+    assert torch.equal(ours(x).isnan(), theirs(x).isnan())
+    assert ours(x).isnan().any()
+
+
 def test_evaluation_drops_nothing_and_draws_nothing():
     theirs, ours = layers(16, 4, 16, 0.5, dtype=torch.float64)
     x = torch.randn(5, 3, 16, dtype=torch.float64)

@@ -98,6 +98,16 @@ def test_output_and_gradients_are_those_of_torch(
     assert_near(actual, results(theirs, theirs, x, grad_y), dtype)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+@pytest.mark.parametrize("width", [0, 8])
+def test_heads_of_one_channel_at_several_positions_are_those_of_torch(width, norm_first, path):
+    theirs, ours = layers(6, 6, width, 0.0, norm_first=norm_first, dtype=torch.float64)
+    x, grad_y = torch.randn(2, 3, 2, 6, dtype=torch.float64)
+    assert ours.declined(x) is None
+    assert_near(results(ours, ours, x, grad_y), results(theirs, theirs, x, grad_y), torch.float64)
+
+
 @pytest.mark.parametrize(
     ("n", "c", "norm_first"), [(64, 256, False), (64, 512, True), (256, 64, True), (256, 192, False)]
 )

@@ -215,6 +215,36 @@ def test_what_is_no_number_stays_visible():
     assert y[:, [0, 2]].isfinite().all()
 
 
+def test_what_is_no_number_at_one_position_depends_on_no_number_of_threads(threads):
+    """Some positions are multiplied with each other, with others in a tile of another size."""
+    layer = bf.TransformerEncoderLayer(32, 2, 32, 0.0)
+    x = torch.randn(5, 900, 32)
+    x[0, 5] = torch.nan
+    runs = []
+    for count in (1, 2, 64):
+        threads(count)
+        step = training_step(layer, x, seed=1)
+        finite = {name: step[name].isfinite().all(-1).all(0) for name in ("output", "grad of x")}
+        assert all(each.sum() == 899 and not each[5] for each in finite.values())
+        runs.append({name: step[name][:, finite[name]] for name in finite})
+    assert_same(runs[1], runs[0])
+    assert_same(runs[2], runs[0])
+
+
+@pytest.mark.parametrize("sizes", [(1e15, 1e26), (1e12, 1e30)], ids=str)
+def test_a_product_between_positions_may_be_infinite(sizes):
+    """Not one of a position by itself is."""
+    theirs, ours = layers(8, 2, 8, 0.0)
+    x, grad_y = torch.randn(2, 2, 2, 8)
+    x[:, 0] *= sizes[0]
+    grad_y[:, 1] *= sizes[1]
+    actual, expected = results(ours, ours, x, grad_y), results(theirs, theirs, x, grad_y)
+    for position in (0, 1):
+        gradient, of_torch = (each["grad of x"][:, position] for each in (actual, expected))
+        assert of_torch.isfinite().all()
+        assert_near({"grad of x": gradient}, {"grad of x": of_torch}, torch.float32)
+
+
 def test_unused_gradients_may_be_left_out():
     layer = bf.TransformerEncoderLayer(16, 4, 16, 0.0)
     x = torch.randn(6, 3, 16)

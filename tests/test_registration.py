@@ -13,8 +13,16 @@ from reference import ALL, layers
 from tolerances import assert_near
 
 
-def arguments(device: str, *, contiguous: bool = True, grad: bool = True, needed: bool = True, **options):
-    layer = bf.TransformerEncoderLayer(8, 2, 12, 0.3, device=device, **options)
+def arguments(
+    device: str,
+    *,
+    contiguous: bool = True,
+    grad: bool = True,
+    needed: bool = True,
+    hidden: int = 12,
+    **options,
+):
+    layer = bf.TransformerEncoderLayer(8, 2, hidden, 0.3, device=device, **options)
     layer.requires_grad_(grad)
     x = torch.randn(5, 3, 8, device=device, dtype=options.get("dtype"))
     if not contiguous:
@@ -92,6 +100,18 @@ def test_fake_tensors_know_what_the_forward_leaves(n, l, norm_first, dtype, need
     _, saved = torch.ops.batchformer.encoder_layer(x, *rest)
     assert layouts(fakes) == layouts(saved)
     assert bool(saved) == bool(needed)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_fake_tensors_know_what_a_layer_without_hidden_units_leaves(dtype):
+    x, *rest = arguments("cpu", hidden=0, grad=False, dtype=dtype)
+    mode = FakeTensorMode()
+    fake_x, *fake_rest = tree_map_only(torch.Tensor, mode.from_tensor, [x, *rest])
+    with mode:
+        _, fakes = torch.ops.batchformer.encoder_layer(fake_x, *fake_rest)
+    _, saved = torch.ops.batchformer.encoder_layer(x, *rest)
+    assert layouts(fakes) == layouts(saved)
 
 
 @pytest.mark.parametrize("name", ["x", "linear2_bias", "seed"])

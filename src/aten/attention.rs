@@ -31,7 +31,7 @@ pub fn forward(of: &Projections, mask: &TensorMask, dims: &Dims) -> Result<(Tens
     drop(scores);
     let dropped = mask.apply(probabilities)?;
     let attended = merge(&dropped.f_bmm(&heads.value)?.f_unsqueeze(0)?, dims)?; // [L, N, C]
-    let attended = attended.f_view([dims.tokens(), dims.channels])?;
+    let attended = attended.f_reshape([dims.tokens(), dims.channels])?;
     Ok((attended.f_to_kind(of.qkv.f_kind()?)?, logsumexp))
 }
 
@@ -71,7 +71,8 @@ pub fn backward(
     let grad_query = grad_scores.f_bmm(&heads.key)?.f_mul_scalar(dims.attention_scale())?;
     let grad_key = grad_scores.f_transpose(1, 2)?.f_bmm(&heads.query)?;
     let rows = |grads: &[Tensor]| merge(&Tensor::f_stack(grads, 0)?, dims)?.f_to_kind(kind);
-    let tokens = |grad: Tensor| grad.f_view([dims.tokens(), dims.in_proj_parts() * dims.channels]);
+    let tokens =
+        |grad: Tensor| grad.f_reshape([dims.tokens(), dims.in_proj_parts() * dims.channels]);
     if of.keys_values.is_none() {
         return Ok((tokens(rows(&[grad_query, grad_key, grad_value])?)?, None));
     }

@@ -94,7 +94,7 @@ impl TensorMask {
     pub fn apply(&self, x: Tensor) -> Result<Tensor> {
         match &self.kept {
             KeptElements::All => Ok(x),
-            KeptElements::None => x.f_zeros_like(),
+            KeptElements::None => x.f_mul_scalar(0.0), // NaN stays, as in torch's dropout
             KeptElements::Some(kept) => x.f_mul(kept)?.f_mul_scalar(self.scale),
         }
     }

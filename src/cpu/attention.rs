@@ -61,19 +61,6 @@ impl<'a, T: Real> HeadRows<'a, T> {
         self.layer.channels() / self.layer.heads
     }
 
-    /// As [`positions_of_a_block`], or one.
-    ///
-    /// Several positions in a block are multiplied with each other, by probabilities of 0, through which a NaN or
-    /// infinity would spread: 0 times NaN is NaN. If there is any in `values`, positions are computed one by one.
-    fn positions_together(&self, values: &[Matrix<T>]) -> usize {
-        let LayerView { samples, keys, .. } = *self.layer;
-        let positions = positions_of_a_block(samples, keys);
-        if positions < 2 || !values.iter().all(|&rows| all_finite(rows)) {
-            return 1;
-        }
-        positions
-    }
-
     /// The block of a number, of `positions` each, head after head.
     fn block(&self, number: usize, positions: usize) -> HeadBlock {
         let LayerView { samples, keys, heads, .. } = *self.layer;
@@ -84,6 +71,42 @@ impl<'a, T: Real> HeadRows<'a, T> {
             queries: rows(samples, self.query.rows()),
             keys: rows(keys, self.key.rows()),
         }
+    }
+
+    /// A block, or its positions one by one if it holds a NaN or infinity, also in `grad_attended`.
+    ///
+    /// Several positions are multiplied with each other by probabilities of 0, and 0 times NaN is NaN. Each block
+    /// decides for itself, as more of them would depend on the number of threads, and with it the rounding.
+    fn apart(
+        &self,
+        block: HeadBlock,
+        grad_attended: Option<Matrix<T>>,
+    ) -> impl Iterator<Item = HeadBlock> {
+        let LayerView { samples, keys, .. } = *self.layer;
+        let positions = block.queries.len().div_ceil(samples);
+        let step =
+            if positions == 1 || self.is_finite(&block, grad_attended) { positions } else { 1 };
+        let HeadBlock { head, queries: all, keys: all_keys } = block;
+        let part = move |of: &Range<usize>, first: usize, each: usize| {
+            of.start + first * each..of.end.min(of.start + (first + step) * each)
+        };
+        (0..positions).step_by(step).map(move |first| HeadBlock {
+            head,
+            queries: part(&all, first, samples),
+            keys: part(&all_keys, first, keys),
+        })
+    }
+
+    fn is_finite(&self, block: &HeadBlock, grad_attended: Option<Matrix<T>>) -> bool {
+        let HeadBlock { head, queries, keys } = block;
+        let columns = head * self.width()..(head + 1) * self.width();
+        let finite = |of: Matrix<T>, rows: &Range<usize>| {
+            all_finite(of.block(rows.clone(), columns.clone()))
+        };
+        finite(self.query, queries)
+            && finite(self.key, keys)
+            && finite(self.value, keys)
+            && grad_attended.is_none_or(|grad_attended| finite(grad_attended, queries))
     }
 
     /// The queries `rows` of a head over the keys `keys`: all of the same one position, or of several.
@@ -131,7 +154,7 @@ pub fn forward<T: Real>(
     logsumexp: MatrixMut<T>,
 ) {
     let heads = &HeadRows::new(layer, tokens, qkv, keys_values);
-    let positions = heads.positions_together(&[qkv, keys_values]);
+    let positions = positions_of_a_block(layer.samples, layer.keys);
     let width = heads.width();
     let together = positions * layer.samples;
     let blocks = attended.split_rows(together).zip(logsumexp.split_rows(together));
@@ -143,9 +166,16 @@ pub fn forward<T: Real>(
             (block % layer.heads, row, all.keys.clone(), attended, logsumexp)
         })
     });
-    team.for_each(parts, |(head, row, keys, attended, logsumexp), workspace| {
-        let rows = row..row + attended.rows();
-        heads.attention(head, rows, keys).forward(attended, logsumexp, workspace);
+    team.for_each(parts, |(head, row, keys, mut attended, mut logsumexp), workspace| {
+        let all = HeadBlock { head, queries: row..row + attended.rows(), keys };
+        for HeadBlock { queries, keys, .. } in heads.apart(all, None) {
+            let rows = queries.start - row..queries.end - row;
+            heads.attention(head, queries, keys).forward(
+                attended.row_block(rows.clone()),
+                logsumexp.row_block(rows),
+                workspace,
+            );
+        }
     });
 }
 
@@ -171,7 +201,7 @@ pub fn backward<T: Real>(
     let AttentionBackward { qkv, keys_values, attended, logsumexp, grad_attended, .. } = backward;
     let AttentionBackward { mut grad_qkv, grad_keys_values, .. } = backward;
     let heads = &HeadRows::new(layer, tokens, qkv, keys_values);
-    let positions = heads.positions_together(&[qkv, keys_values, grad_attended]);
+    let positions = positions_of_a_block(layer.samples, layer.keys);
     let (together, keys_together) = (positions * layer.samples, positions * layer.keys);
     let (width, channels) = (heads.width(), layer.channels());
     let rows = grad_qkv.rows();
@@ -201,35 +231,30 @@ pub fn backward<T: Real>(
             (block.clone(), keys, AttentionGrads { query, key, value })
         })
     });
-    team.for_each(
-        parts,
-        |(HeadBlock { head, queries: all, keys: all_keys }, keys, mut grads), workspace| {
-            let columns = head * width..(head + 1) * width;
-            let AttentionGrads { query, key, value } = &mut grads;
-            for first in all.clone().step_by(QUERIES) {
-                let rows = first..(first + QUERIES).min(all.end);
-                let of_all = rows.start - all.start..rows.end - all.start;
+    team.for_each(parts, |(block, keys, mut grads), workspace| {
+        let HeadBlock { head, queries: all, keys: all_keys } = block.clone();
+        let columns = head * width..(head + 1) * width;
+        for HeadBlock { queries, keys: own, .. } in heads.apart(block, Some(grad_attended)) {
+            let keys = keys.start..keys.end.min(own.len());
+            let of_keys = own.start - all_keys.start..own.start - all_keys.start + keys.len();
+            for first in queries.clone().step_by(QUERIES) {
+                let rows = first..(first + QUERIES).min(queries.end);
                 let results = [
                     attended.block(rows.clone(), columns.clone()),
                     grad_attended.block(rows.clone(), columns.clone()),
                     logsumexp.block(rows.clone(), head..head + 1),
                 ];
                 let mut grads = AttentionGrads {
-                    query: query.row_block(of_all),
-                    key: key.reborrow(),
-                    value: value.reborrow(),
+                    query: grads.query.row_block(rows.start - all.start..rows.end - all.start),
+                    key: grads.key.row_block(of_keys.clone()),
+                    value: grads.value.row_block(of_keys.clone()),
                 };
-                let attention = heads.attention(head, rows, all_keys.clone());
-                attention.backward(
-                    keys.clone(),
-                    results,
-                    &mut grads,
-                    first == all.start,
-                    workspace,
-                );
+                let is_first = first == queries.start;
+                let attention = heads.attention(head, rows, own.clone());
+                attention.backward(keys.clone(), results, &mut grads, is_first, workspace);
             }
-        },
-    );
+        }
+    });
     for other in memory.iter().flatten() {
         let other = Matrix::new(other, rows, channels);
         let sums = grad_qkv.block(0..rows, 0..channels).split_rows(QUERIES);

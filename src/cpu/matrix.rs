@@ -227,23 +227,28 @@ impl<'a, T> MatrixMut<'a, T> {
         let across = self.columns().div_ceil(columns);
         (0..self.rows().div_ceil(rows) * across).map(move |number| {
             let (row, column) = (number / across * rows, number % across * columns);
-            self.part(
-                &(row..row.saturating_add(rows).min(self.rows())),
-                &(column..(column + columns).min(self.columns())),
-            )
+            let rows = row..row.saturating_add(rows).min(self.rows());
+            let columns = column..(column + columns).min(self.columns());
+            // SAFETY: the numbers' blocks share no element, and each number comes once.
+            unsafe { self.part(&rows, &columns) }
         })
     }
 
     /// Blocks of at most `rows` rows, also of a matrix without columns.
     pub fn split_rows(self, rows: usize) -> impl Iterator<Item = MatrixMut<'a, T>> {
         (0..self.rows()).step_by(rows).map(move |first| {
-            self.part(&(first..(first + rows).min(self.rows())), &(0..self.columns()))
+            let rows = first..(first + rows).min(self.rows());
+            // SAFETY: the steps' rows are others, and each step comes once.
+            unsafe { self.part(&rows, &(0..self.columns())) }
         })
     }
 
-    /// A block for as long as the whole; `split` and `split_rows`, which give the whole up, call it for parts that
-    /// share no element, once for each. They collect no list of parts, which for many rows would need memory.
-    fn part(&self, rows: &Range<usize>, columns: &Range<usize>) -> MatrixMut<'a, T> {
+    /// A block for as long as the whole. The callers collect no list of such blocks, which for many rows would need
+    /// memory.
+    ///
+    /// # Safety
+    /// The whole is not used any more, and no two of its blocks share an element.
+    unsafe fn part(&self, rows: &Range<usize>, columns: &Range<usize>) -> MatrixMut<'a, T> {
         MatrixMut {
             origin: self.origin,
             place: self.place.block(rows, columns),

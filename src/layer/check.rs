@@ -112,9 +112,16 @@ pub fn relations(x: &Tensor, in_proj: &Linear, nhead: i64) -> Result<Dims, Layer
         return Err(shape_error("x", format!("[N, {channels}]"), x));
     }
     check_heads(nhead, channels)?;
+    check_floating("in_proj_weight", &in_proj.weight)?;
+    let kind = in_proj.weight.f_kind()?;
     check_shape("in_proj_weight", &in_proj.weight, &[3 * channels, channels])?;
-    check_dtype("x", x, "in_proj_weight", in_proj.weight.f_kind()?)?;
+    check_dtype("x", x, "in_proj_weight", kind)?;
     check_device("in_proj_weight", &in_proj.weight, x)?;
+    if let Some(bias) = &in_proj.bias {
+        check_shape("in_proj_bias", bias, &[3 * channels])?;
+        check_dtype("in_proj_bias", bias, "in_proj_weight", kind)?;
+        check_device("in_proj_bias", bias, x)?;
+    }
     Ok(Dims {
         samples,
         positions: 1,
@@ -170,12 +177,9 @@ fn keys_shape(
 /// How many of the keys count.
 fn counted(key_count: Option<&Tensor>, keys: i64) -> Result<i64, LayerError> {
     let Some(count) = key_count else { return Ok(keys) };
-    if count.dim() != 0 || count.f_kind()? != Kind::Int64 || count.device() != Device::Cpu {
-        return Err(LayerError::KeyCount {
-            got: count.f_kind()?,
-            shape: count.size(),
-            device: count.device(),
-        });
+    let got = count.f_kind().ok();
+    if count.dim() != 0 || got != Some(Kind::Int64) || count.device() != Device::Cpu {
+        return Err(LayerError::KeyCount { got, shape: count.size(), device: count.device() });
     }
     match count.f_int64_value(&[])? {
         counted if (1..=keys).contains(&counted) => Ok(counted),
@@ -200,8 +204,8 @@ fn check_dropout(config: &Config, seed: Option<&Tensor>) -> Result<(), LayerErro
         }
     }
     match seed {
-        Some(seed) if seed.dim() != 0 || seed.f_kind()? != Kind::Int64 => {
-            Err(LayerError::Seed { got: seed.f_kind()?, shape: seed.size() })
+        Some(seed) if seed.dim() != 0 || seed.f_kind().ok() != Some(Kind::Int64) => {
+            Err(LayerError::Seed { got: seed.f_kind().ok(), shape: seed.size() })
         }
         _ => Ok(()),
     }
@@ -210,11 +214,11 @@ fn check_dropout(config: &Config, seed: Option<&Tensor>) -> Result<(), LayerErro
 /// One dtype everywhere, or what autocast makes of it: the linears in half precision, the norms in float32,
 /// `x` in either.
 fn check_dtypes(x: &Tensor, params: &Params<Tensor>) -> Result<(), LayerError> {
+    check_floating("in_proj_weight", &params.in_proj.weight)?;
     let x_kind = x.f_kind()?;
     let linear_kind = params.in_proj.weight.f_kind()?;
-    check_floating("in_proj_weight", &params.in_proj.weight)?;
     let autocast = matches!(linear_kind, Kind::Half | Kind::BFloat16)
-        && params.norm1.weight.f_kind()? == Kind::Float
+        && params.norm1.weight.f_kind().ok() == Some(Kind::Float)
         && (x_kind == Kind::Float || x_kind == linear_kind);
     if !autocast {
         check_dtype("x", x, "in_proj_weight", linear_kind)?;
@@ -266,8 +270,8 @@ fn check_dtype(
     reference: &'static str,
     expected: Kind,
 ) -> Result<(), LayerError> {
-    let got = tensor.f_kind()?;
-    if got == expected {
+    let got = tensor.f_kind().ok();
+    if got == Some(expected) {
         return Ok(());
     }
     Err(LayerError::Dtype { argument, expected, reference, got })

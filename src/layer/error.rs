@@ -17,7 +17,7 @@ pub enum LayerError {
         expected: String,
         got: Vec<i64>,
     },
-    /// `got` is None where tch does not know the dtype.
+    /// `got` is None, here and below, where tch does not know the dtype.
     NotFloating {
         argument: &'static str,
         got: Option<Kind>,
@@ -26,7 +26,7 @@ pub enum LayerError {
         argument: &'static str,
         expected: Kind,
         reference: &'static str,
-        got: Kind,
+        got: Option<Kind>,
     },
     Device {
         argument: &'static str,
@@ -51,12 +51,12 @@ pub enum LayerError {
     },
     NoSeed,
     Seed {
-        got: Kind,
+        got: Option<Kind>,
         shape: Vec<i64>,
     },
     /// `key_count` is no 0-d int64 tensor on the CPU.
     KeyCount {
-        got: Kind,
+        got: Option<Kind>,
         shape: Vec<i64>,
         device: Device,
     },
@@ -126,14 +126,14 @@ impl fmt::Display for LayerError {
                 write!(
                     f,
                     "{argument}: expected a dtype of float16, bfloat16, float32 and float64, got {}",
-                    got.map_or("another", dtype)
+                    name(*got)
                 )
             }
             LayerError::Dtype { argument, expected, reference, got } => write!(
                 f,
                 "{argument}: expected dtype {} as {reference} has, got {}",
                 dtype(*expected),
-                dtype(*got)
+                name(*got)
             ),
             LayerError::Device { argument, expected, got } => write!(
                 f,
@@ -160,12 +160,12 @@ impl fmt::Display for LayerError {
             LayerError::Seed { got, shape } => write!(
                 f,
                 "seed: expected a 0-d int64 tensor, got dtype {} and shape {shape:?}",
-                dtype(*got)
+                name(*got)
             ),
             LayerError::KeyCount { got, shape, device: on } => write!(
                 f,
                 "key_count: expected a 0-d int64 tensor on cpu, got dtype {} and shape {shape:?} on {}",
-                dtype(*got),
+                name(*got),
                 device(*on)
             ),
             LayerError::NoKeysToCount => {
@@ -210,6 +210,10 @@ impl fmt::Display for LayerError {
 /// Torch's message without the C++ stack that some builds put below it.
 fn first_lines(message: &str) -> &str {
     message.split("\nException raised from").next().unwrap_or(message)
+}
+
+fn name(got: Option<Kind>) -> &'static str {
+    got.map_or("another", dtype)
 }
 
 /// The dtype as torch prints it, without the `torch.`.

@@ -76,8 +76,7 @@ static ATEN_ALONE: AtomicBool = AtomicBool::new(false);
 /// The one place that chooses.
 pub fn choose(input: &Input, dims: &Dims) -> Result<Path, LayerError> {
     let device = input.x.device();
-    let without_feedforward = dims.feedforward == 0; // which the kernels do not serve, and nobody wants fast
-    if ATEN_ALONE.load(Ordering::Relaxed) || without_feedforward {
+    if is_aten_alone(dims.feedforward > 0) {
         return Ok(Path::Aten);
     }
     if device == Device::Cpu && !cuda::is_emulated() {
@@ -95,9 +94,15 @@ pub fn choose(input: &Input, dims: &Dims) -> Result<Path, LayerError> {
     }
 }
 
-/// A path with the dtypes of what such a device's calls save; those of CUDA and libtorch are the same.
-pub fn of_device_type(device_type: &str) -> Path {
-    if device_type == "cpu" && !ATEN_ALONE.load(Ordering::Relaxed) && !cuda::is_emulated() {
+/// Whether kernels are out of the question: a layer without hidden units they do not serve, and nobody wants it fast.
+fn is_aten_alone(has_hidden: bool) -> bool {
+    ATEN_ALONE.load(Ordering::Relaxed) || !has_hidden
+}
+
+/// A path with the dtypes of what calls on such a device save, of a layer with hidden units or without; those of CUDA
+/// and libtorch are the same.
+pub fn of_device_type(device_type: &str, has_hidden: bool) -> Path {
+    if device_type == "cpu" && !is_aten_alone(has_hidden) && !cuda::is_emulated() {
         Path::Cpu
     } else {
         Path::Aten

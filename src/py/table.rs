@@ -53,10 +53,11 @@ pub fn torch_is_faster() -> Vec<(&'static str, i64, i64)> {
     layer::torch_is_faster().map(|rule| (rule.dtype, rule.channels, rule.divisor)).collect()
 }
 
-/// Whose dtype each has on a device of this type: that of "x", of the "linears", or in which "sums" are.
+/// Whose dtype each has on a device of this type, in a layer with hidden units or without: that of "x", of the
+/// "linears", or in which "sums" are.
 #[pyfunction]
-pub fn saved_dtypes(device_type: &str) -> [&'static str; SAVED.len()] {
-    let path = layer::of_device_type(device_type);
+pub fn saved_dtypes(device_type: &str, has_hidden: bool) -> [&'static str; SAVED.len()] {
+    let path = layer::of_device_type(device_type, has_hidden);
     SAVED.each_ref().map(|fact| path.saved_dtype(fact).name())
 }
 

@@ -216,6 +216,12 @@ OP = (
         *NO_COUNT,
     ),
     Row(
+        lambda: with_keys(key_count=torch.tensor(3, dtype=torch.uint16)),
+        ValueError,
+        "key_count: expected a 0-d int64 tensor on cpu, got dtype another and shape [] on cpu",
+        *NO_COUNT,
+    ),
+    Row(
         lambda: with_keys(key_count=torch.tensor(10)),
         ValueError,
         "key_count: expected from 1 to the 9 of keys_values, got 10",
@@ -266,6 +272,12 @@ OP = (
         *NO_SEED,
     ),
     Row(
+        lambda: op(dropout=(0.5,) * 4, seed=torch.tensor(1, dtype=torch.uint64)),
+        ValueError,
+        "seed: expected a 0-d int64 tensor, got dtype another and shape []",
+        *NO_SEED,
+    ),
+    Row(
         lambda: op(activation="tanh"),
         ValueError,
         "activation: expected 'relu' or 'gelu', got 'tanh'",
@@ -294,6 +306,12 @@ OP = (
         lambda: op(parameters=parameters(norm2_weight=torch.randn(16).double())),
         ValueError,
         "norm2_weight: expected dtype float32 as in_proj_weight has, got float64",
+        *OTHER_DTYPE,
+    ),
+    Row(
+        lambda: op(parameters=parameters(linear1_bias=torch.zeros(16, dtype=torch.uint16))),
+        ValueError,
+        "linear1_bias: expected dtype float32 as in_proj_weight has, got another",
         *OTHER_DTYPE,
     ),
     Row(

@@ -1,5 +1,7 @@
 """Which calls of the encoder layer run torch's own implementation, and why."""
 
+import sys
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -69,7 +71,7 @@ def for_call(src: Tensor) -> str | None:
         or _module._global_backward_pre_hooks
     ):
         return "a hook on all modules is registered"
-    if _in_place() != _AT_IMPORT and (name := _replaced()) is not None:
+    if _in_place() != _OF_TORCH and (name := _replaced()) is not None:
         return f"{name} was replaced"
     return None
 
@@ -208,11 +210,23 @@ def _in_place() -> list[Any]:
 
 def _replaced() -> str | None:
     """What was replaced of `_CALLED`, by name; torch's tracer, which replaces __call__, accepts any op."""
-    for (owner, name), now, before in zip(_CALLED, _in_place(), _AT_IMPORT, strict=True):
-        if now is not before and not hasattr(now, "_Patcher__fx_already_patched"):
+    for (owner, name), now, torchs in zip(_CALLED, _in_place(), _OF_TORCH, strict=True):
+        if now is not torchs and not hasattr(now, "_Patcher__fx_already_patched"):
             return f"{owner.__name__}.{name}"
     return None
 
 
-_AT_IMPORT = _in_place()
-_BLOCKS = {name: getattr(nn.TransformerEncoderLayer, name) for name in ("_sa_block", "_ff_block")}
+def _of_torch(owner: Any, name: str) -> Any:
+    """The function that torch has under this name; None if it was replaced before this import.
+
+    A function of Python has the globals of the module that defines it, whatever wrappers copy of its names.
+    """
+    function = getattr(owner, name)
+    if isinstance(function, BuiltinFunctionType):
+        return function if function is getattr(torch._C._nn, name) else None
+    home = sys.modules[owner.__module__] if isinstance(owner, type) else owner
+    return function if getattr(function, "__globals__", None) is vars(home) else None
+
+
+_OF_TORCH = [_of_torch(owner, name) for owner, name in _CALLED]
+_BLOCKS = {name: _of_torch(nn.TransformerEncoderLayer, name) for name in ("_sa_block", "_ff_block")}

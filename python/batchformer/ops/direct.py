@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 _keys_of = torch._C._dispatch_keys
-_plain = {_keys_of(torch.empty(0, device="cpu")).raw_repr()}
+
+
+def _keys_of_a_plain_tensor(device: torch.device | str) -> int:
+    with torch.inference_mode(False):  # which the import may be in
+        return _keys_of(torch.empty(0, device=device)).raw_repr()
+
+
+_plain = {_keys_of_a_plain_tensor("cpu")}
 """The dispatch keys of plain tensors on a device: dense, with no negative view, not batched.
 
 Those of CUDA are added at the first call with a CUDA tensor."""
@@ -44,7 +51,7 @@ def nobody_watches(tensors: Iterable[Tensor | None]) -> bool:
 def _is_plain_on_cuda(tensor: Tensor) -> bool:
     if not tensor.is_cuda:
         return False
-    _plain.add(_keys_of(torch.empty(0, device=tensor.device)).raw_repr())
+    _plain.add(_keys_of_a_plain_tensor(tensor.device))
     return _keys_of(tensor).raw_repr() in _plain
 
 

@@ -41,7 +41,7 @@ def empty_saved(x: Tensor, parameters: Parameters, config: Config, needs: Sequen
     }
     # Only L = 1 changes what is kept; any other dependence on sizes would specialise compiled graphs.
     kept = core.saved_kept(config, needs, 1 if positions == 1 else 2)
-    whose = core.saved_dtypes(x.device.type)
+    whose = core.saved_dtypes(x.device.type, bool(sizes["F"] > 0))
     return [
         x.new_empty([times * sizes[letter] for times, letter in shape], dtype=dtypes[dtype])
         for (_, shape), dtype, is_kept in zip(_SAVED, whose, kept, strict=True)

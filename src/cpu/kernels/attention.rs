@@ -8,8 +8,8 @@ use super::product::{Product, Start, Transposed};
 use super::reduce::sum;
 use super::right::{Pack, Packed, Right};
 use super::softmax::{
-    AddRest, AddToTotals, Running, Softmax, SoftmaxBackward, SoftmaxBackwardFromTotals, Totals,
-    LANES,
+    AddRest, AddToTotals, ClearUnseen, Running, Softmax, SoftmaxBackward,
+    SoftmaxBackwardFromTotals, Totals, LANES,
 };
 use crate::cpu::matrix::{Matrix, MatrixMut};
 use crate::cpu::simd::{run, Real, MOST_LANES};
@@ -234,6 +234,7 @@ impl<T: Real> BackwardBlocks<'_, T> {
             return [scores, grads];
         }
         let mut of_block = Totals::new();
+        let pairs = self.attention.pairs_of(keys.clone());
         let [mut scores, mut grads] = self.add_to_totals(keys, &mut of_block);
         let totals = if let Method::Totals(of_all) = method {
             of_all
@@ -249,6 +250,9 @@ impl<T: Real> BackwardBlocks<'_, T> {
             scale,
             totals,
         });
+        for rows in [&mut scores, &mut grads] {
+            run(ClearUnseen { rows: rows.reborrow(), pairs });
+        }
         [scores, grads]
     }
 
@@ -260,6 +264,7 @@ impl<T: Real> BackwardBlocks<'_, T> {
         let (pairs, mask) = (self.attention.pairs_of(keys.clone()), self.attention.mask);
         let logsumexp = self.logsumexp;
         let [mut scores, mut grads] = self.scores_and_grads(keys);
+        run(ClearUnseen { rows: grads.reborrow(), pairs });
         run(AddToTotals {
             scores: scores.reborrow(),
             grads: grads.reborrow(),

@@ -314,14 +314,35 @@ impl<T: Real> Kernel for SoftmaxBackwardFromTotals<'_, T> {
     }
 }
 
+/// To 0 what belongs to a query and a key that it does not see, of another position. Such a product may be infinite
+/// where those within positions are not, and 0 times infinity is NaN.
+pub struct ClearUnseen<'a, T> {
+    pub rows: MatrixMut<'a, T>,
+    pub pairs: Pairs,
+}
+
+impl<T: Real> Kernel for ClearUnseen<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(mut self) {
+        for key in 0..self.rows.rows() {
+            clear_unseen(self.rows.row(key), &self.pairs, key);
+        }
+    }
+}
+
+#[inline(always)]
+fn clear_unseen<T: Real>(row: &mut [T], pairs: &Pairs, key: usize) {
+    let seen = pairs.lanes_of(key, row.len());
+    row[..seen.start].fill(T::ZERO);
+    row[seen.end..].fill(T::ZERO);
+}
+
 /// The scores of a key to exp(S - shift), and to 0 for queries that do not see it.
 #[inline(always)]
 fn probabilities<T: Real, S: Simd>(row: &mut [T], pairs: &Pairs, key: usize, shift: &[T]) {
-    let seen = pairs.lanes_of(key, row.len());
     let shift = &shift[..row.len()];
     for lane in 0..row.len() {
         row[lane] = exp::<T, S>(row[lane] - shift[lane]);
     }
-    row[..seen.start].fill(T::ZERO);
-    row[seen.end..].fill(T::ZERO);
+    clear_unseen(row, pairs, key);
 }
