@@ -1,6 +1,7 @@
 """Losses that contrast the samples of a batch: the related copy of a sample is never a negative of it."""
 
 import copy
+import dataclasses
 import itertools
 
 import pytest
@@ -465,3 +466,60 @@ def test_what_has_another_loss_is_no_clip_of_ours():
     del siglip_alone.vision_model.head
     with refused(ValueError, saying="known family"):
         bf.attach(siglip_alone)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    loss: torch.Tensor
+    name: str
+
+
+class Holder:
+    def __init__(self, loss):
+        self.loss = loss
+
+
+def test_the_mean_is_taken_of_what_a_dataclass_holds_and_an_unknown_holder_is_refused():
+    model, attachment = attached()
+    loss = NTXentLoss()
+    views = [*map(model, VIEWS)]
+    expected = attachment.wrap(lambda *views: loss(*views), targets=[])(*views)
+    result = attachment.wrap(lambda *views: Result(loss(*views), "contrast"), targets=[])(*views)
+    torch.testing.assert_close(result.loss, expected)
+    assert result.name == "contrast"
+    with refused(TypeError, saying="got a Holder"):
+        attachment.wrap(lambda *views: Holder(loss(*views)), targets=[])(*views)
+
+
+def test_a_criterion_that_raises_in_a_later_call_keeps_its_buffers():
+    calls = itertools.count()
+
+    class Raising(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("queue", torch.zeros(3))
+
+        def forward(self, z):
+            self.queue.add_(1.0)
+            if next(calls) > 0:
+                raise KeyError("in a later call")
+            return z.sum()
+
+    model, attachment = attached()
+    criterion = attachment.wrap(Raising(), targets=[])
+    queue = criterion.queue
+    with pytest.raises(KeyError):
+        criterion(model(VIEWS[0]))
+    assert criterion.queue is queue
+    assert torch.equal(queue, torch.ones(3))
+
+
+def test_a_wrapper_that_somebody_put_around_its_forward_stays():
+    model, attachment = attached()
+    criterion = attachment.wrap(NTXentLoss(), targets=[])
+    ours = criterion.forward
+    theirs = criterion.forward = lambda *views: 2 * ours(*views)
+    attachment.remove()
+    assert criterion.forward is theirs
+    views = [*map(model, VIEWS)]
+    torch.testing.assert_close(criterion(*views), 2 * NTXentLoss()(*views))

@@ -1,11 +1,13 @@
 """Places that do not run, run several times, or side by side, and what is known of their layout."""
 
+import collections
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import batchformer as bf
 import stand_ins
@@ -315,3 +317,147 @@ class ByLabel(Net):
 def test_arguments_that_speak_of_labels_are_none():
     model, _ = attached(ByLabel())
     assert len(model(X, use_labels=True, num_labels=5, label_names=["a"] * 3, label_smoothing=0.1)) == 2 * N
+
+
+class Compared(nn.Module):
+    """Features with embeddings of classes, which come as an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, features, classes, scale=1.0):
+        return scale * self.proj(features) @ classes.T
+
+
+class WithEmbeddings(nn.Module):
+    def __init__(self, call=lambda head, features, classes: head(features, classes)):
+        super().__init__()
+        self.stem, self.head, self.embedding = nn.Linear(6, WIDTH), Compared(), nn.Linear(3, WIDTH)
+        self.call = call
+        self.register_buffer("attributes", torch.randn(10, 3))
+
+    def forward(self, x):
+        return self.call(self.head, self.stem(x), self.embedding(self.attributes))
+
+
+def test_an_argument_that_had_another_length_than_a_batch_is_not_of_its_samples():
+    model, attachment = attached(WithEmbeddings(), before="head")
+    criterion = attachment.wrap(nn.CrossEntropyLoss())
+    for samples in (16, 16, 10):
+        logits = model(torch.randn(samples, 6))
+        assert logits.shape == (2 * samples, 10)
+        assert criterion(logits, torch.randint(10, (samples,))).isfinite()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda head, features, classes: head(classes=classes, features=features),
+        lambda head, features, classes: head(scale=1.0, classes=classes, features=features),
+        lambda head, features, classes: head(features, scale=1.0, classes=classes),
+    ],
+)
+def test_features_are_what_the_first_parameter_takes(call):
+    model, _ = attached(WithEmbeddings(), before="head")
+    other, _ = attached(WithEmbeddings(call), before="head")
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other(X), model(X))
+
+
+def test_a_place_in_evaluation_inside_of_a_model_in_training_is_trained():
+    """As scripts do that freeze the batch norms of a backbone; an nn.Sequential holds the module there."""
+    backbone = nn.Sequential(nn.Linear(6, WIDTH), nn.BatchNorm1d(WIDTH))
+    model = nn.Sequential(backbone, nn.Linear(WIDTH, CLASSES))
+    _, attachment = attached(model, after="0", layout="NC")
+    for _ in range(2):
+        model.train()
+        model[0].eval()
+        assert len(model(X)) == 2 * N
+        assert attachment.training
+    attachment.eval()
+    assert len(model(X)) == N
+    model.train()
+    assert len(model(X)) == 2 * N
+    model.eval()
+    assert len(model(X)) == N
+    model[0].train()
+    model.train(False)
+    assert len(model(X)) == N
+
+
+def test_the_originals_of_a_forward_before_are_a_batch_of_their_own():
+    class Fed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(WIDTH, 3), nn.Linear(WIDTH, 3)
+            self.back = nn.Linear(3, WIDTH)
+
+        def forward(self, x, before):
+            return self.first(x), self.second(self.back(before))
+
+    model, _ = attached(Fed(), before=["first", "second"], outputs="originals")
+    before = torch.zeros(N, 3)
+    for _ in range(3):
+        before, other = model(torch.randn(N, WIDTH), before)
+        assert len(before) == len(other) == N
+
+
+def test_a_reentrant_checkpoint_around_a_later_place_does_not_double_again():
+    class Checkpointed(Net):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            return self.fc(checkpoint(self.block, self.stem(x), use_reentrant=True).relu())
+
+    model, attachment = attached(Checkpointed(), after=["stem", "block"], layout="NC")
+    logits = model(X)
+    assert len(logits) == 2 * N
+    attachment.wrap(nn.CrossEntropyLoss())(logits, Y).backward()
+    features = plain(model.stem, X)
+    features = plain(model.block, torch.cat([features, related(attachment, features)]))
+    features = torch.cat([features[:N], related(attachment, features[N:])])
+    torch.testing.assert_close(logits, plain(model.fc, features.relu()))
+
+
+@pytest.mark.parametrize("fields", ["x attention", "x"])
+def test_a_block_may_return_a_named_tuple(fields):
+    Output = collections.namedtuple("Output", fields)
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.fc = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
+
+        def forward(self, x):
+            return self.fc(self.gives(x).x.mean(1))
+
+    model = Named()
+    model.gives = nn.Identity()
+    model.gives.forward = lambda x: Output(model.block(x), *[None] * (len(Output._fields) - 1))
+    attached(model, after="gives", layout="NLC", dim=WIDTH)
+    assert len(model(TOKENS)) == 2 * N
+
+
+def test_a_classifier_may_learn_its_width_from_the_first_batch():
+    model = Net()
+    model.fc = nn.LazyLinear(CLASSES)
+    _, attachment = attached(model, dim=WIDTH)
+    attachment.wrap(nn.CrossEntropyLoss())(model(X), Y).backward()
+    assert model.fc.weight.shape == (CLASSES, WIDTH)
+
+
+def test_a_model_that_is_refused_stays_as_it_was():
+    class Named(nn.Linear):
+        def __init__(self):
+            super().__init__(WIDTH, CLASSES)
+            self.batchformer = None
+
+    model = nn.Sequential(nn.Linear(6, WIDTH), Named())
+    with refused(ValueError, saying="no attribute 'batchformer', got a Named"):
+        bf.attach(model, before="1")
+    assert not model._forward_hooks
+    assert not model[1]._forward_pre_hooks
+    assert len(model(X)) == N

@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
@@ -186,3 +187,113 @@ def test_a_compiled_model_gives_its_criterion_the_rows_to_rejoin():
         logits = compiled(X[:samples])
         assert len(logits) == samples
         torch.testing.assert_close(criterion(logits, Y[:samples]), expected)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_vectorised_model_is_refused_unless_the_script_doubles_its_targets():
+    models = [Classifier().requires_grad_(True) for _ in range(2)]
+    for model in models:
+        model.norm = nn.Identity()
+    for wrapped in (True, False):
+        copied = copy.deepcopy(models)
+        attachments = [bf.attach(model, before="fc", dropout=0.0, wrapped=wrapped) for model in copied]
+        parameters, _ = torch.func.stack_module_state(copied)
+        criterion = (
+            attachments[0].wrap(nn.functional.cross_entropy) if wrapped else nn.functional.cross_entropy
+        )
+
+        def loss(parameters, model=copied[0], criterion=criterion, wrapped=wrapped):
+            targets = Y if wrapped else bf.duplicate(Y)
+            return criterion(torch.func.functional_call(model, parameters, (X,)), targets)
+
+        if wrapped:
+            with pytest.raises(RuntimeError, match=r"expected a call outside of torch\.vmap"):
+                torch.vmap(loss)(parameters)
+        else:
+            torch.vmap(loss)(parameters).sum().backward()
+            assert all(each.grad.abs().sum() > 0 for each in parameters.values() if each.dim() == 3)
+
+
+def test_a_transform_of_gradients_takes_both_streams_and_refuses_the_originals():
+    for outputs in ("both", "originals"):
+        model = Classifier()
+        model.norm = nn.Identity()
+        criterion = bf.attach(model, before="fc", dropout=0.0, outputs=outputs).wrap(nn.CrossEntropyLoss())
+        parameters = dict(model.named_parameters())
+
+        def loss(parameters, model=model, criterion=criterion):
+            return criterion(torch.func.functional_call(model, parameters, (X,)), Y)
+
+        if outputs == "originals":
+            with pytest.raises(RuntimeError, match=r'expected "both" inside of torch\.func'):
+                torch.func.grad(loss)(parameters)
+            continue
+        loss(parameters).backward()
+        grads = torch.func.grad(loss)(parameters)
+        torch.testing.assert_close(grads, {name: each.grad for name, each in parameters.items()})
+
+
+def test_a_model_without_values_is_trained():
+    model = Classifier().to("meta")
+    criterion = bf.attach(model, before="fc").wrap(nn.CrossEntropyLoss())
+    criterion(model(X.to("meta")), Y.to("meta")).backward()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = Classifier()
+        criterion = bf.attach(model, before="fc").wrap(nn.CrossEntropyLoss())
+        criterion(model(torch.randn(6, 8)), torch.zeros(6, dtype=torch.int64)).backward()
+        assert model.stem.weight.grad.shape == model.stem.weight.shape
+
+
+def test_the_stock_state_dict_has_the_versions_of_its_modules():
+    model = Classifier()
+    attachment = bf.attach(model, before="fc")
+    state, stock = attachment.stock_state_dict(), Classifier().state_dict()
+    assert (list(state), list(state._metadata)) == (list(stock), list(stock._metadata))
+    assert state._metadata["norm"] == stock._metadata["norm"]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("outputs", ["both", "originals"])
+@pytest.mark.parametrize("kind", ["module", "function", "pairings"])
+def test_a_criterion_that_is_compiled_by_itself_takes_both_streams(kind, outputs):
+    model = Classifier()
+    attachment = bf.attach(model, before="fc", dropout=0.0, outputs=outputs)
+    if kind == "pairings":
+        criterion, targets = attachment.wrap(lambda z: z.logsumexp(1).mean(), targets=[]), ()
+    else:
+        made = nn.CrossEntropyLoss() if kind == "module" else nn.functional.cross_entropy
+        criterion, targets = attachment.wrap(made), (Y,)
+    expected = criterion(model(X), *targets)
+    expected.backward()
+    grad, model.stem.weight.grad = model.stem.weight.grad, None
+    compiled = torch.compile(criterion, backend="aot_eager")
+    for made in (model, torch.compile(model, backend="aot_eager"), model):
+        loss = compiled(made(X), *targets)
+        loss.backward()
+        torch.testing.assert_close((loss, model.stem.weight.grad), (expected, grad))
+        model.stem.weight.grad = None
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_compiled_model_returns_the_originals_along_the_axis_of_its_place():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.fc = nn.TransformerEncoderLayer(16, 4, 16, 0.0), nn.Linear(16, 5)
+
+        def forward(self, x):
+            return self.fc(self.block(x))
+
+    model = Tokens()
+    attachment = bf.attach(model, after="block", outputs="originals", dropout=0.0)
+    x, y = torch.randn(7, 6, 16), torch.arange(42).remainder(5).view(7, 6)
+    criterion = attachment.wrap(lambda z, y: nn.functional.cross_entropy(z.transpose(1, 2), y))
+    expected = model(x)
+    loss = criterion(expected, y)
+    compiled = torch.compile(model, backend="aot_eager")
+    logits = compiled(x)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(criterion(logits, y), loss)
+    model.eval()
+    compiled(x)
+    assert not attachment._family.compiled._split

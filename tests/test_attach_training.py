@@ -499,3 +499,25 @@ def test_a_model_that_is_one_shard_is_trained(process_group, outputs):
     assert len(actual) == len(expected)
     for each, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(each.full_tensor(), other)
+
+
+def test_nothing_is_said_of_a_model_in_training_whose_attachment_is_switched_off():
+    model = Net()
+    optimizer, attachment = optimizer_before(model)
+
+    def step():
+        model.train()
+        attachment.eval()
+        optimizer.zero_grad()
+        F.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+
+    assert said_of(step, 6) == []
+
+
+def test_no_copy_of_a_parameter_is_kept_when_all_has_been_said():
+    model = Net()
+    attachment = attached(model)[1]
+    step = steps_of(model, torch.optim.SGD(model.parameters(), lr=0.1), attachment)
+    assert said_of(step, 4) == []
+    assert attachment._family.watch._before is None

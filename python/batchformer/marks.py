@@ -5,6 +5,7 @@ after a step, and any number of models, batches and threads may run at once. It 
 and how many samples the batch had.
 """
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Container, Iterator
@@ -16,11 +17,10 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
-Node: TypeAlias = Any  # torch.autograd.graph.Node
+from batchformer.axes import TURNS, Node, Output, followed, is_turned, shape_of
 
 _KEY = "batchformer"
 _PRODUCTS = ("MmBackward0",)
-_TURNS = ("TBackward0", "TransposeBackward0")
 _COMPILED = "CompiledFunctionBackward"  # one node for a whole graph, whose inside does not show
 
 
@@ -51,12 +51,28 @@ class Doubled(Mark):
     before: tuple[int, ...] = field(default=(), kw_only=True)  # sizes of the axes before that of the batch
 
     def axis_of(self, tensor: Tensor, *, other: int | None = None) -> int | None:
-        """The axis of both streams in a tensor, not the `other`; None if no axis is as long."""
-        axis, rows = len(self.before), 2 * self.samples
-        if tuple(tensor.shape[: axis + 1]) == (*self.before, rows) and axis != other:
-            return axis
-        sizes = enumerate(tensor.shape)
-        return next((number for number, size in sizes if size == rows and number != other), None)
+        """The axis of both streams in a tensor, not the `other`; None if no axis is as long.
+
+        Raises:
+            ValueError: several are, and the history does not show which comes from that of the batch.
+        """
+        usual, rows = len(self.before), 2 * self.samples
+        axes = [axis for axis, size in enumerate(tensor.shape) if size == rows and axis != other]
+        if len(axes) < 2:
+            return axes[0] if axes else None
+        way = _way(tensor)
+        if way:
+            batch = math.prod(shape_of(way[-1])[:usual]), rows
+            found = [axis for axis in axes if followed(way, axis) == batch]
+            if len(found) == 1:
+                return found[0]
+        if any(is_turned(node) for node, _ in way[:-1]):
+            raise ValueError(
+                f"model: expected one axis with the {rows} entries of both streams in an output of shape "
+                f"{list(tensor.shape)}, got {len(axes)}, and the way from the place does not show which it "
+                "is; take batches of another size"
+            )
+        return usual if usual in axes and tuple(tensor.shape[:usual]) == self.before else axes[0]
 
 
 @dataclass(eq=False)
@@ -112,10 +128,13 @@ _LEAST_FULL = 64
 _FULL = _LEAST_FULL  # number of entries at which expired ones are dropped
 
 
-def put(tensor: Tensor, mark: Mark) -> None:
+def put(tensor: Tensor, mark: Mark) -> bool:
     """Mark a tensor, so that :func:`find` finds it in all that is computed from it or shares its storage.
 
     The mark is kept by the node that made the tensor, or by the tensor, if it has no history.
+
+    Returns:
+        Whether there is anything that keeps it: a tensor of torch.vmap has neither a history nor a storage.
     """
     put_by_history(tensor, mark)
     reference = _storage(tensor)
@@ -125,6 +144,7 @@ def put(tensor: Tensor, mark: Mark) -> None:
                 _KEPT[tensor] = mark
             _forget_expired()
             _STORAGES[reference.cdata] = (reference, weakref.ref(mark))
+    return reference is not None or tensor.grad_fn is not None
 
 
 def _forget_expired() -> None:
@@ -201,15 +221,38 @@ def _storage(tensor: Tensor) -> StorageWeakRef | None:
         return None
 
 
+def _way(tensor: Tensor) -> list[Output]:
+    """From a tensor to its nearest mark, else to a compiled graph; empty, if it leads to neither.
+
+    Of several inputs of a node, the first that leads there.
+    """
+    came_from: dict[Node, tuple[int, Node]] = {}
+    waiting: list[tuple[Node, int, Node]] = [(tensor.grad_fn, tensor.output_nr, None)]
+    end = None
+    while waiting and tensor.grad_fn is not None:
+        node, number, after = waiting.pop()
+        if node in came_from:
+            continue
+        came_from[node] = number, after
+        if _KEY in node.metadata:
+            end = node
+            break
+        if end is None and _COMPILED in node.name():
+            end = node
+        inputs = reversed(node.next_functions)
+        waiting += [(each, number, node) for each, number in inputs if each is not None]
+    way: list[Output] = []
+    while end is not None:
+        number, after = came_from[end]
+        way.append((end, number))
+        end = after
+    return way[::-1]
+
+
 def path_of(tensor: Tensor) -> list[Node]:
-    """The nodes from a tensor to its nearest mark; of several inputs, the first that leads there."""
-    path: list[Node] = []
-    node = tensor.grad_fn
-    while node is not None and _KEY not in cast("dict[str, Any]", node.metadata):
-        path.append(node)
-        inputs = [each for each, _ in node.next_functions if each is not None]
-        node = next((each for each in inputs if _nearest(each) is not None), None)
-    return path
+    """The nodes from a tensor to its nearest mark, without the one that has it."""
+    nodes = [node for node, _ in _way(tensor)] or [tensor.grad_fn]
+    return [node for node in nodes if node is not None and _KEY not in node.metadata]
 
 
 def names_on_path(tensor: Tensor) -> list[str]:
@@ -235,19 +278,17 @@ def pairs_of(tensor: Tensor) -> Pairs:
     A matrix is one of pairs if two marked tensors were multiplied on the way to its nearest mark. None in the
     result stands for an unknown origin, as from a compiled graph.
     """
-    node, turned = tensor.grad_fn, False
-    while node is not None and tensor.dim() == 2:
-        mark = cast("dict[str, Any]", node.metadata).get(_KEY)
+    turned = False
+    for node, _ in _way(tensor) if tensor.dim() == 2 else ():
+        mark = node.metadata.get(_KEY)
         found = mark.pairs if isinstance(mark, Doubled) else None
-        inputs = [each for each, _ in node.next_functions if each is not None]
         if mark is None and node.name() in _PRODUCTS:
-            factors = [_nearest(each) for each in inputs]
+            factors = [_nearest(each) for each, _ in node.next_functions if each is not None]
             if len(factors) == 2 and all(isinstance(each, (Doubled, Hidden)) for each in factors):
                 found = (getattr(factors[0], "origin", None), getattr(factors[1], "origin", None))
-        if mark is not None or found is not None:
-            return found[::-1] if found is not None and turned else found
-        turned ^= node.name() in _TURNS
-        node = next((each for each in inputs if _nearest(each) is not None), None)
+        if found is not None:
+            return found[::-1] if turned else found
+        turned ^= node.name() in TURNS
     return None
 
 

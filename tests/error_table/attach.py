@@ -22,6 +22,13 @@ MAPS = nn.Sequential(nn.TransformerEncoderLayer(16, 4, 16), nn.Conv2d(16, 16, 1)
 COMPILED = nn.Sequential(nn.Linear(8, 5))
 COMPILED.compile()
 
+SHARING = nn.Sequential(*[nn.Linear(16, 16)] * 2)
+EMPTY = nn.Sequential(nn.Linear(8, 8), nn.Sequential())
+
+NO_MODULE_INSIDE = Mistake(
+    "The model is an nn.Sequential, and the place an empty one, as of a block that was left out.",
+    "Insert at the module before it.",
+)
 NO_SUCH_PATH = Mistake(
     "The path is misspelled, or that of another version of the model.",
     "Take a name that `[name for name, _ in model.named_modules()]` lists.",
@@ -245,6 +252,18 @@ ATTACH = (
         ValueError,
         "before: expected at least one path and none twice, got ['classifier', 'classifier']",
         *NO_PATHS,
+    ),
+    Row(
+        lambda: bf.attach(SHARING, before=["0", "1"]),
+        ValueError,
+        "before: expected each module once, got ['0', '1'], which share one",
+        *NO_PATHS,
+    ),
+    Row(
+        lambda: bf.attach(EMPTY, after="1", dim=8, layout="NC"),
+        ValueError,
+        "model: expected a place with a module inside, got '1', which has none",
+        *NO_MODULE_INSIDE,
     ),
     Row(
         lambda: bf.attach(NET, before=3),

@@ -197,6 +197,13 @@ ATTACHED = (
         "criterion: expected one that is not wrapped, got a CrossEntropyLoss that is",
         *WRAPPED_TWICE,
     ),
+    Row(
+        lambda: ATTACHMENT.wrap(nn.CrossEntropyLoss(), targets="target"),
+        TypeError,
+        "targets: expected a list of positions or names of arguments, got 'target'; ['target']",
+        "One target was named, without a list.",
+        "`attachment.wrap(criterion, targets=['target'])`.",
+    ),
 )
 
 CHECKPOINTS = (

@@ -301,11 +301,38 @@ def hidden_pairs():
     return features
 
 
+def gradients_of_originals():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 5))
+    criterion = bf.attach(model, before="1", outputs="originals").wrap(F.cross_entropy)
+
+    def loss(parameters):
+        return criterion(torch.func.functional_call(model, parameters, (X,)), Y)
+
+    return torch.func.grad(loss)(dict(model.named_parameters()))
+
+
+class Turned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+
+    def forward(self, x):
+        x = self.block(x).transpose(0, 1)
+        return x.as_strided(x.shape, x.stride())
+
+
+def turned():
+    model = Turned()
+    bf.attach(model, after="block")
+    return model
+
+
 SEEING = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 5))
 WRAPS = bf.attach(SEEING, before="1").wrap
 OF_PAIRS = WRAPS(lambda *views: sum(view.sum() for view in views), targets=[])
 SHAPES_OF_CALLS = itertools.cycle([1, 2])
 OF_CHANGING_SHAPE = WRAPS(lambda view: view.flatten()[: next(SHAPES_OF_CALLS)], targets=[])
+OF_HOLDERS = WRAPS(lambda view: SimpleNamespace(loss=view.sum()), targets=[])
 SEEN_BY = WRAPS(F.cross_entropy)
 SIX, OF_SIX = criterion_of(criterion=lambda outputs, *targets, **more: None)
 FIVE, OF_FIVE = criterion_of(criterion=lambda outputs, *targets: None, samples=5)
@@ -533,6 +560,41 @@ TRAINING = (
         "criterion: expected tensors of one shape for all pairings of streams, whose mean is the loss, got "
         "[[1], [2]]; reduce them in the criterion",
         *SHAPES,
+        computed=True,
+    ),
+    Row(
+        lambda: OF_HOLDERS(SEEING(X)),
+        TypeError,
+        "criterion: expected a tensor, or a list, tuple, dict or dataclass of them, whose mean over the "
+        "pairings of streams is the loss, got a SimpleNamespace",
+        "A criterion without targets returns its loss in an object of its own.",
+        "Return the tensor, or a dict: `attachment.wrap(lambda *views: criterion(*views).loss, targets=[])`.",
+        computed=True,
+    ),
+    Row(
+        lambda: torch.vmap(SEEING, randomness="different")(X[None]),
+        RuntimeError,
+        "model: expected a call outside of torch.vmap, where no wrapped criterion knows the outputs with "
+        "both streams, got one inside; attach(..., wrapped=False), and double the targets with duplicate()",
+        "Several models, or several batches, are trained at once by torch.vmap.",
+        "`attach(model, wrapped=False)`, and `criterion(logits, bf.duplicate(targets))`.",
+    ),
+    Row(
+        lambda: gradients_of_originals(),
+        RuntimeError,
+        'outputs: expected "both" inside of torch.func, which hides the memory by which the related rows of '
+        '"originals" are found, got "originals"',
+        "Gradients of a model that returns the originals are taken by torch.func.",
+        "Leave `outputs` out; the wrapped criterion doubles the targets.",
+    ),
+    Row(
+        lambda: turned()(torch.randn(6, 12, 8)),
+        ValueError,
+        "model: expected one axis with the 12 entries of both streams in an output of shape [12, 12, 8], got "
+        "2, and the way from the place does not show which it is; take batches of another size",
+        "Another axis, as of tokens, has twice as many entries as the batch has samples, and was exchanged "
+        "with it by something that leaves no trace in autograd's graph.",
+        "Change the size of the batch, or of the last one: `drop_last=True`.",
         computed=True,
     ),
     Row(

@@ -20,6 +20,7 @@ from batchformer.swap_in.places import (
     check_optional,
     check_outside_of_detectors,
     check_places,
+    holder,
 )
 from batchformer.swap_in.recognise import check_not_by_path, family_of
 
@@ -116,8 +117,6 @@ def attach(
         _check.one_of("layout", layout, ("NLC", "LNC", "NCHW", "NHWC", "NC"))
     if attachment_of(model) is not None:
         raise ValueError(f"model: expected a {type(model).__name__} without BatchFormer, got one that has it")
-    if hasattr(model, NAME):
-        raise ValueError(f"model: expected no attribute {NAME!r}, got a {type(model).__name__} that has one")
     family = family_of(model, preset, before, after)
     at_places = family in (BeforeClassifiers, AfterBlocks)
     given = {
@@ -155,6 +154,9 @@ def attach(
     if at_places:
         check_outside_of_detectors(model, places)
     check_optional(places, options.optional)
+    owner = holder(model, places)
+    if hasattr(owner, NAME):
+        raise ValueError(f"model: expected no attribute {NAME!r}, got a {type(owner).__name__} that has one")
     attachment = Attachment(family, model, places, family.make_modules(model, places, options), options)
     _LOG.info("attached to %s: %s", type(model).__name__, "; ".join(attachment.extra_repr().splitlines()))
     return attachment

@@ -8,7 +8,7 @@ from torch import nn
 from batchformer.swap_in.criterion import Judge, WrappedFunction
 from batchformer.swap_in.family import Family, copied_with
 from batchformer.swap_in.options import Options
-from batchformer.swap_in.places import Place, holder, path_of
+from batchformer.swap_in.places import Place, holder, is_inside, path_of
 
 Criterion = TypeVar("Criterion", bound=Callable[..., Any])
 
@@ -37,6 +37,7 @@ class Attachment(nn.Module):
     """
 
     inserted: nn.ModuleList
+    _left_behind = False  # whether it is in evaluation as a place alone went there
     qconfig = None  # torch.ao.quantization leaves it as it is: it is for training alone
 
     def __init__(
@@ -55,6 +56,29 @@ class Attachment(nn.Module):
         self.train(model.training)
         self._family = family(self, model, list(places), options)
         self._holder[0].add_module(NAME, self)
+
+    def train(self, mode: bool = True) -> "Attachment":
+        """Switch it on or off, as `model.train()` does.
+
+        As the child of a place it goes to evaluation with the place, where scripts that freeze batch norms
+        put it in every step; the model in training takes it back.
+        """
+        holder = self._holder[0]
+        self._left_behind = not mode and holder is not self._model[0] and not holder.training
+        super().train(mode)
+        return self
+
+    def eval(self) -> "Attachment":
+        """Switch it off, alone."""
+        super().eval()
+        self._left_behind = False
+        return self
+
+    def follow(self, model: nn.Module) -> None:
+        """Train with a model that trains, if it was a place alone that went to evaluation."""
+        if self._left_behind and model.training:
+            super().train()
+            self._left_behind = False
 
     @property
     def two_stream(self) -> bool:
@@ -78,7 +102,7 @@ class Attachment(nn.Module):
                 all that have an entry for each of the N samples, by a table of rules.
 
         Raises:
-            TypeError: criterion cannot be called.
+            TypeError: criterion cannot be called, or targets are a string.
             ValueError: criterion is wrapped already.
 
         Example:
@@ -88,6 +112,10 @@ class Attachment(nn.Module):
         """
         if not callable(criterion):
             raise TypeError(f"criterion: expected a module or a function, got {type(criterion).__name__}")
+        if isinstance(targets, str):
+            raise TypeError(
+                f"targets: expected a list of positions or names of arguments, got {targets!r}; [{targets!r}]"
+            )
         family = self._family
         judge = Judge(family, criterion, family.targets if targets is None else targets)
         if hasattr(criterion, "num_splits"):  # timm's JsdCrossEntropy
@@ -128,9 +156,11 @@ class Attachment(nn.Module):
         model = self._model[0]
         prefix = path_of(self, model)
         state = model.state_dict()
-        if prefix is None:  # removed
-            return dict(state)
-        return {name: value for name, value in state.items() if not name.startswith(f"{prefix}.")}
+        if prefix is not None:  # else it is removed
+            for entries in (state, getattr(state, "_metadata", {})):  # modules go by the versions in these
+                for name in [each for each in entries if is_inside(each, prefix)]:
+                    del entries[name]
+        return state
 
     def remove(self) -> None:
         """Restore the stock model, with its modules, its state_dict keys and no hook of ours.

@@ -16,8 +16,9 @@ class Compiled:
     def __init__(self) -> None:
         self.forward: Forward | None = None
         self.samples: Any = None  # of the last forward outside of graphs, too, for a criterion in one
+        self.was_eager = False  # whether the last forward ended outside of graphs
         self.unanswered = False  # whether a forward in a graph has ended that no criterion has seen
-        self._split: list[tuple[Tensor, Tensor]] = []
+        self._split: list[tuple[Tensor, Tensor, int]] = []  # originals, related rows, along which axis
 
     def __getstate__(self) -> dict[str, Any]:
         """Without rows: they have a history, which cannot be copied or saved."""
@@ -32,12 +33,20 @@ class Compiled:
         forward, self.forward = self.forward, None
         return forward
 
-    def take_originals(self, tensor: Tensor) -> Tensor:
-        """The first N rows of an output `[2N, ...]`; any other output as it is."""
-        if self.samples is None or tensor.dim() == 0 or tensor.shape[0] != 2 * self.samples:
+    def forget(self) -> None:
+        """End it without what is for a criterion."""
+        self.forward, self._split = None, []
+
+    def take_originals(self, axis: int, tensor: Tensor) -> Tensor:
+        """The originals of an output with 2N entries along the axis of the batch at the places, or its first.
+
+        Any other output is returned as it is.
+        """
+        axes = [each for each in (axis, 0) if each < tensor.dim() and tensor.shape[each] == 2 * self.samples]
+        if self.samples is None or not axes:
             return tensor
-        original, related = tensor.chunk(2)
-        self._split.append((original, related))
+        original, related = tensor.chunk(2, dim=axes[0])
+        self._split.append((original, related, axes[0]))
         return original
 
     def mark(self, owner: object, tensor: Tensor) -> Mark | None:
@@ -45,14 +54,14 @@ class Compiled:
         if self.samples is None or not (tensor.is_floating_point() and tensor.requires_grad):
             return None
         forward = Forward(owner, answered=True)
-        for original, related in self._split:
+        for original, related, axis in self._split:
             if tensor is original or (not torch.compiler.is_compiling() and split.shows(tensor, original)):
-                return self._split_mark(forward, original, related)
+                return self._split_mark(forward, original, related, axis)
         if any(size == 2 * self.samples for size in tensor.shape):
             return Doubled(forward, self.samples)
         if self._split and tensor.dim() > 0 and tensor.shape[0] == self.samples:
             return self._split_mark(forward, *self._split[0])  # which says that it is no view
         return None
 
-    def _split_mark(self, forward: Forward, original: Tensor, related: Tensor) -> Split:
-        return Split(forward, self.samples, original, original, related, split.version_of(original))
+    def _split_mark(self, forward: Forward, original: Tensor, related: Tensor, axis: int) -> Split:
+        return Split(forward, self.samples, original, original, related, split.version_of(original), axis)

@@ -21,6 +21,7 @@ from batchformer.swap_in.pairings import Axis, Both, call_for_each
 from batchformer.swap_in.rules import Batch, Name, leaves, map_tensors
 from batchformer.swap_in.signature import Call, by_place, in_place, name_of, parameters
 from batchformer.targets import duplicate, original
+from batchformer.tracer import outside
 
 _RESHAPES = {"ViewBackward0", "UnsafeViewBackward0", "LogSoftmaxBackward0", "ToCopyBackward0"}
 _CUTS = [f"{name}Backward0" for name in ("Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index")]
@@ -64,6 +65,8 @@ class Judge:
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a function gives for both streams; without targets, the mean over their pairings."""
+        if self.pairs_streams and self._is_in_another_graph:
+            return self._call_outside(function, args, kwargs)
         if not self.pairs_streams:
             args, kwargs = self.double(args, kwargs)
             return function(*args, **kwargs)
@@ -75,6 +78,19 @@ class Judge:
         outputs.answer()
         both = outputs.both((args, kwargs))
         return call_for_each(self._criterion[0], function, (args, kwargs), both, self._family.pairings)
+
+    @property
+    def _is_in_another_graph(self) -> bool:
+        """Whether the criterion is compiled by itself, and the history of the outputs shows outside of it."""
+        return bool(torch.compiler.is_compiling() and self._family.compiled.was_eager)
+
+    @outside
+    def _call_outside(self, *call: Any) -> Any:
+        return self.call(*call)
+
+    @outside
+    def _double_outside(self, *call: Any) -> Call:
+        return self.double(*call)
 
     def after(self, criterion: nn.Module, args: Any, loss: Any) -> Any:
         """Forward hook of a criterion that is a module."""
@@ -100,6 +116,8 @@ class Judge:
             ValueError: outputs that were cut or computed anew, nothing that could be doubled, or an argument
                 that may be a target or not.
         """
+        if self._is_in_another_graph:
+            return self._double_outside(args, kwargs)
         has_targets = self._targets is None or len(self._targets) > 0
         outputs = _Outputs(self._family)
         args, kwargs = map_tensors((args, kwargs), outputs.take)

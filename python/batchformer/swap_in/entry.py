@@ -72,9 +72,10 @@ class Entry:
         family, compiling = self._family, torch.compiler.is_compiling()
         if not compiling:
             forwards.forget_interrupted()
+        family.attachment.follow(model)
         if not family.attachment.training:
-            family.compiled.leave()  # of one that was interrupted
-            if not compiling:
+            family.compiled.forget()  # of one that was interrupted, too
+            if not compiling and not model.training:
                 family.watch.evaluation(model, family.attachment.inserted)
             return None
         check_replica(model)
@@ -118,11 +119,13 @@ class Entry:
                 self._raise_not_run(number)
         if not family.active or forward.samples is None:
             return None
-        family.compiled.samples = forward.samples
+        family.compiled.samples, family.compiled.was_eager = forward.samples, not compiling
         if compiling:
             has_loss = family.answers or not self._wrapped or forward.labels is not None or forward.has_loss
             family.compiled.unanswered = torch.is_grad_enabled() and not has_loss
-            return map_tensors(output, family.compiled.take_originals) if self._originals_alone else None
+            if not self._originals_alone:
+                return None
+            return map_tensors(output, functools.partial(family.compiled.take_originals, forward.axis))
         found: list[Mark | None] = []
         output = map_tensors(output, functools.partial(self._end, forward, found))
         self._check_reached(forward, found)
@@ -172,7 +175,7 @@ class Entry:
                 'outputs: expected "both" of a model that gives similarities between samples, as each of '
                 f'them belongs to two streams, got "originals" and an output of shape {list(tensor.shape)}'
             )
-        axis = mark.axis_of(tensor, other=split.axis_of_stack(tensor))
+        axis = mark.axis_of(tensor, other=split.axis_of_stack(tensor)) if pairs is None else None
         before_axis = mark.before if axis is None else tuple(tensor.shape[:axis])
         doubled = Doubled(mark.forward, mark.samples, origin=mark.origin, pairs=pairs, before=before_axis)
         marks.put(tensor, doubled)

@@ -19,8 +19,8 @@ from batchformer.swap_in.hooks import Hooks
 from batchformer.swap_in.make import feature_modules
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place
-from batchformer.swap_in.rules import Batch, has_rows
-from batchformer.swap_in.signature import Call, by_name, by_place, in_place, name_of, parameters
+from batchformer.swap_in.rules import Batch, Name, has_rows
+from batchformer.swap_in.signature import Call, by_name, by_place, first_of, in_place, name_of, parameters
 from batchformer.swap_in.streams import Streams
 from batchformer.swap_in.traced import check_not_traced
 from batchformer.swap_in.watch import Watch
@@ -94,6 +94,7 @@ class Family:
         self.criteria = 0  # how many are wrapped
         self.watch = Watch()
         self.compiled = Compiled()
+        self._own_sizes: dict[int, dict[Name, bool]] = {}  # of each classifier, see Batch
         self.entry = Entry(self, model, places, options)
         self.streams = Streams(self, places)
         self.hooks.inputs(model, self.entry.enter, first=True)
@@ -151,10 +152,10 @@ class Family:
         Raises:
             RuntimeError: a batch that the model has not doubled.
         """
-        del part
         if not self.active:
             return None
-        batch = args[0] if args else next(iter(kwargs.values()))
+        given = by_place(args, kwargs)
+        batch = given[first_of(part.forward, given)]
         samples = self.streams.current(batch).samples
         if samples is None or len(batch) != 2 * samples:
             model = type(self.model).__name__
@@ -216,16 +217,18 @@ class Family:
         if not self.trains(place):
             return None
         by_keyword = kwargs or {}
-        features = args[0] if args else next(iter(by_keyword.values()))
-        check_not_traced([features])
-        y = self.relate_features(number, place, features)
         given = by_place(args, by_keyword)
-        first, *others = given
+        first = first_of(place.forward, given)
+        check_not_traced([given[first]])
+        y = self.relate_features(number, place, given[first])
+        others = [key for key in given if key != first]
         if self.active and others:  # such as the labels that an angular margin takes
-            batch = Batch([y.shape[0] // 2], [], [])
+            own_sizes = self._own_sizes.setdefault(number, {})
+            batch = Batch([y.shape[0] // 2], [], [], own_sizes)
             names = parameters(place.forward)
             for key in others:
                 given |= batch.double({key: given[key]}, {key: name_of(names, key)})
+            own_sizes |= batch.own_sizes
         given[first] = y
         call = in_place(given, args, by_keyword)
         return call[0] if kwargs is None else call  # torch.ao copies hooks as ones without keywords

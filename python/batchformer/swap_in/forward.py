@@ -16,6 +16,8 @@ class Forward:
         """Numbers of the places that ran, in their order."""
         self.samples: Any = None
         """N of what was doubled last; with torch.compile a symbol."""
+        self.axis = 0
+        """The axis of the batch at the place that ran last."""
         self.early = False
         """Whether the batch was doubled at the model's input instead of at the first place."""
         self.labels: int | None = None

@@ -17,7 +17,8 @@ class Hooks:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._handles: list[RemovableHandle] = []
-        self._replaced: list[tuple[nn.Module, str, Any]] = []  # with what the module itself had there
+        # With what the module itself had there, and what it has instead.
+        self._replaced: list[tuple[nn.Module, str, Any, Callable[..., Any]]] = []
 
     def inputs(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False) -> None:
         """Register a forward pre-hook (module, args, kwargs)."""
@@ -32,14 +33,14 @@ class Hooks:
     def replace(self, name: str, method: Callable[..., Any], module: nn.Module | None = None) -> None:
         """Replace a method of a module, or the model's of that name or path; see :meth:`stock`."""
         owner, method_name = self._method(name) if module is None else (module, name)
-        self._replaced.append((owner, method_name, vars(owner).get(method_name)))
+        self._replaced.append((owner, method_name, vars(owner).get(method_name), method))
         setattr(owner, method_name, method)
 
     def stock(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """The result of the model's own method of that name, or path in the model."""
         module, method_name = self._method(name)
         own = next(
-            (had for owner, each, had in self._replaced if (owner, each) == (module, method_name)), None
+            (had for owner, each, had, _ in self._replaced if (owner, each) == (module, method_name)), None
         )
         return stock_method(module, method_name, own)(*args, **kwargs)
 
@@ -47,8 +48,10 @@ class Hooks:
         """Take out everything. A second call does nothing."""
         for handle in self._handles:
             handle.remove()
-        for owner, name, had in reversed(self._replaced):
-            vars(owner).pop(name, None)  # unless somebody else took it out
+        for owner, name, had, ours in reversed(self._replaced):
+            if vars(owner).get(name) != ours:
+                continue  # somebody else took it out, or put a wrapper of it there
+            vars(owner).pop(name)
             if had is not None:
                 setattr(owner, name, had)
         self._handles.clear()

@@ -6,6 +6,7 @@ only. So a related row is never in one call with its own original, whose negativ
 """
 
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -94,6 +95,9 @@ def call_for_each(
         state.reset()
         args, kwargs = call
         return function(*args, **kwargs)
+    except BaseException:
+        state.end()  # as the stock criterion would be after its call
+        raise
     state.end()
     return mean_of(results)
 
@@ -112,6 +116,7 @@ def mean_of(results: list[Any]) -> Any:
 
     Raises:
         ValueError: tensors of several shapes.
+        TypeError: an object of another kind that holds a loss.
     """
     first = results[0]
     if isinstance(first, Tensor) and first.is_floating_point():
@@ -132,4 +137,17 @@ def mean_of(results: list[Any]) -> Any:
         for name in first:
             mean[name] = mean_of([each[name] for each in results])
         return mean
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        mean = copy.copy(first)
+        for field in dataclasses.fields(first):
+            values = [getattr(each, field.name) for each in results]
+            object.__setattr__(mean, field.name, mean_of(values))  # also of a frozen one
+        return mean
+    if any(
+        isinstance(each, Tensor) and each.requires_grad for each in getattr(first, "__dict__", {}).values()
+    ):
+        raise TypeError(
+            "criterion: expected a tensor, or a list, tuple, dict or dataclass of them, whose mean over the "
+            f"pairings of streams is the loss, got a {type(first).__name__}"
+        )
     return first

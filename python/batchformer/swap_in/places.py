@@ -45,6 +45,8 @@ def find(model: nn.Module, argument: str, paths: str | Sequence[str]) -> list[Pl
                 f"{argument}: expected the path of a module in {type(model).__name__}, got {path!r}; "
                 f"{_nearest(path, modules)}{_classifier(argument, model)}"
             )
+    if len({id(modules[path]) for path in paths}) < len(paths):
+        raise ValueError(f"{argument}: expected each module once, got {list(paths)}, which share one")
     return [Place(path, modules[path]) for path in paths]
 
 
@@ -168,7 +170,10 @@ def last_linear(model: nn.Module) -> str | None:
 def holder(model: nn.Module, places: Sequence[Place]) -> nn.Module:
     """The module that the new one becomes a child of: the model, unless that would run it as a layer."""
     candidates = (model, *(module for place in places for module in place.module.modules()))
-    return next(module for module in candidates if not isinstance(module, _CONTAINERS))
+    found = next((module for module in candidates if not isinstance(module, _CONTAINERS)), None)
+    if found is None:
+        raise ValueError(f"model: expected a place with a module inside, got {places[0]}, which has none")
+    return found
 
 
 def input_width(module: nn.Module) -> int | None:

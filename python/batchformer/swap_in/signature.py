@@ -33,6 +33,12 @@ def name_of(names: Sequence[str], key: str | int) -> str | int:
     return names[key] if isinstance(key, int) and key < len(names) else key
 
 
+def first_of(function: Callable[..., Any], given: dict[Any, Any]) -> Any:
+    """The position or keyword, of those of :func:`by_place`, with the argument of the first parameter."""
+    names = parameters(function)
+    return names[0] if 0 not in given and names and names[0] in given else next(iter(given))
+
+
 def in_place(given: dict[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """The arguments in `given`, by position and by keyword again."""
     return tuple(given[position] for position in range(len(args))), {name: given[name] for name in kwargs}

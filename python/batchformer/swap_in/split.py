@@ -175,7 +175,13 @@ def _is_view(tensor: Tensor, original: Tensor) -> bool:
 
 
 def _address(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:
+        raise RuntimeError(
+            'outputs: expected "both" inside of torch.func, which hides the memory by which the related rows '
+            'of "originals" are found, got "originals"'
+        ) from None
 
 
 def _axis_of_rows(tensor: Tensor, original: Tensor, row: int) -> int | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from batchformer import marks
-from batchformer.marks import AtInput, Doubled, Hidden, Origin
+from batchformer.marks import AtInput, Doubled, Hidden, Origin, Split
 from batchformer.modules.batchformer_v2 import BatchFormerV2
 from batchformer.swap_in import forward as forwards
 from batchformer.swap_in.entry import check_replica, raise_not_wrapped
@@ -135,6 +135,7 @@ class Streams:
             ) from error
         y: Tensor = related if isinstance(module, BatchFormerV2) else related[0]
         forward.ran.append(number)
+        forward.axis = axis
         if active and not had_both:
             forward.samples = rows
         if active and not torch.compiler.is_compiling():
@@ -159,8 +160,9 @@ class Streams:
         if torch.compiler.is_compiling():
             return as_many
         mark = marks.find(x) if forward.ran else None
-        if isinstance(mark, Doubled):
-            had = not isinstance(mark, AtInput) and mark.forward.owner is self._family
+        if isinstance(mark, Doubled):  # originals alone, of a forward before, are a batch of their own
+            both = not isinstance(mark, (AtInput, Split))
+            had = both and mark.forward.owner is self._family
         elif marks.in_backward():  # a reentrant checkpoint, which cuts the history
             remembered = self._arrivals.get((number, rows))
             if remembered is None:
@@ -170,7 +172,8 @@ class Streams:
                 )
             return remembered
         else:
-            had = as_many and (forward.blind or isinstance(mark, Hidden))
+            cut = forward.has_gradients and not torch.is_grad_enabled()  # as in a reentrant checkpoint
+            had = as_many and (forward.blind or cut or isinstance(mark, Hidden))
         if self._arrivals.setdefault((number, rows), had) != had:
             self._arrivals[number, rows] = None
         return had
@@ -183,7 +186,12 @@ class Streams:
                 forward.has_gradients = False
                 self._family.watch.without_gradient()
             forward.blind = True
-            marks.put(y, mark)
+            if not marks.put(y, mark) and not forward.answered:
+                raise RuntimeError(
+                    "model: expected a call outside of torch.vmap, where no wrapped criterion knows the "
+                    "outputs with both streams, got one inside; attach(..., wrapped=False), and double the "
+                    "targets with duplicate()"
+                )
             return
         self._family.watch.with_gradient()
         marks.put_by_history(y, mark)

@@ -17,4 +17,7 @@ def first(output: Any, place: object) -> Tensor:
 
 def with_first(output: Any, tensor: Tensor) -> Any:
     """The output of a block with another tensor in place of :func:`first`."""
-    return tensor if isinstance(output, Tensor) else type(output)([tensor, *output[1:]])
+    if isinstance(output, Tensor):
+        return tensor
+    values = [tensor, *output[1:]]
+    return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.nn.parameter import is_lazy
 
 from batchformer.modules._others import AcrossSamples
 
@@ -42,7 +44,10 @@ class Watch:
 
     def forward(self, model: nn.Module, inserted: nn.Module) -> None:
         """A training forward begins: are the modules frozen, or left out of the optimizer?"""
-        if self._decided or self._forwards >= _FIRST_FORWARDS or not torch.is_grad_enabled():
+        if self._decided or self._forwards >= _FIRST_FORWARDS:
+            self._before = self._in_evaluation = None  # as large as the modules
+            return
+        if not torch.is_grad_enabled() or not _has_values(next(inserted.parameters())):
             return
         self._forwards += 1
         if self._without_gradients >= _FIRST_STEPS and not self._with_gradients:
@@ -95,7 +100,7 @@ class Watch:
     def gradient(self, originals: Tensor, related: Tensor) -> None:
         """The gradients of both streams arrive: is that of the related rows zero?"""
         self._new_gradient = True
-        if self._gradients >= _FIRST_STEPS or not bool(originals.any()):
+        if self._gradients >= _FIRST_STEPS or not _has_values(originals) or not bool(originals.any()):
             return
         self._gradients += 1
         self._without += not bool(related.any())
@@ -121,7 +126,10 @@ class Watch:
 
     def evaluation(self, model: nn.Module, inserted: nn.Module) -> None:
         """A forward in evaluation begins: is the model trained in that mode, and never in the other?"""
-        if self._forwards or self._evaluations >= _FIRST_FORWARDS or not torch.is_grad_enabled():
+        if self._forwards or self._evaluations >= _FIRST_FORWARDS:
+            self._in_evaluation = None
+            return
+        if not torch.is_grad_enabled() or not _has_values(next(inserted.parameters())):
             return
         self._evaluations += 1
         now, before = _state(_rest(model, inserted)[-1:]), self._in_evaluation
@@ -151,7 +159,15 @@ class Watch:
 def _rest(model: nn.Module, inserted: nn.Module) -> list[nn.Parameter]:
     """The trainable parameters of the model outside of the inserted modules."""
     inside = {id(parameter) for parameter in inserted.parameters()}
-    return [each for each in model.parameters() if each.requires_grad and id(each) not in inside]
+    rest = (each for each in model.parameters() if each.requires_grad and id(each) not in inside)
+    return [each for each in rest if not is_lazy(each)]
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether numbers of a tensor can be looked at: it is neither on meta, nor fake, nor in a transform."""
+    return not (
+        tensor.is_meta or isinstance(tensor, FakeTensor) or torch._C._are_functorch_transforms_active()
+    )
 
 
 def _state(parameters: Iterable[nn.Parameter]) -> list[Any]:

@@ -17,7 +17,7 @@ from batchformer.swap_in import tasks
 from batchformer.swap_in.families.transformers_classifier import TransformersClassifier
 from batchformer.swap_in.options import Options
 from batchformer.swap_in.places import Place
-from batchformer.swap_in.signature import Call, by_name, by_place, in_place, name_of, parameters
+from batchformer.swap_in.signature import Call, by_name, by_place, first_of, in_place, name_of, parameters
 from batchformer.targets import duplicate
 
 _ROWS_OF = ("input_ids", "inputs_embeds")  # by which the model counts its samples
@@ -112,7 +112,8 @@ class TransformersLastToken(TransformersClassifier):
         if not self.trains(classifier):
             return None
         given = by_place(args, kwargs)
-        key, tokens = next(iter(given.items()))  # [N, L, C]
+        key = first_of(classifier.forward, given)
+        tokens = given[key]  # [N, L, C]
         known = self.streams.current(tokens).last_token
         if known is None or tokens.dim() != 3:
             raise RuntimeError(

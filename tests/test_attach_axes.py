@@ -1,0 +1,117 @@
+"""Which axis of an output has the samples, where another has as many entries as both streams."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import batchformer as bf
+from attach_nets import WIDTH, N
+from attach_oracle import refused
+from batchformer import marks
+
+LENGTHS = pytest.mark.parametrize("length", [2 * N - 1, 2 * N])
+Y = torch.arange(N) % 3
+
+
+def encoder(batch_first):
+    return nn.TransformerEncoderLayer(WIDTH, 4, WIDTH, 0.0, batch_first=batch_first)
+
+
+class Turned(nn.Module):
+    """Its block has the batch at the one of the first two axes, and its output at the other."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        self.batch_first = batch_first
+        self.block, self.fc = encoder(batch_first), nn.Linear(WIDTH, 3)
+
+    def forward(self, x):
+        x = x if self.batch_first else x.transpose(0, 1)
+        return self.fc(self.block(x)).transpose(0, 1).contiguous()
+
+
+@LENGTHS
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_the_originals_are_along_the_axis_of_the_samples(length, batch_first):
+    model = Turned(batch_first)
+    attachment = bf.attach(model, after="block", dropout=0.0, outputs="originals")
+    x = torch.randn(N, length, WIDTH)
+    expected = model.eval()(x)
+    originals = model.train()(x)
+    torch.testing.assert_close(originals, expected)
+
+    targets = Y.expand(length, N) if batch_first else Y[:, None].expand(N, length)
+
+    def judge(logits, targets):
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    attachment._family.entry._originals_alone = False
+    both = model(x)
+    attachment._family.entry._originals_alone = True
+    streams = both.chunk(2, dim=1 if batch_first else 0)
+    torch.testing.assert_close(
+        attachment.wrap(judge)(originals, targets), sum(judge(each, targets) for each in streams) / 2
+    )
+
+
+@LENGTHS
+def test_pairings_take_the_streams_apart_along_the_axis_of_the_samples(length):
+    class Features(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = encoder(batch_first=False)
+
+        def forward(self, x):
+            return self.block(x.transpose(0, 1)).transpose(0, 1)
+
+    def contrast(z):
+        z = F.normalize(z.mean(1))
+        return F.cross_entropy(z @ z.T / 0.1, torch.arange(len(z)))
+
+    model = Features()
+    attachment = bf.attach(model, after="block", dropout=0.0)
+    z = model(torch.randn(N, length, WIDTH))
+    torch.testing.assert_close(
+        attachment.wrap(contrast, targets=[])(z), (contrast(z[:N]) + contrast(z[N:])) / 2
+    )
+
+
+TURNS = {
+    "as it is": (lambda x: x, 0),
+    "a product": (lambda x: x @ torch.randn(8, 8), 0),
+    "transposed": (lambda x: x.transpose(0, 1), 1),
+    "transposed from behind": (lambda x: x.transpose(-3, -2), 1),
+    "permuted": (lambda x: x.permute(2, 0, 1), 1),
+    "twice": (lambda x: x.permute(2, 0, 1).transpose(0, 1), 0),
+    "joined and parted": (lambda x: x.flatten(0, 1).tanh().unflatten(0, (8, 8)).transpose(0, 1), 1),
+    "joined, turned and parted": (lambda x: x.flatten(0, 1).T.reshape(8, 8, 8), 1),
+    "a layer over the last": (lambda x: nn.Linear(8, 8)(x.transpose(0, 1)), 1),
+    "one of a stack": (lambda x: torch.stack([x, x], 1).transpose(0, 2)[:, 1], 1),
+    "attention": (lambda x: nn.MultiheadAttention(8, 4)(*[x.transpose(0, 1)] * 3)[0], 1),
+    "attention of samples first": (
+        lambda x: nn.MultiheadAttention(8, 4, batch_first=True)(x, x, x)[0].transpose(0, 1),
+        1,
+    ),
+    "a mean": (lambda x: torch.stack([x, x], 1).transpose(0, 2).mean(1), 1),
+    "a sum of the first": (lambda x: torch.stack([x, x]).transpose(1, 2).sum(0), 1),
+    "cut": (lambda x: torch.cat([x, x], 2).transpose(0, 1)[..., 8:], 1),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_an_axis_is_followed_through_what_turns_joins_and_parts_axes(turn):
+    function, axis = TURNS[turn]
+    x = torch.randn(8, 8, 8, requires_grad=True).tanh()
+    mark = marks.Doubled(None, 4)
+    marks.put_by_history(x, mark)
+    assert mark.axis_of(function(x)) == axis
+
+
+def test_batches_of_which_the_history_does_not_show_the_axis_are_refused():
+    x = torch.randn(8, 8, 8, requires_grad=True).tanh()
+    mark = marks.Doubled(None, 4)
+    marks.put_by_history(x, mark)
+    for turn in (lambda x: x.unfold(0, 8, 1)[0], lambda x: x.as_strided((8, 8, 8), (8, 64, 1))):
+        with refused(ValueError, saying="take batches of another size"):
+            mark.axis_of(turn(x.transpose(0, 1)))
