@@ -138,11 +138,11 @@ def mean_of(results: list[Any]) -> Any:
             mean[name] = mean_of([each[name] for each in results])
         return mean
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        mean = copy.copy(first)
+        mean_of_fields = copy.copy(first)
         for field in dataclasses.fields(first):
             values = [getattr(each, field.name) for each in results]
-            object.__setattr__(mean, field.name, mean_of(values))  # also of a frozen one
-        return mean
+            object.__setattr__(mean_of_fields, field.name, mean_of(values))  # also of a frozen one
+        return mean_of_fields
     if any(
         isinstance(each, Tensor) and each.requires_grad for each in getattr(first, "__dict__", {}).values()
     ):
