@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -521,3 +521,12 @@ def test_no_copy_of_a_parameter_is_kept_when_all_has_been_said():
     step = steps_of(model, torch.optim.SGD(model.parameters(), lr=0.1), attachment)
     assert said_of(step, 4) == []
     assert attachment._family.watch._before is None
+
+
+@pytest.mark.filterwarnings("ignore:FSDP", "ignore:.*FullyShardedDataParallel", "ignore::FutureWarning")
+def test_nothing_is_said_of_parameters_that_lie_in_one_of_the_wrapper(process_group):
+    model = Net()
+    attachment = attached(model)[1]
+    wrapper = FullyShardedDataParallel(model, use_orig_params=False, device_id=torch.device("cpu"))
+    optimizer = torch.optim.SGD(wrapper.parameters(), lr=0.1)
+    assert said_of(steps_of(wrapper, optimizer, attachment), 5) == []

@@ -96,7 +96,8 @@ def empty_cache() -> None:
 
     That is freed memory of scratch buffers, saved tensors and large gradients: at most as much as was in use
     at once in the last few hundred calls, and at most 1024 MiB, or the MiB that the environment variable
-    BATCHFORMER_POOL_MB named when the path first ran (0: nothing is kept). Outputs use torch's allocator.
+    BATCHFORMER_POOL_MB named when the path first ran (0: nothing is kept). Outputs use torch's allocator; the
+    storage of a gradient of 1 MiB or more, which does not, cannot be resized.
 
     >>> empty_cache()
     """

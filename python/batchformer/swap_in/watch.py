@@ -47,7 +47,7 @@ class Watch:
         if self._decided or self._forwards >= _FIRST_FORWARDS:
             self._before = self._in_evaluation = None  # as large as the modules
             return
-        if not torch.is_grad_enabled() or not _has_values(next(inserted.parameters())):
+        if not torch.is_grad_enabled() or not _can_be_watched(inserted):
             return
         self._forwards += 1
         if self._without_gradients >= _FIRST_STEPS and not self._with_gradients:
@@ -129,7 +129,7 @@ class Watch:
         if self._forwards or self._evaluations >= _FIRST_FORWARDS:
             self._in_evaluation = None
             return
-        if not torch.is_grad_enabled() or not _has_values(next(inserted.parameters())):
+        if not torch.is_grad_enabled() or not _can_be_watched(inserted):
             return
         self._evaluations += 1
         now, before = _state(_rest(model, inserted)[-1:]), self._in_evaluation
@@ -161,6 +161,12 @@ def _rest(model: nn.Module, inserted: nn.Module) -> list[nn.Parameter]:
     inside = {id(parameter) for parameter in inserted.parameters()}
     rest = (each for each in model.parameters() if each.requires_grad and id(each) not in inside)
     return [each for each in rest if not is_lazy(each)]
+
+
+def _can_be_watched(inserted: nn.Module) -> bool:
+    """Whether the modules have parameters with values; FSDP of torch 1 puts all into one of its own."""
+    first = next(inserted.parameters(), None)
+    return first is not None and _has_values(first)
 
 
 def _has_values(tensor: Tensor) -> bool:
