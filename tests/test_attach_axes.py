@@ -77,6 +77,18 @@ def test_pairings_take_the_streams_apart_along_the_axis_of_the_samples(length):
     )
 
 
+class Joined(torch.autograd.Function):
+    """As an attention over points, which is one function: of [N, L, H, D] it makes [N, L, H D]."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.flatten(2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.unflatten(2, (4, 2))
+
+
 TURNS = {
     "as it is": (lambda x: x, 0),
     "a product": (lambda x: x @ torch.randn(8, 8), 0),
@@ -92,6 +104,10 @@ TURNS = {
     "attention of samples first": (
         lambda x: nn.MultiheadAttention(8, 4, batch_first=True)(x, x, x)[0].transpose(0, 1),
         1,
+    ),
+    "a function of its own": (
+        lambda x: Joined.apply(x.unflatten(2, (4, 2))).transpose(1, 2).transpose(1, 2),
+        0,
     ),
     "a mean": (lambda x: torch.stack([x, x], 1).transpose(0, 2).mean(1), 1),
     "a sum of the first": (lambda x: torch.stack([x, x]).transpose(1, 2).sum(0), 1),

@@ -9,6 +9,8 @@ Node: TypeAlias = Any  # torch.autograd.graph.Node
 Output: TypeAlias = tuple[Node, int]  # which of the tensors that a node gave
 
 TURNS = ("TBackward0", "TransposeBackward0")
+_LEAVE_OUT = ("SelectBackward0", "UnbindBackward0")
+_ANYHOW = ("AsStridedBackward0", "UnfoldBackward0")
 _VIEWS = ("View", "Reshape", "Squeeze", "Unsqueeze")
 
 
@@ -79,13 +81,16 @@ def _axes_of_input(node: Node, given: Sequence[int], taken: Sequence[int]) -> li
     if name == "StackBackward0":
         made = _signed(node._saved_dim) % dims
         return [None if axis == made else axis - (axis > made) for axis in range(dims)]
-    if name == "SelectBackward0" or (hasattr(node, "_saved_keepdim") and dims < len(taken)):  # as a mean
+    if name in _LEAVE_OUT or (hasattr(node, "_saved_keepdim") and dims < len(taken)):  # as a mean
         saved = node._saved_dim
         left_out = [_signed(axis) % len(taken) for axis in ([saved] if isinstance(saved, int) else saved)]
         return [axis for axis in range(len(taken)) if axis not in left_out]
     if any(view in name for view in _VIEWS):
         return None
-    return order if dims == len(taken) and name != "AsStridedBackward0" else []
+    if name in _ANYHOW:
+        return []
+    # Of an unknown function, as attention written in CUDA, the first axis is that of the batch.
+    return order if dims == len(taken) else [0, *[None] * (dims - 1)]
 
 
 def is_turned(node: Node) -> bool:
