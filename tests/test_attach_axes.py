@@ -81,11 +81,11 @@ class Joined(torch.autograd.Function):
     """As an attention over points, which is one function: of [N, L, H, D] it makes [N, L, H D]."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(_, x):
         return x.flatten(2)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(_, grad):
         return grad.unflatten(2, (4, 2))
 
 
