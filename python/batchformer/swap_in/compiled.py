@@ -42,8 +42,9 @@ class Compiled:
 
         Any other output is returned as it is.
         """
-        axes = [each for each in (axis, 0) if each < tensor.dim() and tensor.shape[each] == 2 * self.samples]
-        if self.samples is None or not axes:
+        rows = None if self.samples is None else 2 * self.samples
+        axes = [each for each in (axis, 0) if each < tensor.dim() and tensor.shape[each] == rows]
+        if not axes:
             return tensor
         original, related = tensor.chunk(2, dim=axes[0])
         self._split.append((original, related, axes[0]))

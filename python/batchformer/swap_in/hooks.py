@@ -49,9 +49,9 @@ class Hooks:
         for handle in self._handles:
             handle.remove()
         for owner, name, had, ours in reversed(self._replaced):
-            if vars(owner).get(name) != ours:
-                continue  # somebody else took it out, or put a wrapper of it there
-            vars(owner).pop(name)
+            if vars(owner).get(name, ours) != ours:
+                continue  # somebody put a wrapper of it there
+            vars(owner).pop(name, None)  # unless somebody took it out
             if had is not None:
                 setattr(owner, name, had)
         self._handles.clear()

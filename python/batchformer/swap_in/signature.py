@@ -35,8 +35,10 @@ def name_of(names: Sequence[str], key: str | int) -> str | int:
 
 def first_of(function: Callable[..., Any], given: dict[Any, Any]) -> Any:
     """The position or keyword, of those of :func:`by_place`, with the argument of the first parameter."""
+    if 0 in given:
+        return 0
     names = parameters(function)
-    return names[0] if 0 not in given and names and names[0] in given else next(iter(given))
+    return names[0] if names and names[0] in given else next(iter(given))
 
 
 def in_place(given: dict[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
