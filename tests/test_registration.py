@@ -57,6 +57,16 @@ def test_opcheck_passes_on_the_backward(norm_first, contiguous, device):
     opcheck(torch.ops.batchformer.encoder_layer_backward.default, (grad_y, x, *rest[:-1], saved, rest[-1]))
 
 
+def saved_by_fakes_and_by(*call) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What the forward leaves for fake tensors like these, and for these."""
+    mode = FakeTensorMode()
+    fake_call = tree_map_only(torch.Tensor, mode.from_tensor, call)
+    with mode:
+        _, fakes = torch.ops.batchformer.encoder_layer(*fake_call)
+    _, saved = torch.ops.batchformer.encoder_layer(*call)
+    return fakes, saved
+
+
 def layouts(outputs) -> list[tuple[object, ...]]:
     return [(tuple(y.shape), y.stride(), y.dtype, y.device) for y in outputs]
 
@@ -93,11 +103,7 @@ def test_fake_tensors_know_what_the_forward_leaves(n, l, norm_first, dtype, need
     _, *rest = arguments("cpu", norm_first=norm_first, batch_first=norm_first, grad=False, dtype=dtype)
     x = torch.randn((l, n, 8) if norm_first else (n, l, 8), dtype=dtype)
     rest[-1] = [i in needed for i in range(14)]
-    mode = FakeTensorMode()
-    fake_x, *fake_rest = tree_map_only(torch.Tensor, mode.from_tensor, [x, *rest])
-    with mode:
-        _, fakes = torch.ops.batchformer.encoder_layer(fake_x, *fake_rest)
-    _, saved = torch.ops.batchformer.encoder_layer(x, *rest)
+    fakes, saved = saved_by_fakes_and_by(x, *rest)
     assert layouts(fakes) == layouts(saved)
     assert bool(saved) == bool(needed)
 
@@ -105,12 +111,7 @@ def test_fake_tensors_know_what_the_forward_leaves(n, l, norm_first, dtype, need
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fake_tensors_know_what_a_layer_without_hidden_units_leaves(dtype):
-    x, *rest = arguments("cpu", hidden=0, grad=False, dtype=dtype)
-    mode = FakeTensorMode()
-    fake_x, *fake_rest = tree_map_only(torch.Tensor, mode.from_tensor, [x, *rest])
-    with mode:
-        _, fakes = torch.ops.batchformer.encoder_layer(fake_x, *fake_rest)
-    _, saved = torch.ops.batchformer.encoder_layer(x, *rest)
+    fakes, saved = saved_by_fakes_and_by(*arguments("cpu", hidden=0, grad=False, dtype=dtype))
     assert layouts(fakes) == layouts(saved)
 
 

@@ -65,11 +65,11 @@ class Judge:
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a function gives for both streams; without targets, the mean over their pairings."""
-        if self.pairs_streams and self._is_in_another_graph:
-            return self._call_outside(function, args, kwargs)
         if not self.pairs_streams:
             args, kwargs = self.double(args, kwargs)
             return function(*args, **kwargs)
+        if self._is_in_another_graph:
+            return self._call_outside(function, args, kwargs)
         outputs = _Outputs(self._family)
         args, kwargs = map_tensors((args, kwargs), outputs.take)
         outputs.check_cut(every=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from batchformer import marks, one_stream
 from batchformer.marks import Doubled, OfPairing
-from batchformer.swap_in.rules import map_tensors
+from batchformer.swap_in.rules import map_tensors, with_entries, with_fields
 from batchformer.swap_in.signature import Call
 from batchformer.swap_in.state import State
 
@@ -131,18 +131,17 @@ def mean_of(results: list[Any]) -> Any:
         return sum(results) / len(results)
     if isinstance(first, (list, tuple)) and all(len(each) == len(first) for each in results):
         means = [mean_of(list(each)) for each in zip(*results, strict=True)]
-        return type(first)(*means) if hasattr(first, "_fields") else type(first)(means)
+        return with_entries(first, means)
     if isinstance(first, MutableMapping):
         mean = copy.copy(first)
         for name in first:
             mean[name] = mean_of([each[name] for each in results])
         return mean
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        mean_of_fields = copy.copy(first)
-        for field in dataclasses.fields(first):
-            values = [getattr(each, field.name) for each in results]
-            object.__setattr__(mean_of_fields, field.name, mean_of(values))  # also of a frozen one
-        return mean_of_fields
+        names = [field.name for field in dataclasses.fields(first)]
+        return with_fields(
+            first, {name: mean_of([getattr(each, name) for each in results]) for name in names}
+        )
     if any(
         isinstance(each, Tensor) and each.requires_grad for each in getattr(first, "__dict__", {}).values()
     ):

@@ -28,7 +28,7 @@ import copy
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Container, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping, Sequence
 from numbers import Number
 from typing import Any, TypeAlias
 
@@ -210,7 +210,7 @@ def map_inside(value: Any, function: Callable[[Any, Name], Any]) -> Any:
         entries = [function(each, None) for each in value]
         if all(new is old for new, old in zip(entries, value, strict=True)):
             return value
-        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+        return with_entries(value, entries)
     if isinstance(value, MutableMapping):
         items = {key: function(each, key) for key, each in value.items()}
         if all(new is value[key] for key, new in items.items()):
@@ -224,11 +224,21 @@ def map_inside(value: Any, function: Callable[[Any, Name], Any]) -> Any:
         new_fields = {key: function(each, key) for key, each in fields.items()}
         if all(new is fields[key] for key, new in new_fields.items()):
             return value
-        changed = copy.copy(value)
-        for key, new in new_fields.items():
-            object.__setattr__(changed, key, new)  # frozen ones, too
-        return changed
+        return with_fields(value, new_fields)
     return value
+
+
+def with_entries(value: Any, entries: Sequence[Any]) -> Any:
+    """A list or tuple of the type of `value`, also a named one, with these entries."""
+    return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+
+
+def with_fields(value: Any, fields: Mapping[str, Any]) -> Any:
+    """A copy of a dataclass, also of a frozen one, with these values of its fields."""
+    changed = copy.copy(value)
+    for name, each in fields.items():
+        object.__setattr__(changed, name, each)
+    return changed
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
+from batchformer.swap_in.rules import with_entries
+
 
 def first(output: Any, place: object) -> Tensor:
     """The tensor that a block gives: the output itself, or the first of a tuple."""
@@ -17,7 +19,4 @@ def first(output: Any, place: object) -> Tensor:
 
 def with_first(output: Any, tensor: Tensor) -> Any:
     """The output of a block with another tensor in place of :func:`first`."""
-    if isinstance(output, Tensor):
-        return tensor
-    values = [tensor, *output[1:]]
-    return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+    return tensor if isinstance(output, Tensor) else with_entries(output, [tensor, *output[1:]])

@@ -8,8 +8,8 @@ use super::product::{Product, Start, Transposed};
 use super::reduce::sum;
 use super::right::{Pack, Packed, Right};
 use super::softmax::{
-    AddRest, AddToTotals, ClearUnseen, Running, Softmax, SoftmaxBackward,
-    SoftmaxBackwardFromTotals, Totals, LANES,
+    AddRest, AddToTotals, Running, Softmax, SoftmaxBackward, SoftmaxBackwardFromTotals, Totals,
+    LANES,
 };
 use crate::cpu::matrix::{Matrix, MatrixMut};
 use crate::cpu::simd::{run, Real, MOST_LANES};
@@ -246,13 +246,11 @@ impl<T: Real> BackwardBlocks<'_, T> {
         run(SoftmaxBackwardFromTotals {
             scores: scores.reborrow(),
             grads: grads.reborrow(),
+            pairs,
             mask,
             scale,
             totals,
         });
-        for rows in [&mut scores, &mut grads] {
-            run(ClearUnseen { rows: rows.reborrow(), pairs });
-        }
         [scores, grads]
     }
 
@@ -264,7 +262,6 @@ impl<T: Real> BackwardBlocks<'_, T> {
         let (pairs, mask) = (self.attention.pairs_of(keys.clone()), self.attention.mask);
         let logsumexp = self.logsumexp;
         let [mut scores, mut grads] = self.scores_and_grads(keys);
-        run(ClearUnseen { rows: grads.reborrow(), pairs });
         run(AddToTotals {
             scores: scores.reborrow(),
             grads: grads.reborrow(),

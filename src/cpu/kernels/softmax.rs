@@ -242,6 +242,7 @@ impl<T: Real> Kernel for AddToTotals<'_, T> {
             for key in first..(first + CHAIN).min(keys) {
                 let (row, grad) = (&mut scores.row(key)[..lanes], &mut grads.row(key)[..lanes]);
                 probabilities::<T, S>(row, &pairs, key, logsumexp);
+                clear_unseen(grad, &pairs, key);
                 if !mask.is_off() {
                     factors.of_key(key, &mut factor);
                 }
@@ -291,6 +292,7 @@ impl<T: Real> Kernel for AddRest<'_, T> {
 pub struct SoftmaxBackwardFromTotals<'a, T: Real> {
     pub scores: MatrixMut<'a, T>,
     pub grads: MatrixMut<'a, T>,
+    pub pairs: Pairs,
     pub mask: Mask<T>,
     pub scale: T,
     pub totals: &'a Totals<T>,
@@ -299,7 +301,7 @@ pub struct SoftmaxBackwardFromTotals<'a, T: Real> {
 impl<T: Real> Kernel for SoftmaxBackwardFromTotals<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { mut scores, mut grads, mask, scale, totals } = self;
+        let Self { mut scores, mut grads, pairs, mask, scale, totals } = self;
         let (keys, lanes) = (scores.rows(), scores.columns());
         let (share, delta) = (totals.share(), totals.delta());
         let (share, delta) = (&share[..lanes], &delta[..lanes]);
@@ -310,26 +312,14 @@ impl<T: Real> Kernel for SoftmaxBackwardFromTotals<'_, T> {
                 grad[lane] = p.abs() * (grad[lane] - delta[lane]) * scale;
                 row[lane] = if p < T::ZERO { T::ZERO } else { p * mask.scale }; // NaN stays
             }
+            clear_unseen(row, &pairs, key);
+            clear_unseen(grad, &pairs, key);
         }
     }
 }
 
-/// To 0 what belongs to a query and a key that it does not see, of another position. Such a product may be infinite
+/// To 0 what belongs to a key and to queries that do not see it, of other positions. Such a product may be infinite
 /// where those within positions are not, and 0 times infinity is NaN.
-pub struct ClearUnseen<'a, T> {
-    pub rows: MatrixMut<'a, T>,
-    pub pairs: Pairs,
-}
-
-impl<T: Real> Kernel for ClearUnseen<'_, T> {
-    #[inline(always)]
-    fn run<S: Simd>(mut self) {
-        for key in 0..self.rows.rows() {
-            clear_unseen(self.rows.row(key), &self.pairs, key);
-        }
-    }
-}
-
 #[inline(always)]
 fn clear_unseen<T: Real>(row: &mut [T], pairs: &Pairs, key: usize) {
     let seen = pairs.lanes_of(key, row.len());
