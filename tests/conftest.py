@@ -1,4 +1,4 @@
-"""Fences around every test: the random state, the compiler's caches, and loud skips of what needs a GPU."""
+"""Fences around every test: random state, torch's settings, compiler's caches, loud skips without a GPU."""
 
 import atexit
 import os
@@ -24,6 +24,16 @@ def _fixed_and_fenced_random_state():
 
 
 @pytest.fixture(autouse=True)
+def _settings_as_they_were():
+    """The programs that tests call set torch for themselves: the tests behind would take other paths."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    assert torch.backends.mkldnn.enabled
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.fixture(autouse=True)
 def _fresh_compiler():
     yield
     torch._dynamo.reset()
@@ -32,10 +42,7 @@ def _fresh_compiler():
 @pytest.fixture
 def one_thread():
     """Small tensors, many steps: a second thread would wait more than it works."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["cpu", "aten"])

@@ -1,25 +1,24 @@
 """What runs in another process or thread: it has to be importable there."""
 
-import os
 import threading
 import time
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import batchformer as bf
 import stand_ins
+from rank import join, leave
 from reference import layers, results
 from tolerances import assert_near
 
 
 def compare_with_torch(rank: int, world_size: int, store: str) -> None:
     """Gradients of both layers under DDP, each rank on its own samples."""
-    _join(rank, world_size, store)
+    join(rank, world_size, store)
     torch.manual_seed(0)
     theirs, ours = layers(16, 4, 16, 0.0, dtype=torch.float64)
     torch.manual_seed(rank + 1)
@@ -30,19 +29,19 @@ def compare_with_torch(rank: int, world_size: int, store: str) -> None:
     assert_near(actual, expected, torch.float64)
     name = "grad of linear1.weight"
     assert not torch.allclose(actual[name], alone[name]), "the ranks did not average"
-    dist.destroy_process_group()
+    leave()
 
 
 def train_attached(rank: int, world_size: int, store: str) -> None:
     """An attached module gets the mean of the gradients that it gets on each rank's samples."""
-    _join(rank, world_size, store)
+    join(rank, world_size, store)
     for outputs, find_unused in (
         ("both", False),
         ("originals", False),
         ("originals", True),
     ):  # DDP copies outputs in the last
         _compare_attached(rank, world_size, outputs, find_unused=find_unused)
-    dist.destroy_process_group()
+    leave()
 
 
 def _compare_attached(rank: int, world_size: int, outputs: str, *, find_unused: bool) -> None:
@@ -68,7 +67,7 @@ def unshuffle_both_streams(rank: int, world_size: int, store: str) -> None:
 
     With attend="alone" a related row depends on its own image alone: it can be told where it came from.
     """
-    _join(rank, world_size, store)
+    join(rank, world_size, store)
     for pairings, streams in (("aligned", "ob"), ("all", "obob")):
         torch.manual_seed(0)
         model = stand_ins.MoCo()
@@ -88,7 +87,7 @@ def unshuffle_both_streams(rank: int, world_size: int, store: str) -> None:
         torch.testing.assert_close(model.last_keys, expected)
         assert len(logits) == len(labels) == len(streams) * 4
         assert int(model.queue_ptr) == 2 * 4 * world_size, "2N keys of every rank enter the queue"
-    dist.destroy_process_group()
+    leave()
 
 
 def _head(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
@@ -96,12 +95,6 @@ def _head(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     for layer in layers:
         x = layer(x)
     return x
-
-
-def _join(rank: int, world_size: int, store: str) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -2,11 +2,9 @@
 
 import contextlib
 import copy
-import datetime
 import functools
 import itertools
 import json
-import os
 import re
 import traceback
 from collections.abc import Callable, Sequence
@@ -27,22 +25,18 @@ from torch.utils.checkpoint import checkpoint
 import batchformer as bf
 import stand_ins
 from batchformer import ranks
+from rank import join, leave
 from tolerances import assert_near
 
 WIDTH, CLASSES, POSITIONS, WHOLE, BANK = 16, 5, 4, 12, 9
 SPLITS = {2: [(6, 6), (7, 5), (1, 11), (0, 12)], 3: [(4, 4, 4), (5, 7, 0), (1, 2, 9)]}
-# A rank that waits for another in vain fails its test, and goes on with the next.
-PATIENCE = datetime.timedelta(seconds=60)
 
 
 def run(rank: int, works: Sequence[str], world_size: int, folder: Path) -> None:
     """Each of the works as one of the ranks; a file tells what it raised, if anything."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
     outcomes = {}
     for work in works:
-        store = f"file://{folder / work}"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size, timeout=PATIENCE)
+        join(rank, world_size, folder / work)
         torch.manual_seed(0)
         outcomes[work] = None
         try:
@@ -51,6 +45,7 @@ def run(rank: int, works: Sequence[str], world_size: int, folder: Path) -> None:
             outcomes[work] = traceback.format_exc()
         dist.destroy_process_group()
     (folder / f"{rank}.json").write_text(json.dumps(outcomes))
+    leave()
 
 
 class Net(nn.Module):

@@ -1,12 +1,12 @@
 """A small layer around a memory bank, and what it has to give, from lists of earlier inputs in float64."""
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from batchformer.modules._memory import MemoryBank
+from rank import join, leave
 
 CHANNELS, POSITIONS = 6, 3
 
@@ -72,8 +72,7 @@ def batch(samples: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def train_under_ddp(rank: int, world_size: int, store: str) -> None:
     """Buffers are those of rank 0 after a step; the bank of each rank has its own samples."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    join(rank, world_size, store)
     torch.manual_seed(0)
     layer = Layer(8)
     layer.register_buffer("rank", torch.tensor([rank]))
@@ -84,4 +83,4 @@ def train_under_ddp(rank: int, world_size: int, store: str) -> None:
         wrapped(x).square().sum().backward()
     assert layer.rank.item() == 0, "buffers are broadcast"
     assert torch.equal(layer.bank.look(batch(1)).rows, torch.cat(batches[::-1]).detach())
-    dist.destroy_process_group()
+    leave()

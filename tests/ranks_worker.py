@@ -19,6 +19,7 @@ from torch.library import opcheck
 from torch.nn.parallel import DistributedDataParallel
 
 from batchformer.ranks import HANDED, Ranks, agree, gather, ranks_of
+from rank import join
 from tolerances import relative_error
 
 CPU = torch.device("cpu")
@@ -44,15 +45,7 @@ def case_of_two_ranks(function: Callable[[], None]) -> Callable[[], None]:
 
 def run(rank: int, size: int, folder: str) -> None:
     """Write what went wrong in each case, or nothing, to a file of this rank."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=60),
-    )
+    join(rank, size, f"{folder}/store")
     outcomes: dict[str, str] = {}
     for name, function in CASES[size].items():
         torch.manual_seed(0)

@@ -25,14 +25,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture
-def threads():
-    """Sets torch's threads; puts them back behind the test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def training_step(layer: bf.TransformerEncoderLayer, x: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
     return results(layer, layer, x, torch.ones_like(x))
@@ -46,13 +38,13 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
 @pytest.mark.parametrize(("n", "l", "c", "heads"), SHAPES)
-def test_any_number_of_threads_gives_the_same_bits(n, l, c, heads, norm_first, dtype, threads):
+def test_any_number_of_threads_gives_the_same_bits(n, l, c, heads, norm_first, dtype):
     layer = bf.TransformerEncoderLayer(c, heads, c, 0.5, norm_first=norm_first, dtype=dtype)
     x = torch.randn(n, l, c, dtype=dtype)
     before = bf.ops.path_counts()["cpu"]
     runs = []
     for count in (1, 2, 3):
-        threads(count)
+        torch.set_num_threads(count)
         runs.append(training_step(layer, x, seed=1))
     assert bf.ops.path_counts()["cpu"] == before + 6
     assert_same(runs[1], runs[0])
@@ -63,26 +55,26 @@ def test_any_number_of_threads_gives_the_same_bits(n, l, c, heads, norm_first, d
     ("n", "l", "c", "heads"),
     [(4, 850, 32, 4), (600, 1, 128, 4), (3, 850, 32, 8), (5, 197, 32, 4), (6, 300, 12, 4), (7, 1000, 32, 8)],
 )
-def test_sixteen_and_sixty_four_threads_give_the_bits_of_one(n, l, c, heads, threads):
+def test_sixteen_and_sixty_four_threads_give_the_bits_of_one(n, l, c, heads):
     """So many get smaller tiles, and more of them before the gradients of the weights."""
     layer = bf.TransformerEncoderLayer(c, heads, c, 0.5)
     x = torch.randn(n, l, c)
     runs = []
     for count in (1, 16, 64):
-        threads(count)
+        torch.set_num_threads(count)
         runs.append(training_step(layer, x, seed=1))
     assert_same(runs[1], runs[0])
     assert_same(runs[2], runs[0])
 
 
 @pytest.mark.parametrize(("n", "l", "keys"), [(2, 850, 5), (4, 850, 5), (4, 850, 20)])
-def test_sixteen_threads_give_the_bits_of_one_with_the_keys_of_others(n, l, keys, threads):
+def test_sixteen_threads_give_the_bits_of_one_with_the_keys_of_others(n, l, keys):
     x, keys_values = torch.randn(n, l, 32), torch.randn(keys, l, 64)
     layer = bf.TransformerEncoderLayer(32, 4, 32, 0.0)
     parameters = of_queries(layer)
     runs = []
     for count in (1, 16):
-        threads(count)
+        torch.set_num_threads(count)
         leaves = [each.clone().requires_grad_() for each in (x, keys_values)]
         y = bf.ops.encoder_layer(leaves[0], parameters, layer._config(), keys_values=leaves[1])
         grads = torch.autograd.grad(y.square().sum(), [*leaves, *layer.parameters()], materialize_grads=True)
@@ -215,14 +207,14 @@ def test_what_is_no_number_stays_visible():
     assert y[:, [0, 2]].isfinite().all()
 
 
-def test_what_is_no_number_at_one_position_depends_on_no_number_of_threads(threads):
+def test_what_is_no_number_at_one_position_depends_on_no_number_of_threads():
     """Some positions are multiplied with each other, with others in a tile of another size."""
     layer = bf.TransformerEncoderLayer(32, 2, 32, 0.0)
     x = torch.randn(5, 900, 32)
     x[0, 5] = torch.nan
     runs = []
     for count in (1, 2, 64):
-        threads(count)
+        torch.set_num_threads(count)
         step = training_step(layer, x, seed=1)
         finite = {name: step[name].isfinite().all(-1).all(0) for name in ("output", "grad of x")}
         assert all(each.sum() == 899 and not each[5] for each in finite.values())

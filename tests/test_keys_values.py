@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -199,13 +200,10 @@ def test_any_number_of_threads_gives_the_same_bits(n, k, l):
     layer = layer_of(torch.float32)
     x, grad_y = tokens(layer, n, l, dtype=torch.float32), tokens(layer, n, l, dtype=torch.float32)
     keys_values = tokens(layer, k, l, 2 * C, torch.float32)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            results.append(everything(layer, op, x, keys_values, grad_y))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(everything(layer, op, x, keys_values, grad_y))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
@@ -277,7 +275,7 @@ def test_a_compiled_step_is_the_eager_one_for_any_number_of_keys_that_count():
         parameters = of_queries(layer)
         return bf.ops.encoder_layer(x, parameters, layer._config(), keys_values=keys_values, key_count=count)
 
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(step, fullgraph=True, backend=counter)
     x, grad_y, keys_values = tokens(layer, 6, 3), tokens(layer, 6, 3), tokens(layer, 11, 3, 2 * C)
     for count in (1, 4, 11):

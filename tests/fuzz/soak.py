@@ -57,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(min(2, torch.get_num_threads()))
     # For torch's layer in half precision, oneDNN compiles kernels for every shape and keeps them: alone it
     # grows by half a GiB over 2,000 shapes, by some of it with ONEDNN_PRIMITIVE_CACHE_CAPACITY=0, too.
-    torch.backends.mkldnn.enabled = False
-    small = measure(small_steps(), options.steps, console)
-    varied = measure(varied_calls(options.seed), options.varied, console)
+    with torch.backends.mkldnn.flags(enabled=False):
+        small = measure(small_steps(), options.steps, console)
+        varied = measure(varied_calls(options.seed), options.varied, console)
     flat = True
     for title, readings, bound in (("small steps", small, SMALL_MIB), ("varied calls", varied, VARIED_MIB)):
         console.print(table(title, readings))

@@ -1,18 +1,17 @@
 """What runs in two processes at once: it has to be importable there."""
 
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rank import join, leave
 from trainers.pairs import ByHand, samples
 
 RANKS, STEPS = 2, 4
@@ -26,14 +25,10 @@ def together(work: Callable[..., dict[str, float]], folder: Path, *arguments: An
 
 
 def _join(rank: int, folder: Path, work: Callable[..., dict[str, float]], arguments: tuple[Any, ...]) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    join(rank, RANKS, folder / "store")
     warnings.filterwarnings("error", "batchformer")  # ours
-    try:
-        (folder / str(rank)).write_text(json.dumps(work(rank, *arguments)))
-    finally:
-        dist.destroy_process_group()
+    (folder / str(rank)).write_text(json.dumps(work(rank, *arguments)))
+    leave()
 
 
 def batches_of(rank: int, kind: str) -> list[tuple[Tensor, Tensor]]:
