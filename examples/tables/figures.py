@@ -22,8 +22,14 @@ from examples.tables.table import Table
 # Okabe and Ito's palette, safe for colour-blind readers; the markers differ as well.
 COLOURS = {BATCHFORMER: "#0072B2", UNIFORM: "#E69F00", ALONE: "#009E73", SOFTENED: "#CC79A7"}
 MARKERS = {BATCHFORMER: "s", UNIFORM: "^", ALONE: "v", SOFTENED: "D"}
-OTHERS = ("#D55E00", "#56B4E9", "#000000")  # of arms that only one table has
-CHOOSING = {"color": "#0072B2", "markerfacecolor": "white"}  # BatchFormer against uniform
+OTHERS = (
+    ("#D55E00", "o"),
+    ("#56B4E9", "P"),
+    ("#000000", "X"),
+    ("#D55E00", "<"),
+    ("#56B4E9", ">"),
+    ("#000000", "p"),
+)
 
 WIDTH = 5.6  # inches; on a telephone, 340 pixels wide, letters of 11 points are then 9 pixels high
 POINTS = 11
@@ -63,6 +69,11 @@ def _draw(axes: Axes, found: Sequence[Difference], order: list[tuple[str, str]],
         error = [[each.mean - each.low], [each.high - each.mean]] if each.has_interval else None
         style = _style(each, arms)
         axes.errorbar(each.mean, place, xerr=error, markersize=6, capsize=3, linewidth=1.4, **style)
+        if each.holds:
+            axes.annotate(
+                "*", (each.high, place), (5, -3), textcoords="offset points", va="center", fontsize=POINTS + 3
+            )
+    axes.margins(x=0.08)  # room for the asterisks
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_tick_params(labelbottom=True)
@@ -72,11 +83,11 @@ def _draw(axes: Axes, found: Sequence[Difference], order: list[tuple[str, str]],
 
 
 def _style(each: Difference, arms: Sequence[str]) -> dict[str, Any]:
-    if each.second != BASELINE:
-        return {"marker": MARKERS[BATCHFORMER], **CHOOSING}
     own = [arm for arm in arms if arm not in COLOURS and arm != BASELINE]
-    colours = COLOURS | {arm: OTHERS[place % len(OTHERS)] for place, arm in enumerate(own)}
-    return {"color": colours[each.first], "marker": MARKERS.get(each.first, "o")}
+    others = {arm: OTHERS[place % len(OTHERS)] for place, arm in enumerate(own)}
+    colour, marker = others.get(each.first) or (COLOURS[each.first], MARKERS[each.first])
+    against_arm = {} if each.second == BASELINE else {"markerfacecolor": "white"}
+    return {"color": colour, "marker": marker, **against_arm}
 
 
 def _title(summary: Summary) -> str:
@@ -85,7 +96,10 @@ def _title(summary: Summary) -> str:
     counts = {each.count for each in summary.primary}
     if max(counts) == 1:
         return f"{summary.table.title}: one seed, no interval"
-    return f"{summary.table.title}: paired differences, 95\u00a0% intervals, {numbers(counts, ' to ')} seeds"
+    return (
+        f"{summary.table.title}: paired differences, 95\u00a0% intervals, {numbers(counts, ' to ')} seeds; "
+        f"*\u00a0holds after Holm's correction"
+    )
 
 
 def draw_relations(path: Path, table: Table, results: Sequence[Result]) -> Path | None:
@@ -99,19 +113,21 @@ def draw_relations(path: Path, table: Table, results: Sequence[Result]) -> Path 
     labels = outcome.labels or []
     names = sorted(set(labels), key=lambda label: ORDER.index(label) if label in ORDER else len(ORDER))
     shares = [labels.count(name) / len(labels) for name in names]
+    kind = "group" if {*names} <= {*ORDER} else "class"
     title = (
         f"{table.title}, {run.job.system}, seed {run.job.seed}: {len(labels)} samples, mean of the heads; "
-        f"spread evenly: {100 * sum(share**2 for share in shares):.1f} % on the own class"
+        f"spread evenly: {100 * sum(share**2 for share in shares):.1f} % on the own {kind}"
     )
     figure = Figure(figsize=(4.6, 3.6 * len(stages) + 0.8), layout="constrained")  # inches
     panels = figure.subplots(len(stages), squeeze=False)[:, 0]
     places = [names.index(label) for label in labels]
     bf.plot_relations(np.array([*stages.values()]), places, class_names=names, axes=panels)
     for number, (stage, panel) in enumerate(zip(stages, panels, strict=True), start=1):
-        panel.set_title(panel.get_title().replace(f"head {number}", stage), fontsize=10)
+        told = panel.get_title().replace(f"head {number}", stage).replace("class", kind)
+        panel.set_title(told, fontsize=10)
     figure.suptitle(textwrap.fill(title, TITLE), fontsize=POINTS)
-    figure.supxlabel("attended sample: its class", fontsize=10)
-    figure.supylabel("attending sample: its class", fontsize=10)
+    figure.supxlabel(f"attended sample: its {kind}", fontsize=10)
+    figure.supylabel(f"attending sample: its {kind}", fontsize=10)
     save(figure, path)
     return path
 

@@ -25,22 +25,28 @@ INTRODUCTION = """\
 Systems that the papers train, made small enough for two cores, are trained without BatchFormer, with it,
 and with controls, all on the same seeds; those that are not trained yet are named. The figures are of these
 miniatures, on letters drawn from fonts; they say nothing about the papers' data sets. Each table also shows
-what the papers report, marked as theirs.
+what the papers report, marked as theirs, and how its baselines were tuned: lightly, a few settings on one
+other seed.
 
 ![Letters in sixteen faces, as they are drawn and as they are varied](glyphs.png)
 
 - baseline: the system as it is
 - BatchFormer: with the module, as `bf.attach` puts it in
-- uniform: each sample attends equally to all, so BatchFormer - uniform is what comes from choosing which
-  samples to attend to
+- uniform: each sample attends equally to all. It mixes samples and passes gradients between them as
+  BatchFormer does, so BatchFormer - uniform is what comes from choosing which samples to attend to
 - alone: each sample attends to itself. It relates nothing, but is no control of equal noise: dropout on
   its one key drops a head's value whole or doubles it, where that on N keys averages out
-- softened, where it is there: no module; a second stream of features under dropout, with labels softened
-  towards the batch's
+- softened, where it is there: no module; a second stream of features under dropout of 0.5, of whose labels
+  a tenth is the mean label of the batch
+
+All is the mean accuracy over the classes; Many, Medium and Few are the thirds of the classes with the most
+to the fewest training images. Calibrated: after adding to the logits the multiple of the log prior, or in
+few-shot recognition the constant for the new letters, that is best on validation images.
 
 A difference is taken seed by seed. Intervals are of 95 %, by Student's t with n - 1 degrees of freedom,
-each for itself; p is corrected by Holm over all primary columns, systems and comparisons of one table,
-and `*` marks what holds at 5 %. Bounds that intervals exclude are no proof that two arms are equal.
+each for itself; p is corrected by Holm over all primary columns, systems and comparisons of one table, not
+over the tables, and `*` marks what holds at 5 %. Columns that are not primary have no p. Bounds that
+intervals exclude are no proof that two arms are equal.
 
 `make tables` trains all of them, and `python -m examples.tables.page` writes this page from the results in
 `docs/tables`.
@@ -63,14 +69,14 @@ def main(arguments: list[str] | None = None, tables: Iterable[Table] | None = No
     found = [table for table in tables if record_path(folder, table).exists()]
     if not found:
         parser.error(f"--docs: no results in {folder}; --from takes over those of python -m examples.tables")
+    records = {table.name: read_record(record_path(folder, table)) for table in found}
     texts = [
-        section(table, read_record(record_path(folder, table)), folder)
-        if table in found
-        else announced(table)
+        section(table, records[table.name], folder) if table in found else announced(table)
         for table in tables
     ]
+    summaries = [summarise(table, records[table.name]) for table in found]
     page = options.docs / "tables.md"
-    page.write_text("\n".join([INTRODUCTION, *texts]), encoding="utf-8")
+    page.write_text("\n".join([INTRODUCTION, overview(summaries), *texts]), encoding="utf-8")
     print(f"{page}: {', '.join(table.name for table in found)}")
     return 0
 
@@ -103,6 +109,28 @@ def record_path(folder: Path, table: Table) -> Path:
     return folder / f"{table.name}.json"
 
 
+def overview(summaries: Iterable[Summary]) -> str:
+    """What holds in each system, and how far its baseline is from having converged, one row each."""
+    rows = []
+    for summary in summaries:
+        column = summary.table.primary[0]
+        for system in summary.systems:
+            primary = [each for each in summary.primary if each.system == system]
+            holding = [f"{each.contrast} {each.mean:+.1f} ({each.column})" for each in primary if each.holds]
+            longer = [e for e in summary.convergence if (e.system, e.column) == (system, column)]
+            rows.append(
+                [
+                    summary.table.title,
+                    system,
+                    numbers(each.count for each in primary) if primary else NONE,
+                    "; ".join(holding) or "nothing",
+                    f"{column} {difference_text(longer[0], ' (')})" if longer else NONE,
+                ]
+            )
+    head = ["table", "system", "seeds", "holds after Holm, points", "twice the steps add to the baseline"]
+    return f"## Overview\n\n{_markdown(head, rows)}\n"
+
+
 def announced(table: Table) -> str:
     """The part of the page on a table that has no results yet."""
     command = f"`make tables TABLE={table.name}`"
@@ -114,6 +142,11 @@ def papers(table: Table) -> list[str]:
     """The papers' own figures, if there are any, under a heading."""
     heading = "### The papers' own figures, on other data and models"
     return [heading, table.paper.strip()] if table.paper else []
+
+
+def tuning(table: Table) -> list[str]:
+    """How the settings of the baselines were chosen, if it is told, under a heading."""
+    return ["### How the baselines were tuned", table.tuned.strip()] if table.tuned else []
 
 
 def section(table: Table, results: Sequence[Result], folder: Path) -> str:
@@ -137,7 +170,7 @@ def section(table: Table, results: Sequence[Result], folder: Path) -> str:
         both = related_run(results).outcome.untrained_relations is not None
         about = f"Which samples of a batch attend to which, {'before and ' * both}after training"
         blocks.append(f"![{about}](tables/{related.name})")
-    blocks += [*papers(table), "### How it was computed", made(results)]
+    blocks += [*papers(table), *tuning(table), "### How it was computed", made(results)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -153,19 +186,24 @@ def means(summary: Summary, system: str) -> str:
 
 
 def differences(summary: Summary, system: str) -> str:
-    """Differences of the primary columns in points, one row for each comparison."""
-    columns = summary.table.primary
-    found = [each for each in summary.primary if each.system == system]
+    """Differences in points, one row for each comparison; those of the primary columns with p."""
+    columns = summary.table.columns
+    found = summary.of(system)
     rows = []
     for contrast in dict.fromkeys(each.contrast for each in found):
         by_column = {each.column: each for each in found if each.contrast == contrast}
         entries = []
         for column in columns:
             each = by_column.get(column)
-            corrected = "" if each is None or each.count < 2 else f"; p {p_value(each.corrected)}"
+            tested = each is not None and column in summary.table.primary and each.count > 1
+            corrected = f"; p {p_value(each.corrected)}" if tested else ""
             entries.append(NONE if each is None else difference_text(each, " (", ".2f") + f"){corrected}")
         rows.append([contrast, numbers(each.count for each in by_column.values()), *entries])
-    return _markdown(["difference (95 % interval); p after Holm", "n", *columns], rows) if rows else ""
+    return (
+        _markdown(["difference (95 % interval); p after Holm where primary", "n", *columns], rows)
+        if rows
+        else ""
+    )
 
 
 def entropies(summary: Summary) -> str:

@@ -85,19 +85,20 @@ def _not_shown(compared: Sequence[Difference]) -> list[str]:
 def _convergence(summary: Summary) -> list[str]:
     if not any(cell.arm == BASELINE for cell in summary.cells):
         return []
-    measured = {(each.system, each.column) for each in summary.convergence if each.count > 1}
-    found = []
-    for each in summary.convergence:
-        if each.count < 2:
-            continue
-        moved = f"{_place(each)}, twice the steps move the baseline by {_with_interval(each)}"
-        if not each.has_interval:
-            verdict = "the same in every pair, so that there is no interval"
-        elif each.within(CONVERGED):
-            verdict = f"less than {_points(CONVERGED)}, so it has converged"
-        else:
-            verdict = f"so it is not shown to have converged to within {_points(CONVERGED)}"
-        found.append(f"{moved}; {verdict}.")
+    compared = [each for each in summary.convergence if each.count > 1]
+    verdicts = {
+        "the same in every pair, so that there is no interval": [e for e in compared if not e.has_interval],
+        f"less than {_points(CONVERGED)}, so it has converged": [e for e in compared if _converged(e)],
+        f"not shown to have converged to within {_points(CONVERGED)}": [
+            e for e in compared if e.has_interval and not _converged(e)
+        ],
+    }
+    found = [
+        f"What twice the steps add to the baseline, {verdict}: {'; '.join(map(_moved, those))}."
+        for verdict, those in verdicts.items()
+        if those
+    ]
+    measured = {(each.system, each.column) for each in compared}
     missing = [
         system
         for system in summary.systems
@@ -121,10 +122,13 @@ def _claim(each: Difference) -> str:
     )
 
 
-def _with_interval(each: Difference) -> str:
-    if not each.has_interval:
-        return f"{each.mean:+.2f} points"
-    return f"{each.mean:+.2f} points (95 % interval {each.low:+.2f} to {each.high:+.2f})"
+def _converged(each: Difference) -> bool:
+    return each.has_interval and each.within(CONVERGED)
+
+
+def _moved(each: Difference) -> str:
+    interval = f"95 % interval {each.low:+.2f} to {each.high:+.2f}, " if each.has_interval else ""
+    return f"{_place(each)} {each.mean:+.2f} points ({interval}{each.count} seeds)"
 
 
 def _place(each: Difference) -> str:

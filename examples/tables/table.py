@@ -69,6 +69,7 @@ class Table:
     settings: Callable[[Job], Mapping[str, Any]]  # all that decides the numbers, in types that JSON has
     train: Callable[[Job], Outcome]
     paper: str  # the papers' own figures, and what differs here; Markdown
+    tuned: str = ""  # how the settings of the baselines were chosen; Markdown
     arms: tuple[str, ...] = ARMS
     without: tuple[tuple[str, str], ...] = ()  # systems with the arms that they do not have
     contrasts: tuple[tuple[str, str], ...] = ((BATCHFORMER, UNIFORM),)  # besides each arm minus baseline

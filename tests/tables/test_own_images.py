@@ -53,6 +53,18 @@ def test_lists_of_images_are_trained_on(loading, tmp_path, capsys):
         assert metrics["Many"] is None
 
 
+def test_results_of_a_list_that_was_edited_are_computed_anew(tmp_path, capsys):
+    arguments = write_images(tmp_path)
+    assert long_tailed.main(arguments) == 0
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*-0.json")}
+    assert long_tailed.main(arguments) == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    tested = tmp_path / "test.txt"
+    tested.write_text("".join(tested.read_text().splitlines(keepends=True)[:-2]), encoding="utf-8")
+    assert long_tailed.main(arguments) == 0
+    assert all(file.stat().st_mtime_ns > time for file, time in before.items())
+
+
 def test_listed_images_are_augmented_alike_whatever_else_is_drawn(tmp_path):
     write_images(tmp_path)
     source = Listed(tmp_path, tmp_path / "train.txt", tmp_path / "test.txt", image_size=32)

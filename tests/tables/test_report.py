@@ -249,10 +249,11 @@ def test_the_page_has_the_numbers_the_sentences_the_origin_and_the_papers_figure
     summary = summarise(TABLE, results())
     for cell in summary.cells:
         assert f"{cell.mean:.1f} ± {cell.standard_error:.1f}" in text
-    for each in summary.primary:
+    for each in summary.differences:
         assert f"{each.low:+.2f} to {each.high:+.2f}" in text
     for part in (
-        "twice the steps move",
+        "What twice the steps add to the baseline",
+        TABLE.tuned,
         "The papers' own figures, on other data and models",
         TABLE.paper,
         "abacus",
@@ -264,6 +265,20 @@ def test_the_page_has_the_numbers_the_sentences_the_origin_and_the_papers_figure
     for picture in (f"{TABLE.name}.png", f"{TABLE.name}-relations.png"):
         assert f"(tables/{picture})" in text
         assert (tmp_path / "tables" / picture).exists()
+
+
+def test_the_overview_has_what_holds_and_how_far_each_baseline_has_converged(write_page):
+    overview = write_page(results()).split("## ")[1]
+    summary = summarise(TABLE, results())
+    for system in TABLE.systems:
+        (row,) = (line for line in overview.splitlines() if f"| {system} |" in line)
+        holding = [each for each in summary.primary if each.system == system and each.holds]
+        assert all(f"{each.contrast} {each.mean:+.1f} ({each.column})" in row for each in holding)
+        assert row.count("baseline +") == sum(each.mean > 0 and each.second == "baseline" for each in holding)
+        assert ("nothing" in row) == (not holding)
+        (longer,) = (e for e in summary.convergence if (e.system, e.column) == (system, "All"))
+        assert f"All {longer.mean:+.1f}" in row
+    assert any(each.holds for each in summary.primary)
 
 
 def test_the_page_is_made_again_of_what_is_in_the_docs_alone(tmp_path, write_page):

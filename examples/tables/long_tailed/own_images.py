@@ -1,6 +1,7 @@
 """The long-tailed table on other images: scikit-learn's digits, or your own, named by lists."""
 
 import functools
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -125,6 +126,9 @@ def table_of(source: Digits | Listed, training: Training) -> Table:
 def _settings(source: Digits | Listed, training: Training, job: Job) -> Mapping[str, Any]:
     chosen = asdict(training) | {name: str(value) for name, value in asdict(source).items()}
     chosen.pop("workers", None)  # they change no result
+    if isinstance(source, Listed):  # a list may be edited between two runs
+        for name in ("train_list", "test_list"):
+            chosen[name] = hashlib.sha256(getattr(source, name).read_bytes()).hexdigest()[:16]
     return job.adapted(chosen, quick={"steps": min(20, training.steps)})
 
 
