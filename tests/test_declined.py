@@ -164,7 +164,7 @@ def test_what_was_replaced_for_all_layers_is_called(owner, name, monkeypatch):
 REPLACED_BEFORE = """
 import functools, sys, torch
 from torch import nn
-owners = {"F": nn.functional, "Module": nn.Module, "Layer": nn.TransformerEncoderLayer}
+owners = {"F": nn.functional, "torch": torch, "Module": nn.Module, "Layer": nn.TransformerEncoderLayer}
 _, owner, name, kind = sys.argv
 of_torch = getattr(owners[owner], name)
 wrapper = lambda *inputs, **options: of_torch(*inputs, **options)
@@ -180,6 +180,9 @@ print(batchformer.TransformerEncoderLayer(8, 2, 8).declined(torch.randn(3, 2, 8)
     [
         ("F", "linear", "torch.nn.functional.linear was replaced"),
         ("F", "layer_norm", "torch.nn.functional.layer_norm was replaced"),
+        ("F", "relu", "torch.nn.functional.relu was replaced"),
+        ("F", "gelu", "torch.nn.functional.gelu was replaced"),
+        ("torch", "relu", "torch.relu was replaced"),
         ("Module", "__call__", "Module.__call__ was replaced"),
         ("Layer", "_ff_block", "the class overrides a block of the layer"),
     ],
@@ -188,6 +191,14 @@ def test_what_was_replaced_before_the_import_is_called(owner, name, reason, wrap
     command = [sys.executable, "-c", REPLACED_BEFORE, owner, name, wrapper]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == reason
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_an_activation_put_into_torch_is_that_of_a_layer_made_behind_it(activation, monkeypatch):
+    monkeypatch.setattr(nn.functional, activation, lambda x: nn.functional.leaky_relu(x, 0.2))
+    theirs, ours = layers(16, 4, 16, 0.0, activation=activation)
+    x = torch.randn(7, 5, 16)
+    assert torch.equal(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_dot_product_attention", "layer_norm"])

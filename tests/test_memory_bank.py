@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
+import batchformer as bf
 from batchformer.modules._memory import MemoryBank
 from memory_bank_layer import CHANNELS, Layer, batch, expected, gradients, train_under_ddp
 from tolerances import RELATIVE, relative_error
@@ -60,6 +61,39 @@ def test_a_sample_that_is_not_finite_enters_as_zeros(value):
     assert not layer(x).isfinite().all()
     assert torch.equal(layer.bank.look(x).rows, torch.stack([x[0], torch.zeros_like(x[1]), x[2]]).detach())
     assert layer(batch(4)).isfinite().all()
+
+
+def test_a_sample_that_overflows_in_a_narrower_dtype_is_zeros_there():
+    layer, x = Layer(8), batch(3)
+    with torch.no_grad():
+        x[1, 2, 0] = 1e5
+    layer.bank.enter(x)
+    zeroed = torch.stack([x[0], torch.zeros_like(x[1]), x[2]]).detach().half()
+    assert torch.equal(layer.bank.look(x.half()).rows, zeroed)
+    assert torch.equal(layer.bank.look(x).rows, x.detach()), "there it has not overflowed"
+    entered = copy.deepcopy(layer.bank)
+    entered.enter(x.half()[:1])
+    assert torch.equal(entered.look(x.half()).rows, torch.cat([zeroed[:1], zeroed]))
+    layer.bank.apply(torch.Tensor.half)
+    assert torch.equal(layer.bank.rows[:3], zeroed)
+
+
+def test_an_export_in_training_is_refused_and_leaves_the_bank_as_it_is():
+    module, x = bf.BatchFormer(CHANNELS, 2, memory_bank_size=8), torch.randn(3, CHANNELS)
+    for _ in range(2):  # the second time the bank has rows
+        with pytest.raises(RuntimeError, match=r"expected eval\(\) for torch\.export"):
+            torch.export.export(module, (x,))
+        module(x)
+    assert all(type(bank.rows) is torch.Tensor for bank in module._banks.values())
+    torch.export.export(module.eval(), (x,))
+
+
+def test_to_empty_forgets_the_samples():
+    module, x = bf.BatchFormer(CHANNELS, 2, memory_bank_size=8), torch.randn(3, CHANNELS)
+    model = torch.nn.Sequential(module)
+    model(x)
+    model.to_empty(device="cpu")
+    assert [int(bank.count) for bank in module._banks.values()] == [0]
 
 
 def test_a_step_never_writes_what_an_earlier_one_sees():

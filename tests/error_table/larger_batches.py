@@ -96,9 +96,10 @@ LARGER_BATCHES = (
         of_torch,
         TypeError,
         "encoder: expected batchformer's TransformerEncoderLayer, whose forward takes keys, got "
-        "TransformerEncoderLayer",
-        "The encoder of the module was replaced by another, which cannot attend to samples of others.",
-        "Put a `batchformer.TransformerEncoderLayer` there, or call `batchformer.accelerate(module)`.",
+        "TransformerEncoderLayer; a checkpoint or torch.compile goes around the whole module",
+        "The encoder of the module was replaced or wrapped, so that it cannot attend to samples of others.",
+        "Put a `batchformer.TransformerEncoderLayer` there, or call `batchformer.accelerate(module)`; wrap "
+        "the module, not its encoder, or use `recompute=True`.",
     ),
     Row(
         replica,

@@ -3,6 +3,7 @@
 import torch
 from torch.utils.checkpoint import checkpoint
 
+import batchformer as bf
 from batchformer.modules._memory import MemoryBank
 from batchformer.ops.first_forward import first_forward
 from error_table.row import Row
@@ -76,6 +77,15 @@ MEMORY = (
         "tensors in the bank, got 8",
         "`torch.func.grad`, `vmap` or `functional_call` inside of them run a module that remembers samples.",
         "Take the gradients with `loss.backward()`, or make the module without `memory_bank_size`.",
+    ),
+    Row(
+        lambda: torch.export.export(bf.BatchFormer(16, memory_bank_size=8), (X[:, 0],)),
+        RuntimeError,
+        "memory_bank_size: expected eval() for torch.export and torch.onnx, whose graphs remember nothing, "
+        "got a bank of 8 samples in training",
+        "A module with a memory bank is exported in training mode.",
+        "Call `eval()` first, in which the module is the identity; or export a module without "
+        "`memory_bank_size`.",
     ),
     Row(
         lambda: in_a_backward(lambda _: first_forward(torch.tensor(3))),

@@ -140,11 +140,11 @@ def for_tensors(src: Tensor, parameters: ops.Parameters) -> str | None:
 
 def activation_name(activation: Any) -> str | None:
     """The op's name for an activation; None if it does not support it."""
-    if activation is F.relu or activation is torch.relu or type(activation) is nn.ReLU:
+    if type(activation) is nn.ReLU or (activation is not None and activation in _RELUS):
         return "relu"
-    if activation is F.gelu or (type(activation) is nn.GELU and activation.approximate == "none"):
+    if type(activation) is nn.GELU and activation.approximate == "none":
         return "gelu"
-    return None
+    return "gelu" if activation is not None and activation is _GELU else None
 
 
 def positions_at_once(x: Tensor, positions: int) -> int:
@@ -199,6 +199,10 @@ _CALLED: tuple[tuple[Any, str], ...] = (
     (F, "linear"),
     (F, "layer_norm"),
     (F, "dropout"),
+    (F, "relu"),
+    (F, "gelu"),
+    (torch, "relu"),
+    (torch, "layer_norm"),
 )
 """The functions that run inside torch's layer. Libraries replace some for all layers at once: the attention,
 for context parallelism or other kernels, and the linear, for ZeRO and profilers."""
@@ -223,10 +227,13 @@ def _of_torch(owner: Any, name: str) -> Any:
     """
     function = getattr(owner, name)
     if isinstance(function, BuiltinFunctionType):
-        return function if function is getattr(torch._C._nn, name) else None
+        builtins = torch._C._VariableFunctions if owner is torch else torch._C._nn
+        return function if function is getattr(builtins, name) else None
     home = sys.modules[owner.__module__] if isinstance(owner, type) else owner
     return function if getattr(function, "__globals__", None) is vars(home) else None
 
 
 _OF_TORCH = [_of_torch(owner, name) for owner, name in _CALLED]
+_RELUS = (_of_torch(F, "relu"), _of_torch(torch, "relu"))
+_GELU = _of_torch(F, "gelu")
 _BLOCKS = {name: _of_torch(nn.TransformerEncoderLayer, name) for name in ("_sa_block", "_ff_block")}

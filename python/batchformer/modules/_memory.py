@@ -65,16 +65,22 @@ class MemoryBank:
 
         Raises:
             ValueError: other positions than the remembered samples have.
-            RuntimeError: a recomputation whose first forward is not known; a transform of torch.func.
+            RuntimeError: a recomputation whose first forward is not known; a transform of torch.func; an
+                export in training.
         """
         self.check(x, positions)
         rows, count = self.rows, self.count
-        if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
+        if isinstance(x, FakeTensor):  # run by Python, so no graph of torch.compile
+            if torch.compiler.is_exporting():
+                raise RuntimeError(
+                    f"memory_bank_size: expected eval() for torch.export and torch.onnx, whose graphs "
+                    f"remember nothing, got a bank of {self.size} samples in training"
+                )
             return Remembered(x.new_zeros((0, *x.shape[1:])), None, enters=False)
         if torch.compiler.is_compiling():
             if rows is None:
                 rows = x.new_zeros((self.size, *x.shape[1:]))
-            return Remembered(rows.flatten(1, -2).to(x), first_forward(count), torch.is_grad_enabled())
+            return Remembered(_like(rows.flatten(1, -2), x), first_forward(count), torch.is_grad_enabled())
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
                 f"memory_bank_size: expected none inside of a transform of torch.func, which would leave its "
@@ -85,7 +91,7 @@ class MemoryBank:
         rows, count = forward.snapshot
         if rows is None:
             return Remembered(x.new_zeros((0, *x.shape[1:])), None, enters)
-        return Remembered(rows[: int(count)].flatten(1, -2).to(x), None, enters)
+        return Remembered(_like(rows[: int(count)].flatten(1, -2), x), None, enters)
 
     def check(self, x: Tensor, positions: Sequence[int] | None = None) -> None:
         """Raise ValueError if x has other positions than the remembered samples; see :meth:`look`."""
@@ -108,16 +114,13 @@ class MemoryBank:
             entering (Tensor[n, L, C]): of this process, or of all.
             positions: as for :meth:`look`.
         """
-        entering = entering.detach()
-        # A batch that overflowed must not do so to all that attend to it later.
-        finite = entering.isfinite().flatten(1).all(1)  # [n]
-        entering = entering.where(finite[:, None, None], 0)
+        entering = _finite(entering.detach())
         entering = entering if positions is None else entering.unflatten(1, tuple(positions))
         samples = entering.shape[0]
         rows = self.rows
         if rows is None:
             rows = entering.new_zeros((self.size, *entering.shape[1:]))
-        kept = rows[: max(self.size - samples, 0)].to(entering)
+        kept = _like(rows[: max(self.size - samples, 0)], entering)
         # A new tensor, as earlier forwards hold the old one.
         self.rows = torch.cat([entering[: self.size], kept])  # [size, L, C]
         self.count = (self.count + samples).clamp(max=self.size)
@@ -126,16 +129,30 @@ class MemoryBank:
         """None; converts the rows as nn.Module._apply does parameters."""
         if self.rows is None:
             return
-        had_values = not self.rows.is_meta
-        self.rows = convert(self.rows)
-        if not had_values and not self.rows.is_meta:  # uninitialised memory, from to_empty()
+        before, self.rows = self.rows, convert(self.rows)
+        emptied = getattr(convert, "__qualname__", "").startswith("Module.to_empty.")
+        if emptied or (before.is_meta and not self.rows.is_meta):  # uninitialised memory
             self.rows, self.count = None, _none()
+        elif self.rows.dtype != before.dtype:
+            self.rows = _finite(self.rows)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"size": self.size, "rows": self.rows, "count": self.count}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _forwards=Forwards())
+
+
+def _like(rows: Tensor, x: Tensor) -> Tensor:
+    """The rows in dtype and on the device of x."""
+    converted = rows.to(x)
+    return converted if rows.dtype == x.dtype else _finite(converted)
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """The rows, those that are not finite as zeros: they would overflow all that attend to them later."""
+    finite = rows.isfinite().flatten(1).all(1)  # [M]
+    return rows.where(finite.view(-1, *[1] * (rows.dim() - 1)), 0)
 
 
 def _none() -> Tensor:

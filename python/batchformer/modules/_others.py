@@ -174,7 +174,7 @@ class AcrossSamples(nn.Module):
             if not isinstance(layer, TransformerEncoderLayer):
                 raise TypeError(
                     f"encoder: expected batchformer's TransformerEncoderLayer, whose forward takes keys, got "
-                    f"{type(layer).__name__}"
+                    f"{type(layer).__name__}; a checkpoint or torch.compile goes around the whole module"
                 )
             check_attention(layer)
         check_fits(x, layers_of(self.encoder)[0].self_attn.in_proj_weight)
