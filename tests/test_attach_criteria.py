@@ -467,6 +467,28 @@ def test_indices_of_rows_are_refused():
         criterion(model(X), Y, torch.tensor([0, 2]))
 
 
+@pytest.mark.parametrize("name", ["perm", "pairs", "indices_tuple", "edge_index"])
+def test_indices_by_other_names_are_refused(name):
+    model, attachment = attached()
+    criterion = attachment.wrap(lambda logits, labels, **rows: F.cross_entropy(logits, labels))
+    rows = torch.tensor([[0, 2, 3], [1, 1, 0]])
+    rows = {"perm": torch.randperm(N), "indices_tuple": tuple(rows)}.get(name, rows)
+    with refused(ValueError, saying="indices of rows"):
+        criterion(model(X), Y, **{name: rows})
+
+
+@pytest.mark.parametrize("count", [3, 3.0, torch.tensor(3.0)], ids=["int", "float", "tensor"])
+def test_a_number_that_the_sum_is_divided_by_is_doubled(count):
+    model, attachment = attached()
+
+    def criterion(logits, labels, avg_factor):
+        return F.cross_entropy(logits, labels, reduction="sum") / avg_factor
+
+    outputs = model(X)
+    loss = attachment.wrap(criterion)(outputs, Y, avg_factor=count)
+    torch.testing.assert_close(loss, criterion(outputs, torch.cat([Y, Y]), 6))
+
+
 def test_a_wrapped_object_keeps_its_state():
     class Warm:
         factor = 1.0

@@ -324,15 +324,62 @@ def test_a_compiled_model_or_step_gives_the_pairings_too():
     torch.testing.assert_close(step(VIEWS[0]), by_hand(model(VIEWS[0])))
 
 
-def test_similarities_of_both_streams_are_taken_apart_or_refused():
-    model, attachment = attached()
+SIMILARITIES = {
+    "product": lambda a, b: a @ b.T,
+    "scaled, turned": lambda a, b: (b @ a.T / 0.5).T,
+    "cosine": lambda a, b: F.cosine_similarity(a[:, None], b[None], dim=-1),
+    "einsum": lambda a, b: torch.einsum("nd,md->nm", a, b),
+    "batched product": lambda a, b: (a[None] @ b[None].mT)[0],
+    "sum of products": lambda a, b: (a.unsqueeze(1) * b).sum(2),
+    "turned sum of products": lambda a, b: (b.unsqueeze(1) * a).sum(2).T,
+    "distances": lambda a, b: -torch.cdist(a, b),
+    "distances by products": lambda a, b: -torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist"),
+    "differences": lambda a, b: -(a[:, None] - b[None]).square().sum(-1),
+}
+
+
+@pytest.mark.parametrize("classes", [5, 2 * N], ids=["", "as wide as long"])
+@pytest.mark.parametrize("between", SIMILARITIES.values(), ids=SIMILARITIES)
+def test_similarities_of_both_streams_are_taken_apart_or_refused(between, classes):
+    model, attachment = attached(Net(classes))
     first, second = map(model, VIEWS)
     labels = torch.arange(N)
-    loss = attachment.wrap(F.cross_entropy, targets=[])(first @ second.T, labels)
-    expected = mean_over(lambda a, b: F.cross_entropy(a @ b.T, labels), model, attachment, "all")
+    loss = attachment.wrap(F.cross_entropy, targets=[])(between(first, second), labels)
+    expected = mean_over(lambda a, b: F.cross_entropy(between(a, b), labels), model, attachment, "all")
     assert_step(loss, expected, model, attachment)
     with refused(ValueError, saying="similarities between them"):
-        attachment.wrap(F.cross_entropy)(first @ second.T, labels)
+        attachment.wrap(F.cross_entropy)(between(first, second), labels)
+
+
+def test_distances_to_prototypes_are_refused_with_targets():
+    model, attachment = attached()
+    queries, prototypes = model(torch.randn(6, 6)), model(torch.randn(2, 6))
+    with refused(ValueError, saying="similarities between them"):
+        attachment.wrap(F.cross_entropy)(-torch.cdist(queries, prototypes), torch.arange(6) % 2)
+
+
+def test_what_several_heads_give_together_is_no_matrix_of_pairs():
+    model, attachment = attached(Net(2 * N))
+    outputs = model(X)
+    gated = outputs * outputs.sigmoid() + outputs.mean(1, keepdim=True)
+    loss = attachment.wrap(F.cross_entropy)(gated, torch.arange(N))
+    torch.testing.assert_close(loss, F.cross_entropy(gated, torch.arange(N).repeat(2)))
+
+
+def test_features_of_another_network_are_no_targets():
+    model, attachment = attached()
+    other = nn.Linear(6, 5)
+    contrast = SIMILARITIES["product"]
+
+    def info_nce(first, second):
+        return F.cross_entropy(contrast(first, second), torch.arange(len(first)))
+
+    outputs, features = model(VIEWS[0]), other(VIEWS[1])
+    with refused(ValueError, saying="features of another network alone"):
+        attachment.wrap(info_nce)(outputs, features)
+    loss = attachment.wrap(info_nce, targets=[])(outputs, features)
+    both = streams(model, attachment, VIEWS[0])
+    torch.testing.assert_close(loss, sum(info_nce(each, features) for each in both) / 2)
 
 
 # CLIP

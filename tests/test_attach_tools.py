@@ -137,6 +137,34 @@ def test_checkpointed_blocks_give_the_same_gradients():
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+class OfTwoBatches(Classifier):
+    def forward(self, x, more):
+        return super().forward(x), super().forward(more)
+
+
+@pytest.mark.parametrize("outputs", ["both", "originals"])
+@pytest.mark.parametrize("how", ["compiled backbone", "no_grad", "pseudo labels inside"])
+def test_a_second_batch_with_twice_the_samples_is_a_batch_of_its_own(how, outputs):
+    model = OfTwoBatches()
+    bf.attach(model, before="fc", outputs=outputs)
+    first, second = X[:3], X
+    if how == "compiled backbone":
+        model.stem = torch.compile(model.stem, backend="aot_eager")
+    with torch.set_grad_enabled(how == "compiled backbone"):
+        found = model(first, second)
+    if how == "pseudo labels inside":
+        normal = model.forward
+        model.forward = lambda x, more: (torch.no_grad()(lambda: normal(x, x))()[0], normal(x, more)[1])
+        found = model(first, second)
+    rows = 2 if outputs == "both" else 1
+    assert [len(each) for each in found] == [3 * rows, 6 * rows]
+    model.eval()
+    wanted = model(first, second)[1]
+    model.train()
+    model.norm.eval()  # the batch's statistics otherwise
+    torch.testing.assert_close(model(first, second)[1][:6], wanted)
+
+
 def test_autocast_doubles_what_it_computes_in_low_precision(attached):
     model, attachment = attached
     with torch.autocast("cpu", torch.bfloat16):

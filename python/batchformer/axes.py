@@ -10,7 +10,8 @@ Output: TypeAlias = tuple[Node, int]  # which of the tensors that a node gave
 
 TURNS = ("TBackward0", "TransposeBackward0")
 _LEAVE_OUT = ("SelectBackward0", "UnbindBackward0")
-_ANYHOW = ("AsStridedBackward0", "UnfoldBackward0")
+_ANYHOW = ("AsStridedBackward0", "UnfoldBackward0", "RepeatBackward0", "Rot90Backward0")
+_ALIGNED = ("Add", "Sub", "Mul", "Div", "Pow", "Maximum", "Minimum", "Where", "Expand")  # at the last axes
 _VIEWS = ("View", "Reshape", "Squeeze", "Unsqueeze")
 
 
@@ -89,8 +90,10 @@ def _axes_of_input(node: Node, given: Sequence[int], taken: Sequence[int]) -> li
         return None
     if name in _ANYHOW:
         return []
+    if dims >= len(taken) and name.split("Backward")[0] in _ALIGNED:
+        return [*[None] * (dims - len(taken)), *range(len(taken))]
     # Of an unknown function, as attention written in CUDA, the first axis is that of the batch.
-    return order if dims == len(taken) else [0, *[None] * (dims - 1)]
+    return order if dims == len(taken) else [0, *[None] * (dims - 1)] if taken else []
 
 
 def is_turned(node: Node) -> bool:

@@ -5,10 +5,11 @@ after a step, and any number of models, batches and threads may run at once. It 
 and how many samples the batch had.
 """
 
+import itertools
 import math
 import threading
 import weakref
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
@@ -21,6 +22,8 @@ from batchformer.axes import TURNS, Node, Output, followed, is_turned, shape_of
 
 _KEY = "batchformer"
 _PRODUCTS = ("MmBackward0",)
+_DISTANCES = ("CdistBackward0", "EuclideanDistBackward0")
+_BIASED = ("AddmmBackward0", "AddmvBackward0", "BaddbmmBackward0", "AddbmmBackward0")
 _COMPILED = "CompiledFunctionBackward"  # one node for a whole graph, whose inside does not show
 
 
@@ -208,10 +211,18 @@ def _history(node: Node, ends: Callable[[Node], bool] | None = None) -> Iterator
         yield node
         if ends is not None and ends(node):
             continue
-        for following, _ in reversed(node.next_functions):
-            if following is not None and following not in seen:
+        for following, _ in reversed(_inputs(node)):
+            if following not in seen:
                 seen.add(following)
                 waiting.append(following)
+
+
+def _inputs(node: Node) -> list[Output]:
+    """What a node was computed from, the activations first; a bias may have a history of its own."""
+    inputs = list(node.next_functions)
+    if node.name() in _BIASED:
+        inputs = [*inputs[1:], inputs[0]]
+    return [each for each in inputs if each[0] is not None]
 
 
 def _storage(tensor: Tensor) -> StorageWeakRef | None:
@@ -226,10 +237,15 @@ def _way(tensor: Tensor) -> list[Output]:
 
     Of several inputs of a node, the first that leads there.
     """
+    return [] if tensor.grad_fn is None else _way_from(tensor.grad_fn, tensor.output_nr)
+
+
+def _way_from(node: Node, number: int) -> list[Output]:
+    """As :func:`_way`, from what a node gave."""
     came_from: dict[Node, tuple[int, Node]] = {}
-    waiting: list[tuple[Node, int, Node]] = [(tensor.grad_fn, tensor.output_nr, None)]
+    waiting: list[tuple[Node, int, Node]] = [(node, number, None)]
     end = None
-    while waiting and tensor.grad_fn is not None:
+    while waiting:
         node, number, after = waiting.pop()
         if node in came_from:
             continue
@@ -239,8 +255,7 @@ def _way(tensor: Tensor) -> list[Output]:
             break
         if end is None and _COMPILED in node.name():
             end = node
-        inputs = reversed(node.next_functions)
-        waiting += [(each, number, node) for each, number in inputs if each is not None]
+        waiting += [(each, number, node) for each, number in reversed(_inputs(node))]
     way: list[Output] = []
     while end is not None:
         number, after = came_from[end]
@@ -275,20 +290,57 @@ def all_doubled(tensor: Tensor, cuts: Container[str]) -> Iterator[Doubled]:
 def pairs_of(tensor: Tensor) -> Pairs:
     """Where rows and columns of a matrix come from, if both are samples of doubled batches; else None.
 
-    A matrix is one of pairs if two marked tensors were multiplied on the way to its nearest mark. None in the
-    result stands for an unknown origin, as from a compiled graph.
+    A matrix is one of pairs if on the way to its nearest mark two marked tensors were combined, as by a
+    product or a difference, so that their samples are along two axes. None in the result stands for an
+    unknown origin, as from a compiled graph.
     """
-    turned = False
-    for node, _ in _way(tensor) if tensor.dim() == 2 else ():
+    if tensor.dim() != 2 or tensor.grad_fn is None:
+        return None
+    sizes = {2 * each.samples for each in all_doubled(tensor, ())}
+    may_be, turned, way = sizes.issuperset(tensor.shape), False, _way(tensor)
+    for place, (node, number) in enumerate(way):
         mark = node.metadata.get(_KEY)
         found = mark.pairs if isinstance(mark, Doubled) else None
         if mark is None and node.name() in _PRODUCTS:
             factors = [_nearest(each) for each, _ in node.next_functions if each is not None]
             if len(factors) == 2 and all(isinstance(each, (Doubled, Hidden)) for each in factors):
                 found = (getattr(factors[0], "origin", None), getattr(factors[1], "origin", None))
+        elif mark is None and may_be:
+            found = _combined(node, number, way[: place + 1])
+            if found is not None:
+                return found
         if found is not None:
             return found[::-1] if turned else found
         turned ^= node.name() in TURNS
+    return None
+
+
+def _combined(node: Node, number: int, way: Sequence[Output]) -> Pairs:
+    """The pairs of a matrix that a way leads from, if its last node combined the samples of two tensors."""
+    inputs = _inputs(node)
+    if len(inputs) < 2:
+        return None
+    shape = shape_of((node, number))
+    samples: list[tuple[set[tuple[int, int]], Origin | None]] = []  # the axes that they are along
+    for position, source in enumerate(inputs):
+        behind = _way_from(*source)
+        mark = cast("dict[str, Any]", behind[-1][0].metadata).get(_KEY) if behind else None
+        if not isinstance(mark, Doubled):
+            continue
+        of_batch = math.prod(shape_of(behind[-1])[: len(mark.before)]), 2 * mark.samples
+        if position == 1 and node.name() in _DISTANCES:
+            axes = {len(shape) - 1} if followed(behind, len(shape) - 2) == of_batch else set()
+        else:
+            whole = [(node, number), *behind]
+            axes = {axis for axis in range(len(shape)) if followed(whole, axis) == of_batch}
+        samples.append(({(math.prod(shape[:axis]), shape[axis]) for axis in axes}, mark.origin))
+    for (one, of_one), (other, of_other) in itertools.combinations(samples, 2):
+        if one and other and not one & other:
+            return (
+                (of_one, of_other)
+                if followed(way, 0) in one or followed(way, 1) in other
+                else (of_other, of_one)
+            )
     return None
 
 

@@ -137,6 +137,18 @@ INDICES = Mistake(
     "A criterion selects rows by index, which gives the originals alone.",
     "Name the targets, and take the rows of both: `torch.cat([index, index + len(outputs) // 2])`.",
 )
+NO_TARGET = Mistake(
+    "Features of another network are contrasted with those of the model, without targets.",
+    "`attachment.wrap(criterion, targets=[])`.",
+)
+SECOND_INPUT = Mistake(
+    "The model takes a second batch of inputs, as of another domain, and its parameter is called target.",
+    "Give the parameter another name, or double the labels by hand.",
+)
+SQUARE_LABELS = Mistake(
+    "A model with the sequence first was given labels `[L, N]` with L = N: either axis may be the batch's.",
+    "Use another batch size, or compute the loss outside, with a wrapped criterion.",
+)
 IN_PLACE = Mistake(
     "With `outputs='originals'`, the outputs were changed in place.",
     "Change a copy, inside of the criterion.",
@@ -334,6 +346,24 @@ SHAPES_OF_CALLS = itertools.cycle([1, 2])
 OF_CHANGING_SHAPE = WRAPS(lambda view: view.flatten()[: next(SHAPES_OF_CALLS)], targets=[])
 OF_HOLDERS = WRAPS(lambda view: SimpleNamespace(loss=view.sum()), targets=[])
 SEEN_BY = WRAPS(F.cross_entropy)
+ANOTHER = nn.Linear(8, 5)
+
+
+class TakesTarget(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, target):
+        return self.layer(x), target
+
+
+def takes_target(layer, *inputs):
+    model = TakesTarget(layer)
+    bf.attach(model, after="layer", **({"layout": "NC"} if isinstance(layer, nn.Linear) else {}))
+    model(*inputs)
+
+
 SIX, OF_SIX = criterion_of(criterion=lambda outputs, *targets, **more: None)
 FIVE, OF_FIVE = criterion_of(criterion=lambda outputs, *targets: None, samples=5)
 TRAINING = (
@@ -394,6 +424,30 @@ TRAINING = (
         "labels: expected one for each of the 12 samples at 'head', got 6; what is computed from labels "
         "before BatchFormer has one stream only",
         *LABELS_BEFORE,
+    ),
+    Row(
+        lambda: SEEN_BY(SEEING(X), ANOTHER(X)),
+        ValueError,
+        "criterion: expected a target, which has no gradient, among the arguments with 6 rows, got features "
+        "of another network alone, for which the other stream of a sample would be another sample; for a "
+        "loss without targets call attachment.wrap(criterion, targets=[]), else name them: targets=[...]",
+        *NO_TARGET,
+    ),
+    Row(
+        lambda: takes_target(nn.Linear(8, 8), X, X),
+        ValueError,
+        "labels: expected them to differ from the inputs, got a target or label of shape [6, 8] that may be "
+        "a second batch of inputs; call the parameter otherwise, as in forward(self, source, other), or "
+        "attach(..., wrapped=False)",
+        *SECOND_INPUT,
+    ),
+    Row(
+        lambda: takes_target(nn.TransformerEncoderLayer(8, 2), X.expand(6, 6, 8), Y.expand(6, 6)),
+        ValueError,
+        "labels: expected as many entries along one axis as there are samples, got shape [6, 6], of which "
+        "both axes are as long, and the model has the sequence first; take batches of another size than the "
+        "sequence has, or compute the loss outside",
+        *SQUARE_LABELS,
     ),
     Row(
         lambda: reentrant().backward(),

@@ -143,6 +143,14 @@ class Judge:
                 for key, value in given.items()
             }
         pictures_alone = batch.left > 0 and batch.doubled == batch.images  # targets of all images in one list
+        learned_alone = batch.learned > 0 and batch.doubled == batch.learned
+        if self._targets is None and learned_alone:
+            raise ValueError(
+                "criterion: expected a target, which has no gradient, among the arguments with "
+                f"{outputs.samples[0]} rows, got features of another network alone, for which the other "
+                "stream of a sample would be another sample; for a loss without targets call "
+                "attachment.wrap(criterion, targets=[]), else name them: targets=[...]"
+            )
         if (not batch.doubled or pictures_alone) and has_targets:
             raise ValueError(
                 f"criterion: expected targets with an entry for each of the {outputs.samples[0]} samples, as "

@@ -101,7 +101,10 @@ class Entry:
                 "return_loss: expected none in training with BatchFormer, as it contrasts the samples of a "
                 "batch, and a related row would be a negative of its own original, got True"
             )
-        args, kwargs, forward.labels = labels.double(self._arguments, args, kwargs)
+        sequence_first = any(getattr(each, "batch_axis", 0) == 1 for each in family.attachment.inserted)
+        args, kwargs, forward.labels = labels.double(
+            self._arguments, args, kwargs, sequence_first=sequence_first
+        )
         return args, kwargs
 
     def leave(self, model: nn.Module, args: Any, output: Any) -> Any:
@@ -164,7 +167,9 @@ class Entry:
         if (isinstance(mark, Hidden) or (mark is None and forward.blind)) and forward.samples is not None:
             # Without a history only the first axis is known to be the batch's.
             sizes = tensor.shape[:1] if mark is None else tensor.shape
-            mark = Doubled(forward, forward.samples) if 2 * forward.samples in sizes else None
+            known = {forward.samples} if mark is not None else {forward.samples, *forward.blind}
+            samples = next((each for each in known if 2 * each in sizes), None)
+            mark = None if samples is None else Doubled(forward, samples)
         if not isinstance(mark, Doubled) or isinstance(mark, Split):
             if before is None:
                 marks.put_by_history(tensor, marks.Single())

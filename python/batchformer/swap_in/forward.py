@@ -24,8 +24,8 @@ class Forward:
         """How many labels the model was given, before they were doubled."""
         self.has_loss = False
         """Whether the model has computed a loss of both streams by itself."""
-        self.blind = False
-        """Whether something was doubled without a history: then only the number of rows shows it."""
+        self.blind: set[int] = set()
+        """How many samples were doubled without a history: then only the number of rows shows it."""
         self.last_token: Any = None
         """Which token of each sample is classified, in a model that pools after its classifier."""
         self.has_gradients = False

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from batchformer.swap_in.rules import COUNT
+from batchformer.swap_in.rules import is_count
 from batchformer.swap_in.signature import by_place, in_place, name_of
 from batchformer.targets import duplicate, twice
 
@@ -26,18 +26,51 @@ def has_own_loss(model: nn.Module, names: Sequence[str]) -> bool:
     return "labels" in names and hasattr(model, "loss_function")
 
 
-def double(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """The arguments of a model with its labels doubled, and how many these were; None if there are none."""
+def double(
+    names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any], *, sequence_first: bool = False
+) -> tuple[Any, Any, Any]:
+    """The arguments of a model with its labels doubled, and how many these were; None if there are none.
+
+    Raises:
+        ValueError: labels that may be another batch of inputs, or `[L, N]` as well as `[N, L]`.
+    """
     given = by_place(args, kwargs)
     found = [key for key, value in given.items() if are(name_of(names, key)) and isinstance(value, _KINDS)]
     if not found:
         return args, kwargs, None
     count = _count(given[found[0]])
+    _check_no_inputs(
+        [given[key] for key in found], [value for key, value in given.items() if key not in found]
+    )
+    if sequence_first:
+        _check_not_square([given[key] for key in found])
     for key in found:
         given[key] = _twice(given[key], name_of(names, key))
-    if given.get(COUNT) is not None:
-        given[COUNT] = 2 * given[COUNT]
+    given |= {key: 2 * value for key, value in given.items() if is_count(name_of(names, key), value)}
     return *in_place(given, args, kwargs), count
+
+
+def _check_no_inputs(found: Sequence[Any], others: Sequence[Any]) -> None:
+    """Raise ValueError for what is called labels and looks like a second batch of inputs."""
+    kinds = {(each.shape[1:], each.dtype) for each in others if isinstance(each, Tensor)}
+    for each in found:
+        if isinstance(each, Tensor) and each.is_floating_point() and (each.shape[1:], each.dtype) in kinds:
+            raise ValueError(
+                "labels: expected them to differ from the inputs, got a target or label of shape "
+                f"{list(each.shape)} that may be a second batch of inputs; call the parameter otherwise, as "
+                "in forward(self, source, other), or attach(..., wrapped=False)"
+            )
+
+
+def _check_not_square(found: Sequence[Any]) -> None:
+    """Raise ValueError for labels of which either axis may be the batch's, beside tokens `[L, N, C]`."""
+    for each in found:
+        if isinstance(each, Tensor) and each.dim() == 2 and each.shape[0] == each.shape[1] != 1:
+            raise ValueError(
+                f"labels: expected as many entries along one axis as there are samples, got shape "
+                f"{list(each.shape)}, of which both axes are as long, and the model has the sequence first; "
+                "take batches of another size than the sequence has, or compute the loss outside"
+            )
 
 
 def _twice(labels: Any, name: str | int) -> Any:

@@ -8,14 +8,15 @@ tensor or array `[1, N]`                                        its columns
 tensor or array `[L, N, ...]` with outputs `[L, 2N, ...]`       along its second axis
 list or tuple of N entries that are alike                       its entries
 list, tuple, dict or dataclass of other things                  what is in it, by the same rules
-number ``num_items_in_batch``                                   the number, as it counts samples
+number called as in ``_COUNTS``, which losses are divided by     the number, as it counts samples
 parameter or key ``weight``, ``pos_weight``; an nn.Parameter    as it is
 configuration of a model of transformers                        as it is
 what had another number of rows or entries than N before        as it is
 vector, or list of numbers or strings, that may be of classes   its entries, or ValueError
 matrix `[N, N]` where the outputs have no such axis             ValueError: it could be of pairs of samples
 list or tuple of N tensors that have N rows each                ValueError: it could be several targets
-vector of integers called index, indices, idx or ind            ValueError: it says which rows
+integers called index, indices, idx, ind, perm, pairs, ..       ValueError: they say which rows
+tensor with a history, if nothing else is doubled               ValueError: it is no target
 everything else                                                 as it is
 ==============================================================  ==========================================
 
@@ -40,10 +41,13 @@ from batchformer.targets import twice
 Name: TypeAlias = str | int | None  # of a parameter or key, else its position
 
 _NEVER = ("weight", "pos_weight")
-COUNT = "num_items_in_batch"  # of transformers' Trainer, by which the loss is divided
+_COUNTS = ("num_items_in_batch", "avg_factor", "num_boxes", "num_masks", "normalizer")
+"""Numbers that a loss is divided by: of transformers' Trainer, of OpenMMLab's losses, of detectors."""
 _TARGETS = re.compile(r"(y|targets?|labels?|gt)(_\w+)?")
 _OF_CLASSES = re.compile(r"count|freq|per_cl|num|prior|weight|dist|hist|name|prob")
-_INDICES = re.compile(r"(\w+_)?(idx|index|indices|inds?)")
+_INDICES = re.compile(
+    r"(\w+_)?(idx|index|indices|inds?|perm|permutation|pairs|triplets)(_tuples?|_list)?(\[\d+\])*"
+)
 _CONFIGURATIONS = ("PreTrainedConfig", "PretrainedConfig")  # from transformers 5 on, and before
 _OF_ALL = ("batch_idx", "batch_index")  # which image each of the targets of all images is of
 _ENTRIES = (Number, str)
@@ -65,6 +69,7 @@ class Batch:
         self.outputs = outputs
         self.doubled = 0  # how many arguments, and parts of them, were doubled
         self.images = 0  # of them, those that look like images or features
+        self.learned = 0  # of them, those that have a gradient, as a target has not
         self.left = 0  # how many tensors of rows have another number of them, as the boxes of all images
         self.own_sizes: dict[Name, bool] = {}  # names of what has another number of rows or entries than N
         self._had_own_size = had_own_size  # those of earlier calls
@@ -108,14 +113,14 @@ class Batch:
                 "one list holds the targets of all samples; make a list of targets for each image, or "
                 "double them by hand: attach(..., wrapped=False)"
             )
-        if _says(_INDICES, name) and _is_integer_vector(value):
+        if _says(_INDICES, name) and _is_of_integers(value):
             raise ValueError(
                 "criterion: expected no indices of rows, as the related rows have other indices, got "
                 f"{_called(name)}; take the rows before, or name the targets: attachment.wrap(criterion, "
                 "targets=[...])"
             )
-        if name == COUNT:
-            return value if value is None else 2 * value
+        if is_count(name, value):
+            return 2 * value
         if isinstance(value, (Tensor, np.ndarray)):
             return self._double_tensor(value, name)
         if name not in self._had_own_size and self._is_one_entry_a_sample(value):
@@ -143,6 +148,8 @@ class Batch:
             return value
         if value.ndim > 2 and _is_floating(value):
             self.images += 1
+        if value.ndim > 1 and isinstance(value, Tensor) and value.requires_grad:
+            self.learned += 1
         if axis > 0:
             return self._twice(value, axis)
         if value.ndim == 2 and value.shape[1] == samples != 1 and samples not in self.others:
@@ -202,6 +209,11 @@ class Batch:
         if isinstance(value, (list, tuple)):
             return len(value) in self.samples and len({type(each) for each in value}) == 1
         return False
+
+
+def is_count(name: Name, value: Any) -> bool:
+    """Whether an argument is a number that counts samples, or what is in them."""
+    return name in _COUNTS and (isinstance(value, Number) or getattr(value, "ndim", None) == 0)
 
 
 def map_inside(value: Any, function: Callable[[Any, Name], Any]) -> Any:
@@ -275,8 +287,8 @@ def _is_floating(value: Any) -> bool:
     return bool(floating)
 
 
-def _is_integer_vector(value: Any) -> bool:
-    array = isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1
+def _is_of_integers(value: Any) -> bool:
+    array = isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
     return array and not _is_floating(value) and "bool" not in str(value.dtype)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from batchformer import marks
-from batchformer.marks import AtInput, Doubled, Hidden, Origin, Split
+from batchformer.marks import AtInput, Doubled, Origin, Split
 from batchformer.modules.batchformer_v2 import BatchFormerV2
 from batchformer.swap_in import forward as forwards
 from batchformer.swap_in.entry import check_replica, raise_not_wrapped
@@ -173,7 +173,9 @@ class Streams:
             return remembered
         else:
             cut = forward.has_gradients and not torch.is_grad_enabled()  # as in a reentrant checkpoint
-            had = as_many and (forward.blind or cut or isinstance(mark, Hidden))
+            # Of features before a classifier, what the same place has given does not come back to it.
+            again = number in forward.ran and not isinstance(self.at(number), BatchFormerV2)
+            had = as_many and not again and (forward.blind or cut)
         if self._arrivals.setdefault((number, rows), had) != had:
             self._arrivals[number, rows] = None
         return had
@@ -185,7 +187,7 @@ class Streams:
             if forward.has_gradients and not torch.is_grad_enabled():
                 forward.has_gradients = False
                 self._family.watch.without_gradient()
-            forward.blind = True
+            forward.blind.add(samples)
             if not marks.put(y, mark) and not forward.answered:
                 raise RuntimeError(
                     "model: expected a call outside of torch.vmap, where no wrapped criterion knows the "
