@@ -90,6 +90,18 @@ def test_models_that_take_labels_give_the_mean_over_both_streams(make, given, wh
     torch.testing.assert_close(model(**given, labels=LABELS).loss, expected)
 
 
+@pytest.mark.parametrize("layout", [None, "LNC"])
+def test_xlnet_has_the_sequence_first(layout):
+    without = {"vocab_size": 20, "dropout": 0.0, "summary_last_dropout": 0.0}
+    config = T.XLNetConfig(d_model=16, n_layer=2, n_head=2, d_inner=8, num_labels=CLASSES, **without)
+    torch.manual_seed(0)
+    stock = T.XLNetForSequenceClassification(config).train()
+    model = copy.deepcopy(stock)
+    attachment = equal_streams(bf.attach(model, after="transformer.layer.1", layout=layout, **EQUAL))
+    loss, expected = (each(input_ids=WORDS, labels=LABELS).loss for each in (model, stock))
+    assert_stock_step(loss, expected, model, stock, attachment)
+
+
 @BY_MODEL
 @pytest.mark.parametrize("count", COUNTS[:2], ids=["", "a tensor of items"])
 def test_smoothed_labels_of_the_trainer_give_the_stock_loss(make, given, where, count):

@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Block
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -218,6 +219,13 @@ def test_a_layout_that_nothing_tells_has_to_be_said():
         bf.attach(Mixing(), after="blocks.0")
     assert "NLC" in str(caught.value)
     assert "LNC" in str(caught.value)
+
+
+def test_a_layout_that_was_said_is_taken_before_one_that_a_class_has_as_a_rule():
+    block = Block(16, num_heads=2)
+    for layout in ("NLC", "LNC"):
+        attachment = bf.attach(nn.Sequential(copy.deepcopy(block)), after="0", layout=layout)
+        assert attachment.inserted[0].layout == layout
 
 
 @pytest.mark.parametrize("layout", ["NLC", "LNC"])

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # they would run a new child as a new layer
+_SEQUENCE_FIRST = ("models.xlnet.", "models.fsmt.")
 _BATCH_FIRST = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention)
 _OF_MAPS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
 _DETECTORS = ("GeneralizedRCNN", "RetinaNet", "FCOS", "SSD")
@@ -204,31 +205,45 @@ def layout_of(place: Place, layout: str | None) -> str:
     """The layout of the output of a block: the given one, else that of its class.
 
     Raises:
-        ValueError: a layout that contradicts the class, or None for an unknown class.
+        ValueError: a layout that contradicts torch's `batch_first`, or None for an unknown class.
     """
-    told = _told(place.module)
+    module = _deciding(place.module)
+    of_torch = _of_torch(module)
+    told = of_torch or _of_class(module)
     name = type(place.module).__name__
     if layout is None and told is None:
         raise ValueError(
             f"layout: expected 'NLC' if {place} gives [N, L, C] (axis 0 is the batch), 'LNC' if it gives "
             f"[L, N, C] (axis 1), 'NCHW', 'NHWC', or 'NC' for features, as {name} does not tell, got None"
         )
-    if {layout, told} == {"NLC", "LNC"}:
-        raise ValueError(f"layout: expected {told!r}, as {name} at {place} gives that, got {layout!r}")
+    if {layout, of_torch} == {"NLC", "LNC"}:
+        raise ValueError(f"layout: expected {of_torch!r}, as {name} at {place} gives that, got {layout!r}")
     return layout or str(told)
 
 
-def _told(module: nn.Module) -> str | None:
-    """The layout that is known of a class: torch's, torchvision's, timm's, transformers', or convolutions."""
+def _deciding(module: nn.Module) -> nn.Module:
+    """The module whose output has the layout of a container's."""
     if isinstance(module, nn.Sequential):
         children = [child for child in module if not _keeps_layout(child)]
-        return _told(children[-1]) if children else None
+        return _deciding(children[-1]) if children else module
     if isinstance(module, nn.TransformerEncoder):
-        return _told(module.layers[-1])
+        return _deciding(module.layers[-1])
+    return module
+
+
+def _of_torch(module: nn.Module) -> str | None:
+    """The layout of a block of torch, by its `batch_first`."""
     attention = getattr(module, "self_attn", module)
     if isinstance(module, _BATCH_FIRST) and isinstance(attention, nn.MultiheadAttention):
         return "NLC" if attention.batch_first else "LNC"
+    return None
+
+
+def _of_class(module: nn.Module) -> str | None:
+    """The layout of blocks like it: of torchvision, timm and transformers, or with convolutions."""
     package, _, rest = type(module).__module__.partition(".")
+    if package == "transformers" and any(name in rest for name in _SEQUENCE_FIRST):
+        return "LNC"
     if package in ("timm", "torchvision") and "swin" in rest and "Block" in type(module).__name__:
         return "NHWC"
     attends = any("attn" in name or "attention" in name for name, _ in module.named_children())
