@@ -46,15 +46,19 @@ def double(
         _check_not_square([given[key] for key in found])
     for key in found:
         given[key] = _twice(given[key], name_of(names, key))
-    given |= {key: 2 * value for key, value in given.items() if is_count(name_of(names, key), value)}
+    for key, value in [*given.items()]:
+        if is_count(name_of(names, key), value):
+            given[key] = 2 * value
     return *in_place(given, args, kwargs), count
 
 
 def _check_no_inputs(found: Sequence[Any], others: Sequence[Any]) -> None:
     """Raise ValueError for what is called labels and looks like a second batch of inputs."""
-    kinds = {(each.shape[1:], each.dtype) for each in others if isinstance(each, Tensor)}
+    inputs = [each for each in others if isinstance(each, Tensor)]
     for each in found:
-        if isinstance(each, Tensor) and each.is_floating_point() and (each.shape[1:], each.dtype) in kinds:
+        if not isinstance(each, Tensor) or not each.is_floating_point():
+            continue
+        if any(each.dtype == other.dtype and each.shape[1:] == other.shape[1:] for other in inputs):
             raise ValueError(
                 "labels: expected them to differ from the inputs, got a target or label of shape "
                 f"{list(each.shape)} that may be a second batch of inputs; call the parameter otherwise, as "
