@@ -175,7 +175,7 @@ class Streams:
             cut = forward.has_gradients and not torch.is_grad_enabled()  # as in a reentrant checkpoint
             # Of features before a classifier, what the same place has given does not come back to it.
             again = number in forward.ran and not isinstance(self.at(number), BatchFormerV2)
-            had = as_many and not again and (forward.blind or cut)
+            had = as_many and not again and (bool(forward.blind) or cut)
         if self._arrivals.setdefault((number, rows), had) != had:
             self._arrivals[number, rows] = None
         return had
