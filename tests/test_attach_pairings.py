@@ -16,7 +16,7 @@ from attach_nets import BOTH_MODES, N, Net, X, attached, plain, streams
 from attach_oracle import EQUAL, assert_step, assert_stock_step, equal_streams, is_reached, refused, related
 from families.contrastive import INPUTS, clip, siglip
 
-VIEWS = torch.randn(2, N, 6)
+VIEWS = torch.randn(2, N, 6, generator=torch.Generator().manual_seed(0))  # whatever was drawn before
 PAIRINGS = {"all": [(0, 0), (0, 1), (1, 0), (1, 1)], "aligned": [(0, 0), (1, 1)]}
 BOTH_PAIRINGS = pytest.mark.parametrize("pairings", PAIRINGS)
 

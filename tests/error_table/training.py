@@ -426,7 +426,7 @@ TRAINING = (
         *LABELS_BEFORE,
     ),
     Row(
-        lambda: SEEN_BY(SEEING(X), ANOTHER(X)),
+        lambda: OF_SIX(SIX, ANOTHER(X)),
         ValueError,
         "criterion: expected a target, which has no gradient, among the arguments with 6 rows, got features "
         "of another network alone, for which the other stream of a sample would be another sample; for a "
