@@ -175,7 +175,7 @@ def clone_of_the_checkout(folder: Path) -> Path:
 def test_pip_installs_a_clone_for_the_torch_that_is_there(tmp_path):
     clone = clone_of_the_checkout(tmp_path / "clone")
     python = bare_environment(tmp_path / "environment", pip=True)
-    # What pip installs is asked for here, not how fast it is: without optimization it takes half as long.
+    # What pip installs is asked for here, not how fast it is; unoptimised it takes two thirds of the time.
     quickly = {"CARGO_PROFILE_RELEASE_OPT_LEVEL": "0", "CARGO_PROFILE_RELEASE_LTO": "off"}
     run(python, "-m", "pip", "install", "--quiet", clone, cwd=tmp_path, **quickly)
     code = (
