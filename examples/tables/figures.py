@@ -22,7 +22,7 @@ from examples.tables.table import Table
 # Okabe and Ito's palette, safe for colour-blind readers; the markers differ as well.
 COLOURS = {BATCHFORMER: "#0072B2", UNIFORM: "#E69F00", ALONE: "#009E73", SOFTENED: "#CC79A7"}
 MARKERS = {BATCHFORMER: "s", UNIFORM: "^", ALONE: "v", SOFTENED: "D"}
-OTHERS = (
+OTHERS = (  # colours and markers of arms that only one table has
     ("#D55E00", "o"),
     ("#56B4E9", "P"),
     ("#000000", "X"),

@@ -69,12 +69,14 @@ def main(arguments: list[str] | None = None, tables: Iterable[Table] | None = No
     found = [table for table in tables if record_path(folder, table).exists()]
     if not found:
         parser.error(f"--docs: no results in {folder}; --from takes over those of python -m examples.tables")
-    records = {table.name: read_record(record_path(folder, table)) for table in found}
-    texts = [
-        section(table, records[table.name], folder) if table in found else announced(table)
-        for table in tables
-    ]
-    summaries = [summarise(table, records[table.name]) for table in found]
+    texts, summaries = [], []
+    for table in tables:
+        if table not in found:
+            texts.append(announced(table))
+            continue
+        results = read_record(record_path(folder, table))
+        summaries.append(summarise(table, results))
+        texts.append(section(summaries[-1], results, folder))
     page = options.docs / "tables.md"
     page.write_text("\n".join([INTRODUCTION, overview(summaries), *texts]), encoding="utf-8")
     print(f"{page}: {', '.join(table.name for table in found)}")
@@ -149,9 +151,9 @@ def tuning(table: Table) -> list[str]:
     return ["### How the baselines were tuned", table.tuned.strip()] if table.tuned else []
 
 
-def section(table: Table, results: Sequence[Result], folder: Path) -> str:
+def section(summary: Summary, results: Sequence[Result], folder: Path) -> str:
     """The part of the page on one table; its pictures are drawn into the folder."""
-    summary = summarise(table, results)
+    table = summary.table
     blocks = [f"## {table.title}"]
     said = sentences(summary)
     missing = [system for system in table.systems if system not in summary.systems]

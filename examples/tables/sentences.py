@@ -88,9 +88,9 @@ def _convergence(summary: Summary) -> list[str]:
     compared = [each for each in summary.convergence if each.count > 1]
     verdicts = {
         "the same in every pair, so that there is no interval": [e for e in compared if not e.has_interval],
-        f"less than {_points(CONVERGED)}, so it has converged": [e for e in compared if _converged(e)],
+        f"less than {_points(CONVERGED)}, so it has converged": [e for e in compared if e.within(CONVERGED)],
         f"not shown to have converged to within {_points(CONVERGED)}": [
-            e for e in compared if e.has_interval and not _converged(e)
+            e for e in compared if e.has_interval and not e.within(CONVERGED)
         ],
     }
     found = [
@@ -120,10 +120,6 @@ def _claim(each: Difference) -> str:
         f"{each.first} is {direction} {each.second} by {_points(abs(each.mean))} "
         f"(95 % interval {each.low:+.2f} to {each.high:+.2f}; p {p_value(each.corrected)} after Holm)"
     )
-
-
-def _converged(each: Difference) -> bool:
-    return each.has_interval and each.within(CONVERGED)
 
 
 def _moved(each: Difference) -> str:

@@ -53,6 +53,10 @@ class Doubled(Mark):
     pairs: Pairs = field(default=None, kw_only=True)
     before: tuple[int, ...] = field(default=(), kw_only=True)  # sizes of the axes before that of the batch
 
+    def batch_at_end_of(self, way: Sequence[Output]) -> tuple[int, int]:
+        """What :func:`followed` gives for an axis of the samples, on a way that ends where the mark is."""
+        return math.prod(shape_of(way[-1])[: len(self.before)]), 2 * self.samples
+
     def axis_of(self, tensor: Tensor, *, other: int | None = None) -> int | None:
         """The axis of both streams in a tensor, not the `other`; None if no axis is as long.
 
@@ -65,7 +69,7 @@ class Doubled(Mark):
             return axes[0] if axes else None
         way = _way(tensor)
         if way:
-            batch = math.prod(shape_of(way[-1])[:usual]), rows
+            batch = self.batch_at_end_of(way)
             found = [axis for axis in axes if followed(way, axis) == batch]
             if len(found) == 1:
                 return found[0]
@@ -305,10 +309,8 @@ def pairs_of(tensor: Tensor) -> Pairs:
             factors = [_nearest(each) for each, _ in node.next_functions if each is not None]
             if len(factors) == 2 and all(isinstance(each, (Doubled, Hidden)) for each in factors):
                 found = (getattr(factors[0], "origin", None), getattr(factors[1], "origin", None))
-        elif mark is None and may_be:
-            found = _combined(node, number, way[: place + 1])
-            if found is not None:
-                return found
+        elif mark is None and may_be and (combined := _combined(node, number, way[: place + 1])):
+            return combined
         if found is not None:
             return found[::-1] if turned else found
         turned ^= node.name() in TURNS
@@ -327,7 +329,7 @@ def _combined(node: Node, number: int, way: Sequence[Output]) -> Pairs:
         mark = cast("dict[str, Any]", behind[-1][0].metadata).get(_KEY) if behind else None
         if not isinstance(mark, Doubled):
             continue
-        of_batch = math.prod(shape_of(behind[-1])[: len(mark.before)]), 2 * mark.samples
+        of_batch = mark.batch_at_end_of(behind)
         if position == 1 and node.name() in _DISTANCES:
             axes = {len(shape) - 1} if followed(behind, len(shape) - 2) == of_batch else set()
         else:

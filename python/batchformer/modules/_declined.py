@@ -140,11 +140,11 @@ def for_tensors(src: Tensor, parameters: ops.Parameters) -> str | None:
 
 def activation_name(activation: Any) -> str | None:
     """The op's name for an activation; None if it does not support it."""
-    if type(activation) is nn.ReLU or (activation is not None and activation in _RELUS):
+    if type(activation) is nn.ReLU or activation in _RELUS:
         return "relu"
-    if type(activation) is nn.GELU and activation.approximate == "none":
+    if (type(activation) is nn.GELU and activation.approximate == "none") or activation in _GELUS:
         return "gelu"
-    return "gelu" if activation is not None and activation is _GELU else None
+    return None
 
 
 def positions_at_once(x: Tensor, positions: int) -> int:
@@ -234,6 +234,6 @@ def _of_torch(owner: Any, name: str) -> Any:
 
 
 _OF_TORCH = [_of_torch(owner, name) for owner, name in _CALLED]
-_RELUS = (_of_torch(F, "relu"), _of_torch(torch, "relu"))
-_GELU = _of_torch(F, "gelu")
+_RELUS = tuple(filter(None, (_of_torch(F, "relu"), _of_torch(torch, "relu"))))
+_GELUS = tuple(filter(None, (_of_torch(F, "gelu"),)))
 _BLOCKS = {name: _of_torch(nn.TransformerEncoderLayer, name) for name in ("_sa_block", "_ff_block")}

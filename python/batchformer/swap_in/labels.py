@@ -39,11 +39,10 @@ def double(
     if not found:
         return args, kwargs, None
     count = _count(given[found[0]])
-    _check_no_inputs(
-        [given[key] for key in found], [value for key, value in given.items() if key not in found]
-    )
+    all_labels = [given[key] for key in found]
+    _check_no_inputs(all_labels, [value for key, value in given.items() if key not in found])
     if sequence_first:
-        _check_not_square([given[key] for key in found])
+        _check_not_square(all_labels)
     for key in found:
         given[key] = _twice(given[key], name_of(names, key))
     for key, value in [*given.items()]:

@@ -8,7 +8,7 @@ tensor or array `[1, N]`                                        its columns
 tensor or array `[L, N, ...]` with outputs `[L, 2N, ...]`       along its second axis
 list or tuple of N entries that are alike                       its entries
 list, tuple, dict or dataclass of other things                  what is in it, by the same rules
-number called as in ``_COUNTS``, which losses are divided by     the number, as it counts samples
+``num_items_in_batch``, ``avg_factor``, ``num_boxes``, ..       the number, as it counts samples
 parameter or key ``weight``, ``pos_weight``; an nn.Parameter    as it is
 configuration of a model of transformers                        as it is
 what had another number of rows or entries than N before        as it is
