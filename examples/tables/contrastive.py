@@ -126,6 +126,7 @@ projector than the baseline, and the module of MoCo v3 is frozen by accident. He
 baseline, the module is trained, and a loss is the mean over the four pairings of streams. The backbone is the
 ConvNet, on 8,000 images of letters of three scripts; the probes are of the 106 Latin ones.""",
     short=("MoCo v2",),
+    short_seeds=1,
     tuned="""\
 Linear probe of MoCo v2's baseline on seed 100, one run each, by learning rate and weight decay: 0.1 and
 1e-4 51.6; 0.1 and 3e-3 52.7; 0.3 and 1e-3 52.7, used, and 52.1 with a temperature of 0.1. MoCo v3 has the

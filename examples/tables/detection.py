@@ -113,6 +113,7 @@ TABLE = Table(
     title="Detection",
     systems=tuple(SYSTEMS),
     short=("Deformable DETR",),
+    short_seeds=1,
     columns=tuple(NAMES),
     primary=("AP",),
     settings=settings,

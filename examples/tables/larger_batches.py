@@ -100,6 +100,7 @@ TABLE = Table(
     title="Larger batches",
     systems=SYSTEMS,
     short=SYSTEMS[:1],
+    short_seeds=1,
     columns=CALIBRATED_COLUMNS,
     primary=("All", CALIBRATED),
     arms=(*ARMS, *REMEMBERED, *GATHERED),

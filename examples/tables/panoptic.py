@@ -153,5 +153,6 @@ On seed 100, one run each. AP50 of the baseline's boxes: 49.9 after 2400 steps, 
 2e-3 34.9.
 """,
     seeds=4,
+    short_seeds=1,
     grid={"learning_rate": (5e-4, 1e-3, 2e-3), "weight_decay": (1e-4, 1e-2)},
 )
