@@ -2,6 +2,7 @@
 
     python -m examples.long_tailed --data DIR --train-list train.txt --test-list test.txt
 
+With `--validation-list` there is also the accuracy after calibration.
 The same on letters is the first of the tables: `python -m examples.tables long_tailed`.
 """
 
@@ -17,7 +18,8 @@ from examples.tables.long_tailed.own_images import ARCHITECTURES, LOSSES, Digits
 from examples.tables.options import at_least
 
 LISTS = ("data", "train_list", "test_list")
-OF_LISTS = {"model": ARCHITECTURES[0], "image_size": 224, "loading": 0}  # options of the lists, and defaults
+# What only lists have, and defaults.
+OF_LISTS = {"model": ARCHITECTURES[0], "image_size": 224, "loading": 0, "validation_list": None}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,6 +59,9 @@ def make_parser() -> argparse.ArgumentParser:
     lists.add_argument("--data", type=Path, metavar="DIR", help="where the paths in the lists start")
     lists.add_argument("--train-list", type=Path, metavar="FILE", help="a path and a label a line")
     lists.add_argument("--test-list", type=Path, metavar="FILE")
+    lists.add_argument(
+        "--validation-list", type=Path, metavar="FILE", help="for calibrated accuracies (default: none)"
+    )
     lists.add_argument("--model", choices=ARCHITECTURES, help=f"(default: {ARCHITECTURES[0]})")
     lists.add_argument("--image-size", type=at_least(32), help="pixels (default: 224)")
     lists.add_argument(
@@ -76,11 +81,11 @@ def _source(parser: argparse.ArgumentParser, values: argparse.Namespace) -> Digi
         return Digits(*([] if values.imbalance is None else [values.imbalance]))
     if values.imbalance is not None:
         parser.error("--imbalance: only for the digits; the lists say how many images a class has")
-    model, image_size, loading = (
+    model, image_size, loading, validation = (
         default if getattr(values, name) is None else getattr(values, name)
         for name, default in OF_LISTS.items()
     )
-    return Listed(values.data, values.train_list, values.test_list, model, image_size, loading)
+    return Listed(values.data, values.train_list, values.test_list, model, image_size, loading, validation)
 
 
 def _device(text: str) -> torch.device:

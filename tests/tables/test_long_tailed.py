@@ -12,6 +12,7 @@ from examples.tables.draws import generator
 from examples.tables.long_tailed import TABLE, train
 from examples.tables.long_tailed.data import class_sizes, long_tailed_letters
 from examples.tables.long_tailed.groups import by_count, by_thirds, group_columns
+from examples.tables.long_tailed.measuring import Predicted, calibrated_accuracy
 from examples.tables.long_tailed.systems import (
     DIVERSITY,
     SAMPLES,
@@ -130,6 +131,23 @@ def test_columns_are_means_over_classes_and_none_without_any():
     accuracies = torch.tensor([90.0, math.nan, 50.0, 10.0])
     found = group_columns(accuracies, {"Many": [0, 1], "Medium": [2, 3], "Few": []})
     assert found == {"All": 50.0, "Many": 90.0, "Medium": 30.0, "Few": None}
+
+
+@pytest.mark.parametrize("without_images", [0, 1])
+def test_the_multiple_of_the_log_prior_is_that_of_the_validation_images(without_images):
+    def biased(*margins: float) -> torch.Tensor:
+        """Logits of two classes with these margins for the first, plus the log prior; unlikely others."""
+        first = torch.tensor(margins) + math.log(9)
+        others = torch.full((len(margins), without_images), -50.0)
+        return torch.cat([first[:, None], torch.zeros(len(margins), 1), others], 1)
+
+    counts = torch.tensor([9, 1] + [0] * without_images)
+    validation = Predicted(
+        biased(1, -1), torch.tensor([0, 1])
+    )  # all right with a multiple of -0.6, not with -0.5
+    test = Predicted(biased(1, -0.85, -1), torch.tensor([0, 1, 1]))  # -0.85 + 0.4 * log(9) > 0: wrong
+    assert calibrated_accuracy(test, validation, counts) == 75
+    assert calibrated_accuracy(validation, test, counts) == 100  # with -0.7
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from examples import long_tailed
 from examples.tables.arms import ATTEND, BASELINE, BATCHFORMER
 from examples.tables.long_tailed import own_images
 from examples.tables.long_tailed.digits import LongTailedDigits
+from examples.tables.long_tailed.measuring import CALIBRATED
 from examples.tables.long_tailed.own_images import Digits, Listed, Training, table_of
 from examples.tables.table import QUICK, Job
 
@@ -28,39 +30,59 @@ def fails_with(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def write_images(folder: Path) -> list[str]:
-    """Arguments for 8 images of 32 x 32 in two classes, in both lists."""
+    """Arguments for 8 images of 32 x 32 in two classes, in the training and the test list.
+
+    A third list, "validation.txt", has the same lines as that of the test.
+    """
     lines = []
     for index in range(8):
         pixels = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"an image {index}.png")
         lines.append(f"an image {index}.png {index % 2}\n")
     (folder / "train.txt").write_text("\n".join(lines), encoding="utf-8")  # an empty line after each
-    (folder / "test.txt").write_text("".join(lines), encoding="utf-8")
+    for name in ("test.txt", "validation.txt"):
+        (folder / name).write_text("".join(lines), encoding="utf-8")
     lists = [f"--train-list={folder / 'train.txt'}", f"--test-list={folder / 'test.txt'}"]
     small = ["--image-size=32", "--seeds=1", "--steps=2", "--workers=1", "--no-converged"]
     return [f"--data={folder}", *lists, *small, f"--out={folder / 'out'}"]
+
+
+def runs_in(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in (folder / "out").rglob("*-0.json")]
 
 
 @pytest.mark.parametrize("loading", [0, 1])
 def test_lists_of_images_are_trained_on(loading, tmp_path, capsys):
     assert long_tailed.main([*write_images(tmp_path), f"--loading={loading}"]) == 0
     assert "own images" in capsys.readouterr().out
-    runs = [json.loads(file.read_text()) for file in (tmp_path / "out").rglob("*-0.json")]
+    runs = runs_in(tmp_path)
     assert {run["job"]["arm"] for run in runs} == {BASELINE, *ATTEND}
     for run in runs:
         metrics = run["outcome"]["metrics"]
         assert 0 <= metrics["Few"] <= 100
         assert metrics["Many"] is None
+        assert CALIBRATED not in metrics
 
 
-def test_results_of_a_list_that_was_edited_are_computed_anew(tmp_path, capsys):
-    arguments = write_images(tmp_path)
+def test_accuracy_on_listed_images_is_calibrated_on_those_of_a_validation_list(tmp_path, capsys):
+    arguments = [*write_images(tmp_path), f"--validation-list={tmp_path / 'validation.txt'}"]
+    assert long_tailed.main(arguments) == 0
+    assert CALIBRATED in capsys.readouterr().out
+    for run in runs_in(tmp_path):
+        metrics = run["outcome"]["metrics"]
+        # Both lists have the same images here, so the best multiple can only be better than 0.
+        assert metrics["All"] <= metrics[CALIBRATED] <= 100
+
+
+@pytest.mark.parametrize("edited", ["test.txt", "validation.txt"])
+def test_results_of_a_list_that_was_edited_are_computed_anew(edited, tmp_path, capsys):
+    arguments = [*write_images(tmp_path), f"--validation-list={tmp_path / 'validation.txt'}"]
     assert long_tailed.main(arguments) == 0
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*-0.json")}
     assert long_tailed.main(arguments) == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    tested = tmp_path / "test.txt"
-    tested.write_text("".join(tested.read_text().splitlines(keepends=True)[:-2]), encoding="utf-8")
+    file = tmp_path / edited
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-2]), encoding="utf-8")
     assert long_tailed.main(arguments) == 0
     assert all(file.stat().st_mtime_ns > time for file, time in before.items())
 
@@ -90,6 +112,11 @@ BAD_LINES = {
         "an image 0.png 2",
         "test.txt, line 9: label 2 is out of range, ",
     ),
+    "a validation label out of range": (
+        "validation.txt",
+        "an image 0.png 2",
+        "validation.txt, line 9: label 2 is out of range, ",
+    ),
     "a negative label": (
         "train.txt",
         "x.png -1",
@@ -107,7 +134,7 @@ BAD_LINES = {
 @pytest.mark.parametrize("bad", BAD_LINES)
 def test_a_bad_line_is_reported_with_its_number_before_training(bad, tmp_path, capsys):
     name, line, sentence = BAD_LINES[bad]
-    arguments = write_images(tmp_path)
+    arguments = [*write_images(tmp_path), f"--validation-list={tmp_path / 'validation.txt'}"]
     with (tmp_path / name).open("a", encoding="utf-8") as file:
         file.write(f"\n{line}\n" if name == "train.txt" else f"{line}\n")
     assert sentence.format(folder=tmp_path) in fails_with(arguments, capsys)
@@ -150,6 +177,7 @@ def test_a_list_that_cannot_be_used_is_named(content, sentence, tmp_path, capsys
         (["--data", "x"], "go together, got no --train-list and no --test-list"),
         (["--model", "resnet18"], "--model: only with --data, --train-list and --test-list"),
         (["--loading", "2"], "--loading: only with --data, --train-list and --test-list"),
+        (["--validation-list", "x"], "--validation-list: only with --data, --train-list and --test-list"),
         (
             ["--data", "x", "--train-list", "y", "--test-list", "z", "--imbalance", "2"],
             "--imbalance: only for the digits; the lists say how many images a class has",
@@ -187,18 +215,20 @@ def test_all_arms_of_a_seed_start_from_the_same_weights_and_see_the_same_batches
 
 def test_digits_are_long_tailed_and_tested_evenly():
     data = LongTailedDigits(50, 0)
-    expected = [round(124 * 50 ** (-rank / 9)) for rank in range(10)]
+    expected = [round(100 * 50 ** (-rank / 9)) for rank in range(10)]
     assert sorted(data.counts.tolist(), reverse=True) == expected
-    _, labels = next(data.test_batches())
-    assert labels.bincount().tolist() == [50] * 10
+    for batches, each in ((data.test_batches(), 50), (data.validation_batches(), 24)):
+        _, labels = next(batches)
+        assert labels.bincount().tolist() == [each] * 10
     assert len({int(LongTailedDigits(50, seed).counts.argmin()) for seed in range(8)}) > 1
 
 
-def test_no_digit_is_both_for_training_and_for_testing():
+def test_no_digit_has_two_of_the_purposes():
     data = LongTailedDigits(1, 0)
-    train, test = ({image.numpy().tobytes() for image in images} for images, _ in (data._train, data._test))
-    assert len(train) == 1240
-    assert not train & test
+    purposes = (data._train, data._validation, data._test)
+    sets = [{image.numpy().tobytes() for image in images} for images, _ in purposes]
+    assert [len(images) for images in sets] == [1000, 240, 500]
+    assert len(set.union(*sets)) == 1740
 
 
 @pytest.mark.parametrize("loss", own_images.LOSSES)

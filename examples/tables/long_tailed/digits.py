@@ -13,11 +13,13 @@ from examples.tables.long_tailed.data import class_sizes
 from examples.tables.long_tailed.groups import by_thirds
 
 CLASSES = 10
-TEST_IMAGES = 50  # of each class; what is left of the smallest class is the size of the most frequent one
+# Images of each class; the most frequent one has as many for training as are left of the smallest, 100.
+TEST_IMAGES = 50
+VALIDATION_IMAGES = 24
 
 
 class LongTailedDigits:
-    """Digits with an exponential profile of class sizes, and a test set with 50 images of every class.
+    """Digits with an exponential profile of class sizes; test and validation sets have them evenly.
 
     The seed draws which class is rare, which images are for training, their order and their augmentation.
 
@@ -32,17 +34,20 @@ class LongTailedDigits:
         images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16  # [1797, 1, 8, 8], in [0, 1]
         labels = torch.from_numpy(digits.target).long()
         draws = generator(seed, "split")
-        largest = int(labels.bincount().min()) - TEST_IMAGES
+        held_out = TEST_IMAGES + VALIDATION_IMAGES
+        largest = int(labels.bincount().min()) - held_out
         profile = class_sizes(largest, imbalance, CLASSES)
         self.counts = torch.tensor(profile)[torch.randperm(CLASSES, generator=draws)]  # [10]
-        train, test = [], []
+        train, validation, test = [], [], []
         for label in range(CLASSES):
             members = (labels == label).nonzero().squeeze(1)
             members = members[torch.randperm(len(members), generator=draws)]
             test.append(members[:TEST_IMAGES])
-            train.append(members[TEST_IMAGES : TEST_IMAGES + int(self.counts[label])])
+            validation.append(members[TEST_IMAGES:held_out])
+            train.append(members[held_out : held_out + int(self.counts[label])])
         self.groups = by_thirds(self.counts)
         self._train = (images[torch.cat(train)], labels[torch.cat(train)])
+        self._validation = (images[torch.cat(validation)], labels[torch.cat(validation)])
         self._test = (images[torch.cat(test)], labels[torch.cat(test)])
 
     def train_batches(self, steps: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -57,6 +62,10 @@ class LongTailedDigits:
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images `[500, 1, 8, 8]` and labels `[500]`, in one batch."""
         yield self._test
+
+    def validation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images `[240, 1, 8, 8]` and labels `[240]`, in one batch."""
+        yield self._validation
 
 
 def random_affine(images: Tensor, draws: torch.Generator) -> Tensor:

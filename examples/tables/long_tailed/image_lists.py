@@ -18,8 +18,18 @@ class Entry:
     where: str  # "train.txt, line 7"
 
 
-def read_lists(root: Path, train: Path, test: Path) -> tuple[list[Entry], list[Entry], int]:
-    """Training entries, test entries and the number of classes, which is 1 + the largest training label.
+@dataclass(frozen=True)
+class Lists:
+    """The entries of all lists, and the number of classes, which is 1 + the largest training label."""
+
+    train: list[Entry]
+    test: list[Entry]
+    validation: list[Entry]  # none if there is no list
+    classes: int
+
+
+def read_lists(root: Path, train: Path, test: Path, validation: Path | None = None) -> Lists:
+    """Read and check the lists.
 
     Paths are relative to `root`; empty lines are skipped. Every line is checked and every image looked for;
     whether an image can be decoded shows when it is read.
@@ -30,15 +40,16 @@ def read_lists(root: Path, train: Path, test: Path) -> tuple[list[Entry], list[E
 
     Source: Liu et al., "Large-scale long-tailed recognition in an open world" (CVPR 2019), its lists.
     """
-    train_entries, test_entries = _read(root, train), _read(root, test)
-    classes = 1 + max(entry.label for entry in train_entries)
-    for entry in test_entries:
+    of_train, of_test = _read(root, train), _read(root, test)
+    of_validation = _read(root, validation) if validation else []
+    classes = 1 + max(entry.label for entry in of_train)
+    for entry in of_test + of_validation:
         if entry.label >= classes:
             raise ListError(
                 f"{entry.where}: label {entry.label} is out of range, {train} has classes 0 to {classes - 1}"
             )
-    _look_for_images([*train_entries, *test_entries])
-    return train_entries, test_entries, classes
+    _look_for_images(of_train + of_test + of_validation)
+    return Lists(of_train, of_test, of_validation, classes)
 
 
 def _read(root: Path, path: Path) -> list[Entry]:

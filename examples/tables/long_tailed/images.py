@@ -1,4 +1,4 @@
-"""Images named by lists, as training and test batches for a ResNet."""
+"""Images named by lists, as training, validation and test batches for a ResNet."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from examples.tables.draws import generator, shuffled
 from examples.tables.long_tailed.groups import by_count
-from examples.tables.long_tailed.image_lists import Entry, ListError
+from examples.tables.long_tailed.image_lists import Entry, ListError, Lists
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, by channel
 
@@ -28,21 +28,21 @@ class Loading:
 
 
 class ListedImages:
-    """The images of a training and a test list; the seed draws their order and their augmentation."""
+    """The images of the lists; the seed draws the order and the augmentation of those for training."""
 
-    def __init__(
-        self, train: Sequence[Entry], test: Sequence[Entry], classes: int, loading: Loading, seed: int
-    ) -> None:
+    def __init__(self, lists: Lists, loading: Loading, seed: int) -> None:
         self.seed = seed
-        self.counts = torch.tensor([entry.label for entry in train]).bincount(minlength=classes)  # [K]
+        labels = torch.tensor([entry.label for entry in lists.train])
+        self.counts = labels.bincount(minlength=lists.classes)  # [K]
         self.groups = by_count(self.counts)
         self._loading = loading
         to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, DEVIATION)]
         size = loading.image_size
         varied = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *to_tensor]
         central = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), *to_tensor]
-        self._train = _Images(train, v2.Compose(varied))
-        self._test = _Images(test, v2.Compose(central))
+        self._train = _Images(lists.train, v2.Compose(varied))
+        self._validation = _Images(lists.validation, v2.Compose(central))
+        self._test = _Images(lists.test, v2.Compose(central))
 
     def train_batches(self, steps: int, batch_size: int) -> Iterator[Pair]:
         """Images `[N, 3, H, W]` and labels `[N]`, augmented, one pair a step; the same at every call."""
@@ -56,11 +56,17 @@ class ListedImages:
 
     def test_batches(self) -> Iterator[Pair]:
         """Images `[N, 3, H, W]` and labels `[N]` of the whole test list, in its order."""
+        return self._in_order(self._test)
+
+    def validation_batches(self) -> Iterator[Pair]:
+        """The same of the validation list."""
+        return self._in_order(self._validation)
+
+    def _in_order(self, images: "_Images") -> Iterator[Pair]:
         size = self._loading.batch_size
-        indices = range(len(self._test))
-        yield from self._load(
-            self._test, [[(i, 0) for i in indices[start : start + size]] for start in indices[::size]]
-        )
+        indices = range(len(images))
+        batches = [[(i, 0) for i in indices[start : start + size]] for start in indices[::size]]
+        return self._load(images, batches)
 
     def _load(self, images: "_Images", batches: list[list[tuple[int, int]]]) -> Iterator[Pair]:
         loader = DataLoader(
