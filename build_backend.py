@@ -206,11 +206,11 @@ def _check_tools() -> None:
         )
     for tool, remedy in {
         "cargo": "install Rust, https://rustup.rs",
-        os.environ.get("CXX", "c++").split()[0]: "install one (Debian: apt install g++), or name it in CXX",
+        (os.environ.get("CXX", "").split() or ["c++"])[0]: "install one (Debian: apt install g++), or name it in CXX",
     }.items():
         if shutil.which(tool) is None:
             raise SystemExit(
-                "building batchformer from source needs Rust 1.85 or newer and a C++ compiler, and there is "
+                "building batchformer from source needs Rust 1.89 or newer and a C++ compiler, and there is "
                 f"no `{tool}`: {remedy}. A prebuilt wheel needs neither."
             )
 

@@ -50,6 +50,20 @@ def test_the_documentation_names_the_range():
     assert (ROOT / "docs" / "start.md").read_text().count(named) == 2
 
 
+def test_the_documentation_names_the_oldest_rust_that_cargo_takes():
+    (oldest,) = re.findall(r'^rust-version = "(.+)"$', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)
+    for name in ("README.md", "CONTRIBUTING.md", "docs/start.md", "build_backend.py"):
+        assert set(re.findall(r"Rust (\d\S+) or", (ROOT / name).read_text())) == {oldest}, name
+
+
+@pytest.mark.parametrize("unset", ["", " "])
+def test_an_empty_name_of_the_compiler_is_none(unset, monkeypatch):
+    monkeypatch.setenv("CXX", unset)
+    monkeypatch.setattr(build_backend.shutil, "which", lambda tool: None if tool == "c++" else tool)
+    with pytest.raises(SystemExit, match=r"there is no `c\+\+`"):
+        build_backend._check_tools()
+
+
 @pytest.mark.parametrize("build", [build_backend.build_wheel, build_backend.build_editable])
 def test_what_the_build_needs_is_asked_for_before_anything_is_compiled(monkeypatch, build):
     monkeypatch.setattr(build_backend, "find_spec", lambda name: None)

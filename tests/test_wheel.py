@@ -199,5 +199,5 @@ def test_without_a_compiler_the_build_says_so_before_it_downloads_anything(tmp_p
         check=False,
     )
     assert done.returncode == 1
-    assert "needs Rust 1.85 or newer and a C++ compiler" in done.stderr
+    assert "needs Rust 1.89 or newer and a C++ compiler" in done.stderr
     assert f"no `{missing}`" in done.stderr
