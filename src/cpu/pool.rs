@@ -16,6 +16,7 @@
 //! and [`cap`] bytes; the oldest goes first. Nothing but a call gives back: after the last one, what is kept stays
 //! until [`empty`].
 
+use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Mutex, OnceLock, TryLockError};
 
 use super::chain::{Chain, Links};
@@ -27,6 +28,8 @@ const MOST_CHUNKS: usize = 1024;
 const CALLS: u32 = 256;
 /// The environment variable for the most that is kept, in MiB.
 const VARIABLE: &str = "BATCHFORMER_POOL_MB";
+/// How often a caller asks for the pool before it does without.
+const ATTEMPTS: usize = 1000;
 /// A training step of one layer keeps 28 to 135 MiB at the benchmark's shapes, so this is enough for several.
 const DEFAULT_CAP: usize = 1024;
 
@@ -46,26 +49,34 @@ struct Pool {
 }
 
 static POOL: Mutex<Pool> = Mutex::new(Pool::NEW);
+/// What callers who did without the pool would have added to [`Pool::used`]; who has it next does.
+static OWED: AtomicIsize = AtomicIsize::new(0);
 
 /// A chunk of at least `bytes` bytes, used before or new. Unwinds with [`OutOfMemory`] if there is none, also after
 /// all that waited here has been given back.
 pub fn take(bytes: usize) -> Chunk {
     let Some(size) = round_up(bytes) else { OutOfMemory { bytes }.unwind() };
-    let used_before = with_pool(|pool| pool.take(size)).flatten();
+    let used_before = with_pool(|pool| pool.take(size)).unwrap_or_else(|| {
+        owe(size.cast_signed());
+        None
+    });
     let chunk = used_before.or_else(|| Chunk::new(size)).or_else(|| {
         empty();
         Chunk::new(size)
     });
     chunk.unwrap_or_else(|| {
-        with_pool(|pool| pool.used = pool.used.saturating_sub(size));
+        owe(-size.cast_signed());
         OutOfMemory { bytes }.unwind()
     })
 }
 
 /// Keeps the chunk for the next that asks for its size.
 pub fn put(chunk: Chunk) {
+    let size = chunk.bytes();
     // If the pool cannot be had, the chunk is dropped with the closure.
-    with_pool(|pool| pool.put(chunk));
+    if with_pool(|pool| pool.put(chunk)).is_none() {
+        owe(-size.cast_signed());
+    }
     free_surplus();
 }
 
@@ -97,14 +108,23 @@ fn cap() -> usize {
 
 /// Runs `work` on the pool, unless another thread holds it for long: after a fork, the holder may be gone.
 fn with_pool<R>(work: impl FnOnce(&mut Pool) -> R) -> Option<R> {
-    for _ in 0..1000 {
-        match POOL.try_lock() {
-            Ok(mut pool) => return Some(work(&mut pool)),
-            Err(TryLockError::Poisoned(poisoned)) => return Some(work(&mut poisoned.into_inner())),
-            Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
-        }
+    for _ in 0..ATTEMPTS {
+        let mut pool = match POOL.try_lock() {
+            Ok(pool) => pool,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                std::hint::spin_loop();
+                continue;
+            }
+        };
+        pool.used = pool.used.saturating_add_signed(OWED.swap(0, Ordering::Relaxed));
+        return Some(work(&mut pool));
     }
     None
+}
+
+fn owe(bytes: isize) {
+    OWED.fetch_add(bytes, Ordering::Relaxed);
 }
 
 impl Pool {
@@ -250,6 +270,21 @@ mod tests {
             }
         }
         assert_eq!(pool.kept, CALLS as usize / 2 * 4096);
+    }
+
+    #[test]
+    fn what_is_put_back_while_another_thread_has_the_pool_is_no_longer_in_use() {
+        const BYTES: usize = 1 << 20;
+        let used = || with_pool(|pool| pool.used);
+        // Other tests use the pool, too, but no chunks as large as these together.
+        let chunks: Vec<_> = (0..64).map(|_| take(BYTES)).collect();
+        let before = used().unwrap_or_default();
+        let held = POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        chunks.into_iter().for_each(put);
+        assert!(used().is_none());
+        drop(held);
+        let after = used().unwrap_or_default();
+        assert!(after + 60 * BYTES < before, "{before} bytes in use, then {after}");
     }
 
     #[test]

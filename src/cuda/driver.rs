@@ -1,4 +1,4 @@
-//! The CUDA driver: `libcuda.so.1`, of which a launch needs 17 functions.
+//! The CUDA driver: `libcuda.so.1`.
 
 use std::ffi::{c_char, c_int, c_uint, c_void, CStr};
 use std::ptr::{null, null_mut};

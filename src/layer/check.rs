@@ -14,7 +14,7 @@ pub fn input(input: &Input) -> Result<Dims, LayerError> {
     let Input { x, params, keys_values, key_count, seed, config, .. } = input;
     check_floating("x", x)?;
     check_memory("x", x)?;
-    let channels = last_size(&params.out_proj.weight);
+    let channels = square_size("out_proj_weight", &params.out_proj.weight)?;
     let (first, second) = token_shape(x, channels, config)?;
     let (samples, positions) = if config.batch_first { (second, first) } else { (first, second) };
     check_heads(config.nhead, channels)?;
@@ -135,6 +135,14 @@ pub fn relations(x: &Tensor, in_proj: &Linear, nhead: i64) -> Result<Dims, Layer
     })
 }
 
+/// C, of a weight `[C, C]`.
+fn square_size(argument: &'static str, weight: &Tensor) -> Result<i64, LayerError> {
+    match *weight.size().as_slice() {
+        [rows, columns] if rows == columns => Ok(columns),
+        _ => Err(shape_error(argument, "[C, C]".to_owned(), weight)),
+    }
+}
+
 fn token_shape(x: &Tensor, channels: i64, config: &Config) -> Result<(i64, i64), LayerError> {
     let letters = if config.batch_first { "L, N" } else { "N, L" };
     let expected = || format!("[{letters}, {channels}]");
@@ -217,7 +225,12 @@ fn check_dtypes(x: &Tensor, params: &Params<Tensor>) -> Result<(), LayerError> {
     check_floating("in_proj_weight", &params.in_proj.weight)?;
     let x_kind = x.f_kind()?;
     let linear_kind = params.in_proj.weight.f_kind()?;
-    let autocast = matches!(linear_kind, Kind::Half | Kind::BFloat16)
+    let half = matches!(linear_kind, Kind::Half | Kind::BFloat16);
+    if half && x_kind == Kind::Float {
+        // From autocast alone: `batchformer.ops.encoder_layer` refuses it elsewhere.
+        check_dtype("norm1_weight", &params.norm1.weight, "x", Kind::Float)?;
+    }
+    let autocast = half
         && params.norm1.weight.f_kind().ok() == Some(Kind::Float)
         && (x_kind == Kind::Float || x_kind == linear_kind);
     if !autocast {

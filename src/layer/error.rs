@@ -125,7 +125,7 @@ impl fmt::Display for LayerError {
             LayerError::NotFloating { argument, got } => {
                 write!(
                     f,
-                    "{argument}: expected a dtype of float16, bfloat16, float32 and float64, got {}",
+                    "{argument}: expected a dtype of float16, bfloat16, float32 or float64, got {}",
                     name(*got)
                 )
             }

@@ -1,4 +1,4 @@
-//! Attention of a block of queries over all keys, key block by key block (Dao et al., 2022): the N x M probabilities
+//! Attention of a block of queries over all keys, key block by key block (Dao et al., 2022): the N x K probabilities
 //! are never in memory as a whole, forward or backward.
 
 use std::ops::Range;

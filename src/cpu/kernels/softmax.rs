@@ -11,7 +11,7 @@ pub const LANES: usize = 64;
 /// of 33 made four parts in ten million of every gradient of a value.
 const CHAIN: usize = 8;
 
-/// Which queries and keys a block holds, and where their scores are in `[L, H, N, M]`.
+/// Which queries and keys a block holds, and where their scores are in `[L, H, N, K]`.
 #[derive(Clone, Copy)]
 pub struct Pairs {
     /// Queries and keys of each position in the block; those of different positions do not see each other.
