@@ -71,6 +71,16 @@ def test_originals_come_first():
     assert (labels.tolist(), weight) == ([3, 1, 3, 1], 0.7)
 
 
+def test_a_target_that_is_changed_in_one_stream_is_not_changed_in_the_other():
+    doubled = bf.duplicate([{"boxes": torch.tensor([0.1, 0.2]), "name": "a"}, [1, 2]])
+    for target in doubled[::2]:  # both streams of the first image
+        target["boxes"] = target["boxes"] * 10
+        assert target.pop("name") == "a"
+        torch.testing.assert_close(target["boxes"], torch.tensor([1.0, 2.0]))
+    doubled[1].append(3)
+    assert doubled[3] == [1, 2]
+
+
 def test_the_halves_of_a_tensor_are_views():
     rows = torch.arange(6)
     assert bf.original(rows).data_ptr() == rows.data_ptr()

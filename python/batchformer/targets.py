@@ -25,6 +25,9 @@ def duplicate(targets: Targets) -> Targets:
             type; numbers, strings and 0-d tensors in it are about the whole batch and stay as they are
             (mixup's lambda). None stays None.
 
+    The dicts and lists of single samples are copied, so that a change in one stream is none in the other;
+    the tensors in them are shared: change none in place.
+
     Raises:
         TypeError: anything else. A list is never taken for several targets: pass a tuple.
 
@@ -82,7 +85,11 @@ def twice(entries: Any, axis: int = 0) -> Any:
         return torch.cat([entries, entries], dim=axis)
     if isinstance(entries, np.ndarray):
         return np.concatenate([entries, entries], axis=axis)
-    return type(entries)([*entries, *entries])
+    return type(entries)([*entries, *map(_copied, entries)])
+
+
+def _copied(entry: Any) -> Any:
+    return copy.copy(entry) if isinstance(entry, (MutableMapping, list)) else entry
 
 
 def _count(rows: Any) -> int:
