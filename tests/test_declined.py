@@ -114,7 +114,33 @@ def derive_linear(layer):
     layer.linear2.__class__ = type("Tripled", (nn.Linear,), {"forward": lambda self, x: 3 * x})
 
 
+class Mixed(nn.Module):
+    """Another attention, with as much of the interface of torch's as its layer asks for."""
+
+    batch_first = False
+
+    def forward(self, query, *_, **__):
+        return query.flip(0), None
+
+
+def replace_attention(layer):
+    layer.self_attn = Mixed()
+
+
+def take_experts(layer):
+    layer._ff_block = lambda x: 2 * x
+    del layer.linear1, layer.linear2, layer.dropout, layer.dropout2
+
+
+def replace_a_norm_by_a_function(layer):
+    del layer.norm1
+    layer.norm1 = torch.tanh
+
+
 CHANGES = {
+    replace_attention: "is not the one that torch puts there",
+    take_experts: "a block of the layer was replaced",
+    replace_a_norm_by_a_function: "is not the one that torch puts there",
     replace_forward: "the forward of a module inside the layer was replaced",
     replace_forward_of_attention: "the forward of a module inside the layer was replaced",
     replace_call_of_attention: "the forward of a module inside the layer was replaced",

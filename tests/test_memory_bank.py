@@ -129,6 +129,14 @@ def test_nothing_enters_without_gradients_and_an_empty_batch_changes_nothing():
     assert int(layer.bank.count) == 3
 
 
+def test_samples_without_positions_do_not_enter():
+    layer = Layer(4)
+    layer(batch(2)[:, :0])
+    assert layer.bank.rows is None
+    layer(batch(3)).sum().backward()
+    assert int(layer.bank.count) == 3
+
+
 def test_a_bank_that_was_first_used_without_gradients_can_be_trained_with():
     layer = Layer(4)
     with torch.inference_mode():

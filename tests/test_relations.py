@@ -60,7 +60,7 @@ def test_the_array_owns_its_memory():
         (
             torch.ones(9, 16).long(),
             TypeError,
-            "x: expected a dtype of float16, bfloat16, float32 and float64",
+            "x: expected a dtype of float16, bfloat16, float32 or float64",
         ),
         (torch.eye(16).to_sparse(), TypeError, "x: expected a dense tensor (torch.strided)"),
     ],

@@ -86,8 +86,8 @@ LARGER_BATCHES = (
     Row(
         with_a_hook,
         TypeError,
-        "encoder: expected torch's attention without hooks in TransformerEncoderLayer, as it is handed keys, "
-        "got MultiheadAttention that was changed or replaced",
+        "encoder: expected torch's attention without hooks in TransformerEncoderLayer, as its weights are "
+        "used one by one, got MultiheadAttention that was changed or replaced",
         "The attention inside of the module has hooks, a forward of its own, or is another class, as of an "
         "adapter; keys of other samples, and queries and keys of zero, do not go through its forward.",
         "Leave self_attn of the module as it is: out_proj, norms and linears may have hooks.",
@@ -118,7 +118,7 @@ LARGER_BATCHES = (
     Row(
         lambda: bf.BatchFormer(16, memory_bank_size=8)(X.long()),
         TypeError,
-        "x: expected a dtype of float16, bfloat16, float32 and float64, got int64",
+        "x: expected a dtype of float16, bfloat16, float32 or float64, got int64",
         *NOT_FLOATING,
     ),
     Row(

@@ -1,5 +1,6 @@
 """Rows of the modules: BatchFormer, BatchFormerV2, TransformerEncoderLayer."""
 
+import copy
 from unittest import mock
 
 import torch
@@ -63,7 +64,7 @@ NOT_A_SEQUENCE = Mistake(
     "Pass `[S, B, C]`, `[B, S, C]` with `batch_first=True`, or one sequence `[S, C]`.",
 )
 
-NOT_FLOATING_SENTENCE = "x: expected a dtype of float16, bfloat16, float32 and float64, got int64"
+NOT_FLOATING_SENTENCE = "x: expected a dtype of float16, bfloat16, float32 or float64, got int64"
 DTYPE_SENTENCE = "x: expected dtype float32 as in_proj_weight has, got float64"
 TARGETS_SENTENCE = (
     "targets: expected a tensor, array or list with one entry a sample, a tuple or dict of those, "
@@ -74,6 +75,13 @@ TARGETS_SENTENCE = (
 def replica(module):
     module._is_replica = True  # as nn.DataParallel does on several devices
     return module
+
+
+def linears_in_half_precision():
+    layer = copy.deepcopy(LAYER).bfloat16()
+    for norm in (layer.norm1, layer.norm2):
+        norm.float()
+    return layer
 
 
 BATCHFORMER = (
@@ -288,6 +296,13 @@ ENCODER_LAYER = (
         *NOT_A_SEQUENCE,
     ),
     Row(lambda: LAYER(TOKENS.double()), ValueError, DTYPE_SENTENCE, *OTHER_DTYPE),
+    Row(
+        lambda: linears_in_half_precision()(TOKENS),
+        ValueError,
+        "x: expected dtype bfloat16 as in_proj_weight has, got float32",
+        "The linears of a layer are in half precision and its norms in float32, and autocast is off.",
+        "Leave the layer in float32 and call it under autocast, or cast it as a whole, and the input.",
+    ),
     Row(lambda: LAYER(TOKENS.long()), TypeError, NOT_FLOATING_SENTENCE, *NOT_FLOATING),
     Row(
         lambda: LAYER(TOKENS.to("meta")),

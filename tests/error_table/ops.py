@@ -139,8 +139,14 @@ OP = (
     Row(
         lambda: op(TOKENS.to(torch.complex64)),
         TypeError,
-        "x: expected a dtype of float16, bfloat16, float32 and float64, got complex64",
+        "x: expected a dtype of float16, bfloat16, float32 or float64, got complex64",
         *NOT_FLOATING,
+    ),
+    Row(
+        lambda: op(parameters=parameters(out_proj_weight=torch.randn(16, 17))),
+        ValueError,
+        "out_proj_weight: expected shape [C, C], got [16, 17]",
+        *NOT_THE_PARAMETERS,
     ),
     Row(
         lambda: op(freed(TOKENS)),
@@ -169,7 +175,7 @@ OP = (
     Row(
         lambda: op(TOKENS.to(torch.uint16)),
         TypeError,
-        "x: expected a dtype of float16, bfloat16, float32 and float64, got another",
+        "x: expected a dtype of float16, bfloat16, float32 or float64, got another",
         *NOT_FLOATING,
     ),
     Row(
@@ -319,6 +325,13 @@ OP = (
         ValueError,
         "x: expected dtype bfloat16 as in_proj_weight has, got float16",
         *OTHER_DTYPE,
+    ),
+    Row(
+        lambda: op(parameters=parameters(**HALF | {"norm1_weight": torch.ones(16).bfloat16()})),
+        ValueError,
+        "norm1_weight: expected dtype float32 as x has, got bfloat16",
+        "A norm of the layer was cast to half precision, under autocast.",
+        "Cast the whole layer, or nothing: autocast casts the linears itself.",
     ),
     Row(
         lambda: op(parameters=parameters(norm1_bias=torch.zeros(16, device="meta"))),

@@ -57,8 +57,8 @@ def check_attention(layer: nn.Module) -> None:
     )
     if not plain:
         raise TypeError(
-            f"encoder: expected torch's attention without hooks in {type(layer).__name__}, as it is handed "
-            f"keys, got {type(attention).__name__} that was changed or replaced"
+            f"encoder: expected torch's attention without hooks in {type(layer).__name__}, as its weights "
+            f"are used one by one, got {type(attention).__name__} that was changed or replaced"
         )
 
 

@@ -78,29 +78,32 @@ def for_call(src: Tensor) -> str | None:
 
 def for_modules(layer: nn.TransformerEncoderLayer, inside: dict[str, Any]) -> str | None:
     """Why the modules `inside` a layer cannot be read as parameters."""
+    reason = block_changed(layer, "_sa_block") or block_changed(layer, "_ff_block")
+    if reason is not None:
+        return reason
     activation = layer.activation
     if activation_name(activation) is None:
         return "the activation is neither ReLU nor the exact GELU"
-    attention = inside["self_attn"]
+    attention = inside.get("self_attn")
     if (
         type(attention) is not nn.MultiheadAttention
         or attention.in_proj_weight is None
         or attention.bias_k is not None
         or attention.add_zero_attn
         or type(attention.out_proj) not in _LINEARS
-        or getattr(inside["norm1"], "weight", None) is None
-        or getattr(inside["norm2"], "weight", None) is None
+        or getattr(inside.get("norm1"), "weight", None) is None
+        or getattr(inside.get("norm2"), "weight", None) is None
     ):
         return _ANOTHER_MODULE
     reason = changed(attention) or changed(attention.out_proj)
     for name, kind in _KINDS.items():
-        module = inside[name]
-        if type(module) is not kind:
+        module = inside.get(name)
+        if module is None or type(module) is not kind:
             return _ANOTHER_MODULE
         reason = reason or changed(module)
     if reason is None and isinstance(activation, nn.Module):
         reason = changed(activation)
-    return reason or block_changed(layer, "_sa_block") or block_changed(layer, "_ff_block")
+    return reason
 
 
 def for_precision(src: Tensor, batch_first: bool) -> str | None:

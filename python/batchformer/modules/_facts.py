@@ -50,7 +50,7 @@ def check_fits(x: Tensor, weight: Tensor) -> None:
         raise ValueError(f"x: expected device {weight.device} as in_proj_weight has, got {x.device}")
     got = _name(x.dtype)
     if not x.is_floating_point():
-        raise TypeError(f"x: expected a dtype of float16, bfloat16, float32 and float64, got {got}")
+        raise TypeError(f"x: expected a dtype of float16, bfloat16, float32 or float64, got {got}")
     # The dtype of a shard says nothing yet: gathering may change it.
     plain = type(weight) in (Tensor, nn.Parameter)
     if plain and x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):

@@ -114,6 +114,8 @@ class MemoryBank:
             entering (Tensor[n, L, C]): of this process, or of all.
             positions: as for :meth:`look`.
         """
+        if entering.shape[1] == 0:
+            return  # or the bank would be one of samples without positions
         entering = _finite(entering.detach())
         entering = entering if positions is None else entering.unflatten(1, tuple(positions))
         samples = entering.shape[0]

@@ -31,7 +31,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     verified. :meth:`declined` says why.
 
     Args:
-        d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps: as for torch's layer.
+        d_model, nhead, dim_feedforward, activation, layer_norm_eps: as for torch's layer.
+        dropout: as for torch's layer; the op rounds the probability to a multiple of 2⁻¹⁶.
         batch_first, norm_first, bias, device, dtype: as for torch's layer.
         recompute: keep the input alone for the backward, which then runs the forward again: a third more time
             for a fraction of the memory.
@@ -201,9 +202,12 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         return self._modules
 
     def _check_shape(self, src: Tensor) -> None:
-        channels = self.self_attn.embed_dim
+        attention = self._inside().get("self_attn")
+        if not isinstance(attention, nn.MultiheadAttention):
+            return  # torch's own implementation runs, which asks for what the other attention takes
+        channels = attention.embed_dim
         if src.dim() not in (2, 3) or src.shape[-1] != channels:
-            axes = "[B, S" if self.self_attn.batch_first else "[S, B"
+            axes = "[B, S" if attention.batch_first else "[S, B"
             expected = f"{axes}, {channels}] or [S, {channels}]"
             raise ValueError(f"src: expected shape {expected}, got {list(src.shape)}")
 
