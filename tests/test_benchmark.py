@@ -210,6 +210,9 @@ def test_the_sets_have_the_shapes_of_the_systems():
         (["--threads", "0"], "--threads: expected at least 1, got 0"),
         (["--dropout", "2"], "--dropout: expected a probability from 0 to 1, got 2.0"),
         (["--device", "tpu"], "--device: expected cpu or cuda, got tpu"),
+        (["--json", "no/folder.json"], "--json: no/folder.json cannot be written"),
+        (["--plot", "."], "--plot: . cannot be written"),
+        (["--plot", "ratios.txt"], "--plot: expected a name that ends in .png, .svg or .pdf, got ratios.txt"),
         (["--shapes", "huge"], "--shapes: expected of paper, v1, v2, gpu, scale, gather, or part"),
     ],
 )

@@ -13,6 +13,7 @@ from batchformer.benchmark.peak import measure_fma_peak
 from batchformer.benchmark.shapes import SETS, find_shapes
 
 try:
+    from matplotlib.backend_bases import FigureCanvasBase
     from rich.console import Console
 
     from batchformer.benchmark.report import Row, draw, machine, table, write_json
@@ -21,6 +22,7 @@ except ImportError as error:
     sys.exit(f"the benchmark needs rich and matplotlib ({error}): pip install 'batchformer[benchmark]'")
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+PICTURES = FigureCanvasBase.get_supported_filetypes()
 JOBS = max(1, min(8, (os.cpu_count() or 1) // 2))
 """Processes that compile in parallel for a device."""
 EXPLAINED = (
@@ -97,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         shapes = find_shapes(options.shapes or ["gpu" if options.device == "cuda" else "paper"])
     except ValueError as error:
         parser.error(f"--shapes: {error}")
+    _check_files(parser, options)
     torch.set_num_threads(options.threads)
     torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
     device = torch.device(options.device)
@@ -131,6 +134,16 @@ def main(arguments: list[str] | None = None) -> int:
     if options.plot is not None:
         draw(options.plot, rows, circumstances)
     return 0
+
+
+def _check_files(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the program if what it measures for minutes could not be written then."""
+    for name in ("json", "plot"):
+        file = getattr(options, name)
+        if file is not None and (file.is_dir() or not os.access(file.parent, os.W_OK)):
+            parser.error(f"--{name}: {file} cannot be written")
+    if options.plot is not None and options.plot.suffix.removeprefix(".") not in PICTURES:
+        parser.error(f"--plot: expected a name that ends in .png, .svg or .pdf, got {options.plot.name}")
 
 
 def competitors_of(device: torch.device, *, compiled: bool | None) -> list[str]:

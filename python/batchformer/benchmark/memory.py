@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,18 @@ def saved_floats(name: str, shape: Shape, setting: Setting) -> float:
 
 
 def peak_floats(name: str, shape: Shape, setting: Setting, threads: int) -> float | None:
-    """Most memory of two steps in a fresh process, as a multiple of M C; None if they do not fit.
+    """Most memory of two steps in a fresh process, as a multiple of M C; with a warning None.
 
     Input, parameters and their gradients count; what the libraries take does not.
     """
     task = {"name": name, "threads": threads, **case_as_json((shape, setting))}
     command = [sys.executable, "-m", "batchformer.benchmark.memory", json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return float(done.stdout) if done.returncode == 0 else None
+    if done.returncode != 0:
+        reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
+        warnings.warn(f"no peak memory of {name} at {shape}: {reason}", stacklevel=2)
+        return None
+    return float(done.stdout)
 
 
 def peak_on_device(step: Callable[[], object], shape: Shape, setting: Setting) -> float:
