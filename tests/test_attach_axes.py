@@ -131,3 +131,94 @@ def test_batches_of_which_the_history_does_not_show_the_axis_are_refused():
     for turn in (lambda x: x.unfold(0, 8, 1)[0], lambda x: x.as_strided((8, 8, 8), (8, 64, 1))):
         with refused(ValueError, saying="take batches of another size"):
             mark.axis_of(turn(x.transpose(0, 1)))
+
+
+class InOrder(nn.Module):
+    """A network on sequences whose output has its rows in some order."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.block, self.fc, self.order = encoder(batch_first=True), nn.Linear(WIDTH, 3), order
+
+    def forward(self, x):
+        return self.order(self.fc(self.block(x)))
+
+
+ORDERS = {
+    "samples first": (lambda z: z.reshape(-1, 3), True),
+    "joined before": (lambda z: (z.flatten(0, 1) * 2).sigmoid(), True),
+    "channels turned": (lambda z: z.transpose(1, 2).transpose(2, 1).flatten(0, 1), True),
+    "positions first": (lambda z: z.transpose(0, 1).reshape(-1, 3), False),
+    "over time": (lambda z: torch.cat(z.unbind(1)), False),
+    "two views": (lambda z: torch.cat([z[:, 0], z[:, 1]]), False),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("length", [5, 2 * N])
+def test_rows_that_a_model_returns_in_another_order_are_refused(order, length):
+    function, samples_first = ORDERS[order]
+    model = InOrder(function)
+    attachment = bf.attach(model, after="block", dropout=0.0)
+    z = model(torch.randn(N, length, WIDTH))
+    targets = torch.arange(len(z) // 2) % 3
+    if samples_first:
+        expected = F.cross_entropy(z, targets.repeat(2))
+        torch.testing.assert_close(attachment.wrap(F.cross_entropy)(z, targets), expected)
+        assert torch.equal(bf.original(z), z[: len(z) // 2])
+        return
+    for of_targets, arguments in ((None, (z, targets)), ([], (z,))):
+        with refused(ValueError, saying="rows of both streams"):
+            attachment.wrap(lambda z, *_: z.sum(), targets=of_targets)(*arguments)
+    with refused(ValueError, saying="both streams along the first axis"):
+        bf.original(z)
+
+
+BY_CHANCE = {
+    "joined with another view": lambda z: torch.cat([z, z]),
+    "some rows": lambda z: z.index_select(0, torch.tensor([0, 2])),
+    "a mean over the samples": lambda z: z.mean(0),
+    "sums over classes": lambda z: torch.ones(3, 2 * N) @ z,
+    "one half": lambda z: z.chunk(2)[0],
+    "products of channels": lambda z: z.T @ z,
+}
+
+
+@pytest.mark.parametrize("width", [2 * N, 2 * N + 2])
+@pytest.mark.parametrize("made", BY_CHANCE)
+def test_channels_as_many_as_both_streams_are_not_taken_for_them(made, width):
+    model = nn.Sequential(nn.Linear(8, WIDTH), nn.Linear(WIDTH, width))
+    attachment = bf.attach(model, before="1")
+    z = model(torch.randn(N, 8))
+    with refused(ValueError, saying="rows of both streams"):
+        attachment.wrap(lambda z: z.sum(), targets=[])(BY_CHANCE[made](z))
+
+
+@pytest.mark.parametrize("height", [2 * N, 2 * N + 2])
+def test_the_height_of_a_map_is_not_taken_for_both_streams(height):
+    model = nn.Sequential(nn.Conv2d(3, WIDTH, 1), nn.Conv2d(WIDTH, 6, 1))
+    attachment = bf.attach(model, after="0", dropout=0.0)
+    halves = model(torch.randn(N, 3, height, height)).chunk(2)
+    with refused(ValueError, saying="where a script cuts them"):
+        attachment.wrap(lambda u, v: (u * v).mean(), targets=[])(*halves)
+
+
+@pytest.mark.parametrize("outputs", ["both", "originals"])
+@pytest.mark.parametrize("width", [2 * N, 2 * N + 2])
+def test_a_mean_over_samples_that_a_model_returns_keeps_its_channels(width, outputs):
+    class WithMean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.fc = nn.Linear(8, WIDTH), nn.Linear(WIDTH, width)
+
+        def forward(self, x):
+            z = self.fc(self.stem(x))
+            return z, z.mean(0)
+
+    model = WithMean()
+    attachment = bf.attach(model, before="fc", outputs=outputs)
+    z, mean = model(torch.randn(N, 8))
+    assert z.shape == (N if outputs == "originals" else 2 * N, width)
+    assert mean.shape == (width,)
+    with refused(ValueError, saying="rows of both streams"):
+        attachment.wrap(lambda mean: mean.sum(), targets=[])(mean)

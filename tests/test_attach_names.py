@@ -53,6 +53,8 @@ def test_as_published_balanced_softmax_weighs_the_sum_of_both_streams_by_one_and
     loss = attachment.wrap(nn.CrossEntropyLoss())(network(features)[0], Y)
     logits = [plain(network.fc, each) for each in (features, related(attachment, features))]
     torch.testing.assert_close(loss, 3 * mean_of(F.cross_entropy, logits, Y))
+    of_function = attachment.wrap(F.cross_entropy)(network(features)[0], Y)
+    torch.testing.assert_close(of_function, loss)
 
 
 def test_ride_with_one_stream_has_the_related_one():

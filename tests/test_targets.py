@@ -63,6 +63,15 @@ def test_a_mapping_that_is_refused_is_left_as_it_was():
         assert targets["labels"] is labels
 
 
+def test_a_batch_in_a_mapping_of_that_kind_is_left_as_it_was_by_a_wrapped_criterion():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
+    criterion = bf.attach(model, before="1").wrap(lambda outputs, batch: outputs.sum())
+    batch = Shared(x=torch.randn(4, 8), y=torch.arange(4))
+    with pytest.raises(TypeError, match="a mapping that copy"):
+        criterion(model(batch["x"]), batch)
+    assert len(batch["x"]) == len(batch["y"]) == 4
+
+
 def test_originals_come_first():
     assert bf.duplicate(torch.tensor([3, 1])).tolist() == [3, 1, 3, 1]
     assert bf.duplicate(["a", "b"]) == ["a", "b", "a", "b"]

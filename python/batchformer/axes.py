@@ -9,6 +9,8 @@ Node: TypeAlias = Any  # torch.autograd.graph.Node
 Output: TypeAlias = tuple[Node, int]  # which of the tensors that a node gave
 
 TURNS = ("TBackward0", "TransposeBackward0")
+_PRODUCTS = ("MmBackward0", "BmmBackward0")
+_ELSEWHERE = (0, 0)
 _LEAVE_OUT = ("SelectBackward0", "UnbindBackward0")
 _ANYHOW = ("AsStridedBackward0", "UnfoldBackward0", "RepeatBackward0", "Rot90Backward0")
 _ALIGNED = ("Add", "Sub", "Mul", "Div", "Pow", "Maximum", "Minimum", "Where", "Expand")  # at the last axes
@@ -24,10 +26,16 @@ def shape_of(output: Output) -> tuple[int, ...]:
 def followed(way: Sequence[Output], axis: int) -> tuple[int, int] | None:
     """Where an axis of the tensor that a way begins at comes from, at its end; None if that is unknown.
 
+    What is equal to no axis there, if it comes from another input of a product.
+
     An axis is the number of entries along those before it, and its size, as a view may join and part axes.
     """
     shape = shape_of(way[0])
-    before, size = math.prod(shape[:axis]), shape[axis]
+    return followed_part(way, math.prod(shape[:axis]), shape[axis])
+
+
+def followed_part(way: Sequence[Output], before: int, size: int) -> tuple[int, int] | None:
+    """As :func:`followed`, of an axis that may be joined with others in the tensor that a way begins at."""
     for (node, number), source in itertools.pairwise(way):
         given, taken = shape_of((node, number)), shape_of(source)
         sources = _axes_of_input(node, given, taken)
@@ -36,12 +44,21 @@ def followed(way: Sequence[Output], axis: int) -> tuple[int, int] | None:
         if not sources:
             return None
         found = _axis_that_has(given, before, size)
+        if found is not None and _is_of_other_factor(node, source, found[0] - len(given)):
+            return _ELSEWHERE
         axis_of_input = None if found is None else sources[found[0]]
         if found is not None and axis_of_input is not None and taken[axis_of_input] == given[found[0]]:
             before = math.prod(taken[:axis_of_input]) * found[1]
         elif is_turned(node) or not _begin_alike(given, taken, before * size):
             return None
     return before, size
+
+
+def _is_of_other_factor(node: Node, source: Output, axis: int) -> bool:
+    """Whether an axis, counted from behind, of a product of matrices comes from its other factor."""
+    if node.name() not in _PRODUCTS:
+        return False
+    return axis == (-1 if node.next_functions[0][0] == source[0] else -2)
 
 
 def _axis_that_has(shape: Sequence[int], before: int, size: int) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from batchformer.axes import TURNS, Node, Output, followed, is_turned, shape_of
+from batchformer.axes import TURNS, Node, Output, followed, followed_part, is_turned, shape_of
 
 _KEY = "batchformer"
 _PRODUCTS = ("MmBackward0",)
@@ -52,27 +52,33 @@ class Doubled(Mark):
     origin: Origin | None = field(default=None, kw_only=True)
     pairs: Pairs = field(default=None, kw_only=True)
     before: tuple[int, ...] = field(default=(), kw_only=True)  # sizes of the axes before that of the batch
+    # Whether it is known where the batch is in what has the mark: along an axis, or outermost in the first.
+    shown: bool = field(default=True, kw_only=True)
 
     def batch_at_end_of(self, way: Sequence[Output]) -> tuple[int, int]:
         """What :func:`followed` gives for an axis of the samples, on a way that ends where the mark is."""
         return math.prod(shape_of(way[-1])[: len(self.before)]), 2 * self.samples
 
     def axis_of(self, tensor: Tensor, *, other: int | None = None) -> int | None:
-        """The axis of both streams in a tensor, not the `other`; None if no axis is as long.
+        """The axis of both streams in a tensor, not the `other`; None if no axis can be.
 
         Raises:
-            ValueError: several are, and the history does not show which comes from that of the batch.
+            ValueError: several can, and the history does not show which comes from that of the batch.
         """
         usual, rows = len(self.before), 2 * self.samples
         axes = [axis for axis, size in enumerate(tensor.shape) if size == rows and axis != other]
-        if len(axes) < 2:
-            return axes[0] if axes else None
+        if not axes or not self.shown:
+            return None
         way = _way(tensor)
         if way:
-            batch = self.batch_at_end_of(way)
-            found = [axis for axis in axes if followed(way, axis) == batch]
+            batch, ends = self.batch_at_end_of(way), [followed(way, axis) for axis in axes]
+            found = [axis for axis, end in zip(axes, ends, strict=True) if end == batch]
             if len(found) == 1:
                 return found[0]
+            if _KEY in way[-1][0].metadata:  # what is as long by chance comes from another axis
+                axes = [axis for axis, end in zip(axes, ends, strict=True) if end in (None, batch)]
+        if len(axes) < 2:
+            return axes[0] if axes else None
         if any(is_turned(node) for node, _ in way[:-1]):
             raise ValueError(
                 f"model: expected one axis with the {rows} entries of both streams in an output of shape "
@@ -80,6 +86,16 @@ class Doubled(Mark):
                 "is; take batches of another size"
             )
         return usual if usual in axes and tuple(tensor.shape[:usual]) == self.before else axes[0]
+
+    def is_outermost_in(self, tensor: Tensor) -> bool:
+        """Whether the batch can be the outermost of what the first axis of a tensor was joined from.
+
+        Not if the history shows another order, or does not show it; a compiled graph has no history.
+        """
+        way = _way(tensor)
+        if not way or _KEY not in way[-1][0].metadata:
+            return self.shown
+        return self.shown and followed_part(way, 1, 2 * self.samples) == self.batch_at_end_of(way)
 
 
 @dataclass(eq=False)
@@ -307,14 +323,30 @@ def pairs_of(tensor: Tensor) -> Pairs:
         found = mark.pairs if isinstance(mark, Doubled) else None
         if mark is None and node.name() in _PRODUCTS:
             factors = [_nearest(each) for each, _ in node.next_functions if each is not None]
-            if len(factors) == 2 and all(isinstance(each, (Doubled, Hidden)) for each in factors):
+            of_samples = len(factors) == 2 and all(isinstance(each, (Doubled, Hidden)) for each in factors)
+            if of_samples and all(
+                _may_be_of_samples((node, number), source, axis)
+                for axis, source in enumerate(node.next_functions)
+            ):
                 found = (getattr(factors[0], "origin", None), getattr(factors[1], "origin", None))
-        elif mark is None and may_be and (combined := _combined(node, number, way[: place + 1])):
-            return combined
+        if mark is None and found is None and may_be:
+            combined = _combined(node, number, way[: place + 1])
+            if combined is not None:
+                return combined
         if found is not None:
             return found[::-1] if turned else found
         turned ^= node.name() in TURNS
     return None
+
+
+def _may_be_of_samples(product: Output, factor: Output, axis: int) -> bool:
+    """Whether an axis of a product, which comes from a factor, may be joined from the batch of that."""
+    behind = _way_from(*factor)
+    mark = cast("dict[str, Any]", behind[-1][0].metadata).get(_KEY) if behind else None
+    if not isinstance(mark, Doubled):  # a compiled graph does not show it
+        return True
+    end, (before, rows) = followed([product, *behind], axis), mark.batch_at_end_of(behind)
+    return end is None or (end[0] == before and end[1] % rows == 0)
 
 
 def _combined(node: Node, number: int, way: Sequence[Output]) -> Pairs:

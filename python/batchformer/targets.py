@@ -139,7 +139,8 @@ def _check_doubled(rows: Tensor) -> None:
 def _has_streams_first(rows: Tensor, mark: marks.Doubled) -> bool:
     if mark.axis_of(rows) == 0:
         return True
-    return not mark.before and rows.shape[0] % (2 * mark.samples) == 0  # flattened with axes after them
+    # Flattened with axes after them.
+    return mark.shown and not mark.before and rows.shape[0] % (2 * mark.samples) == 0
 
 
 def _is_rows(value: Any) -> bool:
@@ -156,7 +157,7 @@ def _map_leaves(targets: Any, function: Callable[[Any], Any], *, inside: bool = 
         return type(targets)(*values) if hasattr(targets, "_fields") else tuple(values)
     if isinstance(targets, MutableMapping):
         mapped = {key: _map_leaves(value, function, inside=True) for key, value in targets.items()}
-        return _with_values(targets, mapped)
+        return with_values(targets, mapped)
     if inside and isinstance(targets, _ABOUT_THE_BATCH):
         return targets
     raise TypeError(
@@ -165,7 +166,7 @@ def _map_leaves(targets: Any, function: Callable[[Any], Any], *, inside: bool = 
     )
 
 
-def _with_values(targets: MutableMapping[Any, Any], values: dict[Any, Any]) -> MutableMapping[Any, Any]:
+def with_values(targets: MutableMapping[Any, Any], values: dict[Any, Any]) -> MutableMapping[Any, Any]:
     """A copy of the mapping with other values."""
     copied = copy.copy(targets)
     for key, value in values.items():

@@ -198,6 +198,12 @@ ATTACHED = (
         *WRAPPED_TWICE,
     ),
     Row(
+        lambda: ATTACHMENT.wrap(ATTACHMENT.wrap(nn.functional.cross_entropy)),
+        ValueError,
+        "criterion: expected one that is not wrapped, got a function that is",
+        *WRAPPED_TWICE,
+    ),
+    Row(
         lambda: ATTACHMENT.wrap(nn.CrossEntropyLoss(), targets="target"),
         TypeError,
         "targets: expected a list of positions or names of arguments, got 'target'; ['target']",

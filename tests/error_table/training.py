@@ -442,6 +442,16 @@ TRAINING = (
         *SECOND_INPUT,
     ),
     Row(
+        lambda: takes_target(nn.Linear(8, 8), X, {"y": Y, "of_classes": torch.randn(5, 8).double()}),
+        ValueError,
+        "labels: expected an entry for each sample in all of them, got 6 in target['y'] and 5 in "
+        "target['of_classes']; call what is not of the samples otherwise, or compute the loss outside of the "
+        "model, in a wrapped criterion",
+        "What a model is given as labels or target has a part that is not of the samples, such as negatives "
+        "or embeddings that all samples share.",
+        "Give that part a parameter of its own that is not called labels or target.",
+    ),
+    Row(
         lambda: takes_target(nn.TransformerEncoderLayer(8, 2), X.expand(6, 6, 8), Y.expand(6, 6)),
         ValueError,
         "labels: expected as many entries along one axis as there are samples, got shape [6, 6], of which "

@@ -110,6 +110,8 @@ class Attachment(nn.Module):
             >>> cross_entropy = attach(model, before="1").wrap(torch.nn.functional.cross_entropy)
             >>> loss = cross_entropy(model(torch.rand(32, 8)), torch.arange(32) % 10)
         """
+        if isinstance(criterion, WrappedFunction):
+            raise ValueError("criterion: expected one that is not wrapped, got a function that is")
         if not callable(criterion):
             raise TypeError(f"criterion: expected a module or a function, got {type(criterion).__name__}")
         if isinstance(targets, str):

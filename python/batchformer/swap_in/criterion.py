@@ -92,8 +92,8 @@ class Judge:
     def _double_outside(self, *call: Any) -> Call:
         return self.double(*call)
 
-    def after(self, criterion: nn.Module, args: Any, loss: Any) -> Any:
-        """Forward hook of a criterion that is a module."""
+    def after(self, criterion: Callable[..., Any], args: Any, loss: Any) -> Any:
+        """What a wrapped criterion returns; forward hook of one that is a module."""
         del criterion, args
         return self._family.weigh(loss)
 
@@ -189,7 +189,7 @@ class _Outputs:
             tensor, samples = split.join(tensor, mark)
             tensor = self._family.arrange(tensor, samples)
             self._keep(tensor, samples, mark, first_row)
-        elif self._has_both(tensor, mark.samples):
+        elif self._has_both(tensor, mark):
             _check_changed_alike(tensor, mark.samples)
             self._keep(tensor, mark.samples, mark)
         elif _is_flattened(tensor, mark):  # to tokens or pixels, which are then the samples
@@ -198,12 +198,12 @@ class _Outputs:
             self._others.append((tensor, mark.samples))
         return tensor
 
-    def _has_both(self, tensor: Tensor, samples: int) -> bool:
-        if tensor.dim() > 0 and tensor.shape[0] == 2 * samples:
-            return True
-        if tensor.dim() == 2 and _is_cut(tensor):  # as wide as both streams are long
+    def _has_both(self, tensor: Tensor, mark: Doubled) -> bool:
+        if all(size != 2 * mark.samples for size in tensor.shape):
             return False
-        return any(size == 2 * samples for size in tensor.shape)
+        if type(mark) is not Doubled or torch.compiler.is_compiling():
+            return True
+        return marks.pairs_of(tensor) is not None or mark.axis_of(tensor) is not None
 
     def _mark(self, tensor: Tensor) -> Mark | None:
         mark = None if torch.compiler.is_compiling() else marks.find(tensor)
@@ -332,7 +332,9 @@ def _axis(position: int, tensor: Tensor, number: int, origin: marks.Origin | Non
 def _is_flattened(tensor: Tensor, mark: Doubled) -> bool:
     """Whether the rows of an output were flattened with axes after them, and with none before."""
     rows = 2 * mark.samples
-    if torch.compiler.is_compiling() or mark.before or tensor.dim() == 0 or tensor.shape[0] % rows:
+    if torch.compiler.is_compiling() or mark.before or not mark.shown:
+        return False
+    if tensor.dim() == 0 or tensor.shape[0] % rows:
         return False
     return tensor.shape[0] > rows and set(marks.names_on_path(tensor)) <= _RESHAPES
 
@@ -398,4 +400,5 @@ class WrappedFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function makes of the outputs and the targets of both streams."""
-        return self._judge.call(self._function, args, kwargs)
+        loss = self._judge.call(self._function, args, kwargs)
+        return self._judge.after(self._function, args, loss)

@@ -182,7 +182,14 @@ class Entry:
             )
         axis = mark.axis_of(tensor, other=split.axis_of_stack(tensor)) if pairs is None else None
         before_axis = mark.before if axis is None else tuple(tensor.shape[:axis])
-        doubled = Doubled(mark.forward, mark.samples, origin=mark.origin, pairs=pairs, before=before_axis)
+        doubled = Doubled(
+            mark.forward,
+            mark.samples,
+            origin=mark.origin,
+            pairs=pairs,
+            before=before_axis,
+            shown=axis is not None or pairs is not None or mark.is_outermost_in(tensor),
+        )
         marks.put(tensor, doubled)
         if axis is None or not self._originals_alone:
             return tensor

@@ -32,7 +32,8 @@ def double(
     """The arguments of a model with its labels doubled, and how many these were; None if there are none.
 
     Raises:
-        ValueError: labels that may be another batch of inputs, or `[L, N]` as well as `[N, L]`.
+        ValueError: labels that may be another batch of inputs, or `[L, N]` as well as `[N, L]`; some that
+            have another number of entries than others.
     """
     given = by_place(args, kwargs)
     found = [key for key, value in given.items() if are(name_of(names, key)) and isinstance(value, _KINDS)]
@@ -43,6 +44,8 @@ def double(
     _check_no_inputs(all_labels, [value for key, value in given.items() if key not in found])
     if sequence_first:
         _check_not_square(all_labels)
+    else:
+        _check_counts_alike({str(name_of(names, key)): given[key] for key in found})
     for key in found:
         given[key] = _twice(given[key], name_of(names, key))
     for key, value in [*given.items()]:
@@ -62,6 +65,24 @@ def _check_no_inputs(found: Sequence[Any], others: Sequence[Any]) -> None:
                 "labels: expected them to differ from the inputs, got a target or label of shape "
                 f"{list(each.shape)} that may be a second batch of inputs; call the parameter otherwise, as "
                 "in forward(self, source, other), or attach(..., wrapped=False)"
+            )
+
+
+def _check_counts_alike(found: dict[str, Any]) -> None:
+    """Raise ValueError for labels of which some cannot have an entry for each sample."""
+    counts: dict[str, Any] = {}
+    for name, labels in found.items():
+        parts = {f"{name}[{key!r}]": each for key, each in labels.items()} if isinstance(labels, dict) else {}
+        for part, each in (parts or {name: labels}).items():
+            if isinstance(each, list) or (isinstance(each, Tensor) and each.dim() > 0):
+                counts[part] = _count(each)
+    first = next(iter(counts), "")
+    for name, count in counts.items():
+        if count != counts[first]:
+            raise ValueError(
+                f"labels: expected an entry for each sample in all of them, got {counts[first]} in {first} "
+                f"and {count} in {name}; call what is not of the samples otherwise, or compute the loss "
+                "outside of the model, in a wrapped criterion"
             )
 
 

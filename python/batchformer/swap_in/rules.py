@@ -36,7 +36,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor, nn
 
-from batchformer.targets import twice
+from batchformer.targets import twice, with_values
 
 Name: TypeAlias = str | int | None  # of a parameter or key, else its position
 
@@ -227,10 +227,7 @@ def map_inside(value: Any, function: Callable[[Any, Name], Any]) -> Any:
         items = {key: function(each, key) for key, each in value.items()}
         if all(new is value[key] for key, new in items.items()):
             return value
-        mapped = copy.copy(value)
-        for key, new in items.items():
-            mapped[key] = new
-        return mapped
+        return with_values(value, items)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         new_fields = {key: function(each, key) for key, each in fields.items()}
