@@ -124,6 +124,13 @@ def test_an_axis_is_followed_through_what_turns_joins_and_parts_axes(turn):
     assert mark.axis_of(function(x)) == axis
 
 
+def test_an_empty_batch_has_the_axis_that_is_empty():
+    x = torch.randn(0, 8, requires_grad=True).tanh()
+    mark = marks.Doubled(None, 0)
+    marks.put_by_history(x, mark)
+    assert mark.axis_of(nn.Linear(8, 3)(x)) == 0
+
+
 def test_batches_of_which_the_history_does_not_show_the_axis_are_refused():
     x = torch.randn(8, 8, 8, requires_grad=True).tanh()
     mark = marks.Doubled(None, 4)

@@ -36,6 +36,8 @@ def followed(way: Sequence[Output], axis: int) -> tuple[int, int] | None:
 
 def followed_part(way: Sequence[Output], before: int, size: int) -> tuple[int, int] | None:
     """As :func:`followed`, of an axis that may be joined with others in the tensor that a way begins at."""
+    if before * size == 0:  # every axis has all of no entries
+        return None
     for (node, number), source in itertools.pairwise(way):
         given, taken = shape_of((node, number)), shape_of(source)
         sources = _axes_of_input(node, given, taken)
