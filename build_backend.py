@@ -204,9 +204,10 @@ def _check_tools() -> None:
             "batchformer needs a CPython with the GIL: its extension is one for all versions (abi3), which "
             "free-threaded ones do not load"
         )
+    compiler = (os.environ.get("CXX", "").split() or ["c++"])[0]
     for tool, remedy in {
         "cargo": "install Rust, https://rustup.rs",
-        (os.environ.get("CXX", "").split() or ["c++"])[0]: "install one (Debian: apt install g++), or name it in CXX",
+        compiler: "install one (Debian: apt install g++), or name it in CXX",
     }.items():
         if shutil.which(tool) is None:
             raise SystemExit(

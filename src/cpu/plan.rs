@@ -121,7 +121,7 @@ mod tests {
                     many.tile.map(|tile| tile * shape[0] as usize % many.norm_rows),
                     Some(0)
                 );
-                let units = many.gathered % many.unit == 0;
+                let units = many.gathered.is_multiple_of(many.unit);
                 assert!(units || many.gathered == shape[1] as usize, "{shape:?} {threads}");
             }
         }

@@ -31,7 +31,7 @@ pub fn contiguous(tensor: &Tensor) -> Result<Tensor, TchError> {
 
 /// The same at an address that is aligned for its dtype: `torch.frombuffer` takes any offset.
 fn aligned(tensor: Tensor) -> Result<Tensor, TchError> {
-    if tensor.data_ptr() as usize % tensor.f_kind()?.elt_size_in_bytes() == 0 {
+    if (tensor.data_ptr() as usize).is_multiple_of(tensor.f_kind()?.elt_size_in_bytes()) {
         return Ok(tensor);
     }
     let mut copy =

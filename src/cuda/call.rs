@@ -102,7 +102,7 @@ impl<'a> CudaCall<'a> {
 ///
 /// Nearly all are: libtorch's dispatcher, asked for each, would take the host as long as some launches.
 pub fn aligned(tensor: &Tensor) -> Result<Tensor> {
-    let is_aligned = |tensor: &Tensor| tensor.data_ptr() as usize % 16 == 0;
+    let is_aligned = |tensor: &Tensor| (tensor.data_ptr() as usize).is_multiple_of(16);
     if tensor.is_contiguous() && is_aligned(tensor) {
         return Ok(tensor.shallow_clone());
     }

@@ -27,7 +27,7 @@ pub const KEYS: usize = 128;
 const LARGE: f64 = 32.0;
 /// Lanes come in multiples of this, for every instruction set.
 pub const LANE_STEP: usize = MOST_LANES;
-const _: () = assert!(QUERIES % LANE_STEP == 0);
+const _: () = assert!(QUERIES.is_multiple_of(LANE_STEP));
 
 /// The inputs of both forward and backward, for one head.
 #[derive(Clone, Copy)]

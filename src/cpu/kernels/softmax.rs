@@ -60,7 +60,7 @@ impl<'a, T: Real> DropoutFactors<'a, T> {
             elements[lane] =
                 pairs.element + position * pairs.position_step + query * pairs.query_step;
         }
-        let aligned = (pairs.element | pairs.query_step | pairs.position_step) % 4 == 0;
+        let aligned = (pairs.element | pairs.query_step | pairs.position_step).is_multiple_of(4);
         Self { mask, pairs, elements, words: [0; LANES], aligned }
     }
 
@@ -69,7 +69,7 @@ impl<'a, T: Real> DropoutFactors<'a, T> {
     fn of_key(&mut self, key: usize, factors: &mut [T]) {
         let key = (key % self.pairs.keys) as u64;
         let factors = &mut factors[..LANES];
-        if !self.aligned || key % 4 == 0 {
+        if !self.aligned || key.is_multiple_of(4) {
             for lane in 0..LANES {
                 self.words[lane] = self.mask.word(self.elements[lane].wrapping_add(key) / 4);
             }

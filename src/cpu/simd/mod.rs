@@ -136,7 +136,7 @@ const fn largest(sizes: &[usize]) -> usize {
 pub const fn divide_all(sizes: &[usize], multiple: usize) -> bool {
     let mut i = 0;
     while i < sizes.len() {
-        if multiple % sizes[i] != 0 {
+        if !multiple.is_multiple_of(sizes[i]) {
             return false;
         }
         i += 1;
