@@ -227,7 +227,7 @@ fn check_dtypes(x: &Tensor, params: &Params<Tensor>) -> Result<(), LayerError> {
     let linear_kind = params.in_proj.weight.f_kind()?;
     let half = matches!(linear_kind, Kind::Half | Kind::BFloat16);
     if half && x_kind == Kind::Float {
-        // From autocast alone: `batchformer.ops.encoder_layer` refuses it elsewhere.
+        // From autocast alone: the module refuses it elsewhere.
         check_dtype("norm1_weight", &params.norm1.weight, "x", Kind::Float)?;
     }
     let autocast = half

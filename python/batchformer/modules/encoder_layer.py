@@ -117,6 +117,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         parameters = self._parameters_or_reason(src, src_mask, src_key_padding_mask, is_causal)
         if isinstance(parameters, str):
             return self._forward_of_torch(src, src_mask, src_key_padding_mask, is_causal)
+        _refuse_what_autocast_gives(src, parameters.in_proj_weight)
         config = self._config()
         if src.dim() == 3:
             return ops.encoder_layer(src, parameters, config, recompute=self.recompute)
@@ -165,6 +166,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         """Output of the layer for src `[S, B, C]` alone, after attending to all that `keys` names."""
         attention = self._inside()["self_attn"]
         parameters = self._parameters_or_reason(src, None, None, is_causal=False)
+        if not isinstance(parameters, str):
+            _refuse_what_autocast_gives(src, parameters.in_proj_weight)
         if are_of_own_samples_alone(keys) and not isinstance(parameters, str):
             weight, bias = in_proj(attention, uniform=keys.uniform)
             parameters = parameters._replace(in_proj_weight=weight, in_proj_bias=bias)
@@ -256,3 +259,14 @@ def _tensor(module: nn.Module, name: str) -> Any:
 
 def _probability(dropout: nn.Dropout) -> float:
     return dropout.p if dropout.training else 0.0
+
+
+def _refuse_what_autocast_gives(src: Tensor, weight: Tensor) -> None:
+    """Raise ValueError for float32 with weights in half precision, which the op takes, outside autocast."""
+    if (
+        weight.dtype in (torch.float16, torch.bfloat16)
+        and src.dtype == torch.float32
+        and not torch.is_autocast_enabled(src.device.type)
+    ):
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise ValueError(f"x: expected dtype {dtype} as in_proj_weight has, got float32")

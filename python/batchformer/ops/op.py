@@ -26,7 +26,6 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LARGEST_SEED = 2**63 - 1
 # Of SplitMix64, whose finaliser makes unrelated states of seeds that differ in any bit.
 _ODD = 0x9E37_79B9_7F4A_7C15
-_HALF = (torch.float16, torch.bfloat16)
 _NOTHING = (False,) * NEEDS_COUNT
 _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(torch._C.DispatchKey.AutocastCUDA)
 
@@ -65,7 +64,6 @@ def encoder_layer(
 
     Source: Vaswani et al., "Attention is all you need" (2017); pre-norm: Xiong et al. (2020).
     """
-    _refuse_what_autocast_gives(x, parameters.in_proj_weight)
     seed = None
     if any(p > 0 for p in config.dropout):
         seed = torch.randint(_LARGEST_SEED, (), dtype=torch.int64, device=x.device)
@@ -78,18 +76,6 @@ def encoder_layer(
     if nobody_watches((*inputs, key_count)):
         return _differentiable(_forward_core, inputs, call)[0]
     return _forward_op(inputs, call)[0]
-
-
-def _refuse_what_autocast_gives(x: Any, weight: Any) -> None:
-    """Raise ValueError for float32 with weights in half precision, which the core takes, outside autocast."""
-    dtype = getattr(weight, "dtype", None)
-    if (
-        dtype in _HALF
-        and getattr(x, "dtype", None) == torch.float32
-        and not torch.is_autocast_enabled(x.device.type)
-    ):
-        name = str(dtype).removeprefix("torch.")
-        raise ValueError(f"x: expected dtype {name} as in_proj_weight has, got float32")
 
 
 def mix(seed: Tensor, rank: int) -> Tensor:
