@@ -9,7 +9,7 @@ Node: TypeAlias = Any  # torch.autograd.graph.Node
 Output: TypeAlias = tuple[Node, int]  # which of the tensors that a node gave
 
 TURNS = ("TBackward0", "TransposeBackward0")
-_PRODUCTS = ("MmBackward0", "BmmBackward0")
+_OF_TWO_FACTORS = ("MmBackward0", "BmmBackward0")
 _ELSEWHERE = (0, 0)
 _LEAVE_OUT = ("SelectBackward0", "UnbindBackward0")
 _ANYHOW = ("AsStridedBackward0", "UnfoldBackward0", "RepeatBackward0", "Rot90Backward0")
@@ -58,7 +58,7 @@ def followed_part(way: Sequence[Output], before: int, size: int) -> tuple[int, i
 
 def _is_of_other_factor(node: Node, source: Output, axis: int) -> bool:
     """Whether an axis, counted from behind, of a product of matrices comes from its other factor."""
-    if node.name() not in _PRODUCTS:
+    if node.name() not in _OF_TWO_FACTORS:
         return False
     return axis == (-1 if node.next_functions[0][0] == source[0] else -2)
 

@@ -71,12 +71,12 @@ class Doubled(Mark):
             return None
         way = _way(tensor)
         if way:
-            batch, ends = self.batch_at_end_of(way), [followed(way, axis) for axis in axes]
-            found = [axis for axis, end in zip(axes, ends, strict=True) if end == batch]
+            batch, ends = self.batch_at_end_of(way), {axis: followed(way, axis) for axis in axes}
+            found = [axis for axis in axes if ends[axis] == batch]
             if len(found) == 1:
                 return found[0]
             if _KEY in way[-1][0].metadata:  # what is as long by chance comes from another axis
-                axes = [axis for axis, end in zip(axes, ends, strict=True) if end in (None, batch)]
+                axes = [axis for axis in axes if ends[axis] in (None, batch)]
         if len(axes) < 2:
             return axes[0] if axes else None
         if any(is_turned(node) for node, _ in way[:-1]):

@@ -225,7 +225,8 @@ impl<T: Real> BackwardCall<'_, T> {
         }
     }
 
-    /// Elements of a row of what is gathered for the gradients of the linears, as `backward_steps::GATHERED` counts it.
+    /// Elements of a row of what is gathered for the gradients of the linears, which `backward_steps::GATHERED`
+    /// counts.
     fn gathered_widths(&self) -> [usize; backward_steps::GATHERED] {
         let Self { layer, needs, .. } = *self;
         let (channels, feedforward) = (layer.channels(), layer.feedforward());

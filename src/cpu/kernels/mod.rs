@@ -1,4 +1,5 @@
-//! The loops over numbers; what `run` is given is compiled for every instruction set. Forward and backward of a piece stand together.
+//! The loops over numbers; what `run` is given is compiled for every instruction set. Forward and backward of a piece
+//! stand together.
 
 pub mod activation;
 pub mod attention;
