@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None, tables: Mapping[str, Table] = TABLE
         jobs = jobs_of(table, options)
         if not jobs:
             continue
-        results = Results(options.out, table)
+        results = Results(options.out, table, options.device)
         try:
             found = (
                 results.load_all(jobs)
@@ -44,8 +44,7 @@ def main(arguments: list[str] | None = None, tables: Mapping[str, Table] = TABLE
         if options.tune:
             show_tuning(table, found, console)
             continue
-        folder = options.out / table.name
-        report(table, found, folder / "quick" if options.quick else folder, console)
+        report(table, found, results.folder / "quick" if options.quick else results.folder, console)
         if len(found) < len(jobs):
             console.print(f"- {len(found)} of {len(jobs)} runs are on disk.", markup=False)
     return 0
@@ -55,18 +54,19 @@ def jobs_of(table: Table, options: Options) -> list[Job]:
     """The runs that are asked for, seed after seed, so that what is done after an interruption is paired."""
     systems, arms, seeds = options.systems_of(table), options.arms_of(table), options.seeds_of(table)
     if options.tune:
-        return grid_jobs(table, systems, seeds)
+        return grid_jobs(table, systems, seeds, options.device)
     size = QUICK if options.quick else FULL
+    common = {"size": size, "device": options.device}
     jobs = []
     for seed in seeds:
         jobs += [
-            Job(system, arm, seed, size)
+            Job(system, arm, seed, **common)
             for system in systems
             for arm in arms
             if (system, arm) not in table.without
         ]
         if options.converged and BASELINE in arms:
-            jobs += [Job(system, BASELINE, seed, size, lengthened=True) for system in systems]
+            jobs += [Job(system, BASELINE, seed, lengthened=True, **common) for system in systems]
     return jobs
 
 

@@ -16,7 +16,7 @@ from examples.glyphs.alphabet import FACES
 from examples.tables.arms import insert, wrap
 from examples.tables.letters import CLASSES, Images, batches, every_letter, one_of_each, predict, some_faces
 from examples.tables.network import convolution
-from examples.tables.optimization import ADAMW, Recipe, descend
+from examples.tables.optimization import ADAMW, Recipe, descend, device_of
 from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
@@ -51,7 +51,7 @@ def train(job: Job) -> Outcome:
     torch.manual_seed(job.seed)
     model = deit(chosen["width"], chosen["depth"], chosen["drop_path"])
     attachment = insert(model, job.arm, after=chosen["after"])
-    fit(model, attachment, training, chosen, job.seed)
+    fit(model.to(job.device), attachment, training, chosen, job.seed)
 
     first, fifth = accuracy(predict(model, test.x), test.y, topk=(1, 5))
     metrics = {"top 1": first.item(), "top 5": fifth.item()}
@@ -105,7 +105,8 @@ def fit(
 
     criterion = wrap(attachment, smoothed)
     drawn = batches(images, chosen["steps"], chosen["batch_size"], seed)
-    descend(model, (criterion(model(x), y) for x, y in drawn), Recipe.of(chosen))
+    device = device_of(model)
+    descend(model, (criterion(model(x.to(device)), y.to(device)) for x, y in drawn), Recipe.of(chosen))
 
 
 TABLE = Table(

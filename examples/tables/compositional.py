@@ -78,9 +78,9 @@ def train(job: Job) -> Outcome:
     attachment = insert(model, job.arm, before="classifier")  # on the image features, before all else
 
     def seen_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(scores.masked_fill(unseen, -torch.inf), labels)
+        return F.cross_entropy(scores.masked_fill(unseen.to(scores.device), -torch.inf), labels)
 
-    fit(model, job.arm, attachment, seen_cross_entropy, images, Recipe.of(chosen), job.seed)
+    fit(model.to(job.device), job.arm, attachment, seen_cross_entropy, images, Recipe.of(chosen), job.seed)
 
     test = every_letter(job.seed, "test", chosen["tested"])
     metrics = columns(predict(model, test.x), test.y, unseen)

@@ -15,7 +15,7 @@ from examples.tables.arms import insert
 from examples.tables.draws import generator, shuffled
 from examples.tables.letters import channels_last, every_letter, one_of_each, predict, some_faces
 from examples.tables.moco import MoCoV2, MoCoV3
-from examples.tables.optimization import Recipe, descend
+from examples.tables.optimization import Recipe, descend, device_of
 from examples.tables.probes import linear_accuracy, neighbour_accuracy
 from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
@@ -46,7 +46,8 @@ def train(job: Job) -> Outcome:
     torch.manual_seed(job.seed)
     model = SYSTEMS[job.system](**{name: chosen[name] for name in SYSTEMS[job.system].options})
     attachment = insert(model, job.arm, before=list(model.places), optional=list(model.places))
-    fit(model, attachment, unlabelled(chosen["images"], generator(job.seed, "unlabelled")), chosen, job.seed)
+    images = unlabelled(chosen["images"], generator(job.seed, "unlabelled"))
+    fit(model.to(job.device), attachment, images, chosen, job.seed)
 
     faces = some_faces(chosen["faces"])
     labelled, test = (
@@ -74,10 +75,12 @@ def fit(
     if attachment is not None:
         attachment.wrap(model.criterion, targets=[])
 
+    device = device_of(model)
+
     def losses() -> Iterator[Tensor]:
         for step, (first, second) in enumerate(pairs(images, chosen["steps"], chosen["batch_size"], seed)):
             model.move_keys(step / chosen["steps"])
-            yield model.loss(first, second)
+            yield model.loss(first.to(device), second.to(device))
 
     descend(model, losses(), Recipe.of(chosen))
 

@@ -52,7 +52,7 @@ def train(job: Job) -> Outcome:
     torch.manual_seed(job.seed)
     model = detector(SYSTEMS[job.system], **{name: chosen[name] for name in WEIGHTS})
     attachment = insert(model, job.arm)
-    fit(model, training, targets(training), Recipe.of(chosen), job.seed)
+    fit(model.to(job.device), training, targets(training), Recipe.of(chosen), job.seed)
 
     metrics = average_precision(
         predictions(model, test), [{"boxes": s.boxes, "labels": s.labels} for s in test.found]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from examples.glyphs.scenes import Scenes, scenes
 from examples.tables.draws import generator, shuffled
-from examples.tables.optimization import Recipe, descend
+from examples.tables.optimization import Recipe, descend, device_of
 
 WIDTH = 64
 RELATED = 16  # images of the batch whose attention is measured
@@ -95,6 +95,8 @@ def fit(
     """
     if frozen is not None:
         frozen.requires_grad_(False)
+    images = scenes.images.to(device_of(model))
+    targets = [{name: value.to(images.device) for name, value in each.items()} for each in targets]
 
     def losses() -> Iterator[Tensor]:
         if frozen is not None:
@@ -102,7 +104,7 @@ def fit(
         order = shuffled(len(scenes), recipe.batch_size, generator(seed, "order"))
         for _ in range(recipe.steps):
             batch = next(order)
-            yield model(pixel_values=scenes.images[batch], labels=[targets[scene] for scene in batch]).loss
+            yield model(pixel_values=images[batch], labels=[targets[scene] for scene in batch]).loss
 
     descend(model, losses(), recipe)
 

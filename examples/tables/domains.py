@@ -24,7 +24,7 @@ from examples.tables.letters import (
     predict,
 )
 from examples.tables.network import ConvNet
-from examples.tables.optimization import CONSTANT, Recipe, descend
+from examples.tables.optimization import CONSTANT, Recipe, descend, device_of
 from examples.tables.relating import related
 from examples.tables.table import Job, Outcome, Table
 
@@ -85,7 +85,7 @@ def _without(family: str, job: Job, chosen: Mapping[str, Any]) -> tuple[float, f
     model = ConvNet(CLASSES).to(memory_format=torch.channels_last)
     attachment = insert(model, job.arm, before="classifier")  # samples of all families attend to one another
     average = Average(chosen["start"], chosen["statistics"]) if job.system == AVERAGED else None
-    model = trained(model, attachment, images, Recipe.of(chosen), job.seed, average)
+    model = trained(model.to(job.device), attachment, images, Recipe.of(chosen), job.seed, average)
 
     attended = related(getattr(model, "batchformer", None), one_of_each(test), job)
     return mean_accuracy(predict(model, test.x), test.y), attended.get("entropy")
@@ -102,10 +102,11 @@ def trained(
     """The trained model, or one with the average of its weights; in evaluation."""
     criterion = wrap(attachment, F.cross_entropy)
     averaged = AveragedModel(model)
+    device = device_of(model)
 
     def losses() -> Iterator[Tensor]:
         for step, (x, y) in enumerate(batches(images, recipe.steps, recipe.batch_size, seed)):
-            yield criterion(model(channels_last(x)), y)
+            yield criterion(model(channels_last(x).to(device)), y.to(device))
             if average is not None and step >= average.start * recipe.steps:  # after the step
                 averaged.update_parameters(model)
 
@@ -114,8 +115,8 @@ def trained(
         return model
     # The running statistics belong to other weights; no batch norm comes after BatchFormer.
     again = batches(images, average.statistics, recipe.batch_size, seed)
-    update_bn((channels_last(x) for x, _ in again), averaged.module.features)
-    return averaged.module.eval()
+    update_bn((channels_last(x).to(device) for x, _ in again), averaged.module.features)
+    return averaged.module.eval().cpu()
 
 
 TABLE = Table(

@@ -84,7 +84,7 @@ def train(job: Job) -> Outcome:
         contrastive = supervised_contrastive(embeddings, labels if labels.dim() == 1 else labels.argmax(1))
         return F.cross_entropy(logits, labels) + chosen["contrastive"] * contrastive
 
-    fit(model, job.arm, attachment, both_losses, images, Recipe.of(chosen), job.seed)
+    fit(model.to(job.device), job.arm, attachment, both_losses, images, Recipe.of(chosen), job.seed)
 
     def score(logits: Tensor, labels: Tensor) -> float:
         return columns(logits, labels, novel)["Harmonic mean"]
@@ -114,7 +114,7 @@ def supervised_contrastive(embeddings: Tensor, labels: Tensor) -> Tensor:
     An image that is the only one of its letter in the batch is no anchor. With a second stream there are no
     such images, as the two rows of each are positives of each other.
     """
-    apart = ~torch.eye(len(labels), dtype=torch.bool)
+    apart = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     similarities = embeddings @ embeddings.T / TEMPERATURE  # [N, N]
     log_probabilities = similarities - similarities.where(apart, -torch.inf).logsumexp(1, keepdim=True)
     positives = (labels[:, None] == labels) & apart

@@ -20,7 +20,7 @@ from examples.tables.long_tailed.measuring import CALIBRATED, CALIBRATED_COLUMNS
 from examples.tables.long_tailed.systems import balanced_softmax
 from examples.tables.network import ConvNet
 from examples.tables.optimization import DivergenceError
-from examples.tables.table import Job, Outcome, Table
+from examples.tables.table import CPU, Job, Outcome, Table
 
 ONE, TWO = SYSTEMS = ("one process", "two processes")
 REMEMBERED = {f"{BATCHFORMER}, {size} remembered": size for size in (8, 56, 248)}
@@ -101,6 +101,7 @@ TABLE = Table(
     systems=SYSTEMS,
     short=SYSTEMS[:1],
     short_seeds=1,
+    devices=(CPU,),  # its processes exchange samples by gloo
     columns=CALIBRATED_COLUMNS,
     primary=("All", CALIBRATED),
     arms=(*ARMS, *REMEMBERED, *GATHERED),

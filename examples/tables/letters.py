@@ -12,7 +12,7 @@ from examples.glyphs.instances import augment, instances
 from examples.glyphs.rendering import glyphs
 from examples.tables.arms import SOFTENED, softened, wrap
 from examples.tables.draws import generator, shuffled
-from examples.tables.optimization import Recipe, descend
+from examples.tables.optimization import Recipe, descend, device_of
 
 CLASSES = len(LATIN)  # 106
 
@@ -110,7 +110,8 @@ def minimise(
 ) -> None:
     """Train a model by the loss of images `[N, 1, 24, 24]` and labels `[N]`, and leave it in evaluation."""
     drawn = batches(images, recipe.steps, recipe.batch_size, seed)
-    descend(model, (loss(channels_last(x), y) for x, y in drawn), recipe)
+    device = device_of(model)
+    descend(model, (loss(channels_last(x).to(device), y.to(device)) for x, y in drawn), recipe)
 
 
 def channels_last(x: Tensor) -> Tensor:

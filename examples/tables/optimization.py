@@ -84,7 +84,7 @@ class Optimization:
 
 
 def descend(model: nn.Module, losses: Iterable[torch.Tensor], recipe: Recipe) -> None:
-    """Train a model, and leave it in evaluation.
+    """Train a model where it is, and leave it in evaluation, on the CPU.
 
     Args:
         model: what is trained.
@@ -95,7 +95,12 @@ def descend(model: nn.Module, losses: Iterable[torch.Tensor], recipe: Recipe) ->
     optimization = Optimization(model, recipe)
     for loss in losses:
         optimization.step(loss)
-    model.eval()
+    model.eval().cpu()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the weights of a model are."""
+    return next(model.parameters()).device
 
 
 def learning_rate_factor(step: int, steps: int, schedule: str = COSINE) -> float:

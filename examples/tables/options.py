@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.tables.table import TUNING_SEEDS, Table
+import torch
+
+from examples.tables.table import CPU, CUDA, TUNING_SEEDS, Table
 
 ALL = "all"
 QUICK_SEEDS = 2
@@ -23,6 +25,7 @@ class Options:
     systems: tuple[str, ...]  # empty: all of a table, or those of its short form
     arms: tuple[str, ...]  # empty: all of a table
     workers: int
+    device: str
     out: Path
     quick: bool
     short: bool
@@ -68,6 +71,7 @@ def parse(tables: Mapping[str, Table], arguments: list[str] | None = None) -> Op
         systems=tuple(given.system),
         arms=tuple(given.arm),
         workers=given.workers,
+        device=given.device,
         out=given.out,
         quick=given.quick,
         short=given.short,
@@ -79,6 +83,7 @@ def parse(tables: Mapping[str, Table], arguments: list[str] | None = None) -> Op
         report=given.report,
     )
     _check_seeds(parser, options)
+    _check_device(parser, options)
     _make_folder(parser, given.out)
     return options
 
@@ -140,6 +145,15 @@ def _check_seeds(parser: argparse.ArgumentParser, options: Options) -> None:
         )
 
 
+def _check_device(parser: argparse.ArgumentParser, options: Options) -> None:
+    """Refuse a device that a table cannot train on, or that this machine lacks."""
+    for table in options.tables:
+        if options.device not in table.devices:
+            parser.error(f"--device: {table.name}: trains on {', '.join(table.devices)} alone")
+    if options.device == CUDA and not options.report and not torch.cuda.is_available():
+        parser.error("--device: cuda: torch sees no CUDA device")
+
+
 def _make_parser(tables: Iterable[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m examples.tables",
@@ -158,6 +172,12 @@ def _make_parser(tables: Iterable[str]) -> argparse.ArgumentParser:
         type=at_least(1),
         default=os.cpu_count() or 1,
         help="runs at a time (default: one a core)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=(CPU, CUDA),
+        default=CPU,
+        help="where models are trained; cuda has results of its own, in OUT/cuda (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, default=Path("results/tables"), help="(default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a few steps: a try, numbers without meaning")

@@ -15,7 +15,7 @@ from examples.tables.report import NONE, difference_text, mean_text
 from examples.tables.results import Result, Results
 from examples.tables.sentences import p_value, sentences
 from examples.tables.summary import Summary, numbers, summarise
-from examples.tables.table import Table
+from examples.tables.table import CPU, Table
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -88,7 +88,8 @@ def take_over(source: Path, folder: Path, tables: Iterable[Table]) -> list[Table
 
     A table that takes hours may be computed one system at a time, with changes to the code of other systems
     in between. So a system without new results keeps its old ones if their settings are still the table's; a
-    system with new results keeps only old ones of the same code and versions. The page names all commits.
+    system with new results keeps only old ones of the same code, versions and device. The page names all
+    commits.
     """
     taken = []
     for table in tables:
@@ -97,9 +98,14 @@ def take_over(source: Path, folder: Path, tables: Iterable[Table]) -> list[Table
         if found:
             folder.mkdir(parents=True, exist_ok=True)
             path = record_path(folder, table)
-            anew = {result.job.system for result in found}
+            anew = {result.job.system: result.job.device for result in found}
             before = read_record(path) if path.exists() else []
-            kept = [each for each in before if results.fits(each, also_code=each.job.system in anew)]
+            kept = [
+                each
+                for each in before
+                if results.fits(each, also_code=each.job.system in anew)
+                and each.job.device == anew.get(each.job.system, each.job.device)
+            ]
             merged = {result.job: result for result in kept + found}
             write_record(path, as_document(table, sorted(merged.values(), key=lambda each: each.job.seed)))
             taken.append(table)
@@ -158,6 +164,8 @@ def section(summary: Summary, results: Sequence[Result], folder: Path) -> str:
     said = sentences(summary)
     missing = [system for system in table.systems if system not in summary.systems]
     said += [f"Not computed yet for this page: {'; '.join(missing)}."] * bool(missing)
+    elsewhere = dict.fromkeys(result.job.system for result in results if result.job.device != CPU)
+    said += [f"Trained on a GPU: {'; '.join(elsewhere)}."] * bool(elsewhere)
     blocks.append("\n".join(f"- {sentence}" for sentence in said))
     picture = draw_differences(folder / f"{table.name}.png", summary)
     if picture:

@@ -57,12 +57,12 @@ def train(job: Job) -> Outcome:
     attachment = insert(model.detr, job.arm)
     recipe = Recipe.of(chosen)
     found = [targets(scene) for scene in training.found]
-    fit(model.detr, training, found, recipe, job.seed)
+    fit(model.detr.to(job.device), training, found, recipe, job.seed)
     attended = related(attachment, {"pixel_values": test.images[:RELATED]}, job)
     if attachment is not None:
         attachment.remove()
     of_head = replace(recipe, **{name: chosen[f"{name}_of_head"] for name in HEAD_FOR_MASKS})
-    fit(model, training, found, of_head, job.seed, frozen=model.detr)
+    fit(model.to(job.device), training, found, of_head, job.seed, frozen=model.detr)
 
     segments = torch.stack([segmentation(scene) for scene in test.found])
     metrics = panoptic_quality(predictions(model, test), segments, THINGS, GROUNDS)

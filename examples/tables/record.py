@@ -10,6 +10,7 @@ from examples.tables.results import Result
 from examples.tables.table import Job, Outcome, Table
 
 UNIT = 1e-5  # relations are whole multiples of it in a file
+OF_JOB = ("system", "arm", "seed", "size", "lengthened", "device")
 
 
 def as_document(table: Table, results: Sequence[Result]) -> dict[str, Any]:
@@ -19,11 +20,7 @@ def as_document(table: Table, results: Sequence[Result]) -> dict[str, Any]:
     origins: list[dict[str, Any]] = []
     runs = [
         {
-            "system": result.job.system,
-            "arm": result.job.arm,
-            "seed": result.job.seed,
-            "size": result.job.size,
-            "lengthened": result.job.lengthened,
+            **{name: getattr(result.job, name) for name in OF_JOB},
             "metrics": dict(result.outcome.metrics),
             "entropy": result.outcome.entropy,
             "diverged": result.outcome.diverged,
@@ -74,7 +71,7 @@ def read_record(path: Path) -> list[Result]:
         origin = document["origins"][run["origin"]]
         results.append(
             Result(
-                Job(run["system"], run["arm"], run["seed"], run["size"], run["lengthened"]),
+                Job(**{name: run[name] for name in OF_JOB if name in run}),
                 Outcome(run["metrics"], run["entropy"], diverged=run["diverged"]),
                 run["seconds"],
                 document["settings"][run["settings"]],

@@ -18,7 +18,7 @@ import torch
 import batchformer as bf
 from batchformer.hardware import processor
 from examples.tables.code import digest
-from examples.tables.table import Job, Outcome, Table
+from examples.tables.table import CPU, CUDA, Job, Outcome, Table
 
 PACKAGES = ("lightly", "matplotlib", "numpy", "pillow", "scikit-learn", "timm", "torchvision", "transformers")
 
@@ -36,10 +36,10 @@ class Result:
 
 
 class Results:
-    """The results of one table, in a folder of its own under `root`."""
+    """The results of one table and device, in a folder of its own under `root`."""
 
-    def __init__(self, root: Path, table: Table) -> None:
-        self._folder = root / table.name
+    def __init__(self, root: Path, table: Table, device: str = CPU) -> None:
+        self.folder = (root if device == CPU else root / device) / table.name
         self._table = table
 
     def load(self, job: Job) -> Result | None:
@@ -53,7 +53,7 @@ class Results:
         """Write the result of a job, whole or not at all; a metric that is not finite becomes None."""
         metrics = {name: _known(value) for name, value in outcome.metrics.items()}
         outcome = replace(outcome, metrics=metrics, entropy=_known(outcome.entropy))
-        result = Result(job, outcome, round(seconds, 2), self._settings(job), versions(), origin())
+        result = Result(job, outcome, round(seconds, 2), self._settings(job), versions(), origin(job.device))
         document = {
             "job": asdict(job),
             "settings": result.settings,
@@ -76,7 +76,7 @@ class Results:
     def at_full_length(self) -> list[Result]:
         """All results with the table's own settings, from any command but --quick."""
         found = []
-        for path in sorted(self._folder.glob("*/*.json")):
+        for path in sorted(self.folder.glob("*/*.json")):
             stored = json.loads(path.read_text(encoding="utf-8"))
             if "job" not in stored or stored["job"].pop("changes"):
                 continue
@@ -101,13 +101,15 @@ class Results:
 
     def _settings(self, job: Job) -> dict[str, Any]:
         settings = dict(self._table.settings(job)) | {"code": digest(self._table.module)}
+        if job.device != CPU:
+            settings["device"] = job.device
         return json.loads(json.dumps(settings))  # tuples are lists in a file
 
     def _path(self, job: Job) -> Path:
         words = [job.arm, str(job.seed)]
         words += [f"{name}={value}" for name, value in job.changes]
         words += ["twice"] * job.lengthened + ["quick"] * job.quick
-        return self._folder / job.system / ("-".join(words).replace("/", "_") + ".json")
+        return self.folder / job.system / ("-".join(words).replace("/", "_") + ".json")
 
 
 def versions() -> dict[str, str]:
@@ -126,11 +128,11 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def origin() -> dict[str, str]:
+def origin(device: str = CPU) -> dict[str, str]:
     """When, on which machine and from which commit this process computes."""
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "processor": processor(),
+        "processor": torch.cuda.get_device_name() if device == CUDA else processor(),
         "cores": str(os.cpu_count()),
         "commit": _commit(),
     }

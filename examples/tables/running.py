@@ -2,9 +2,11 @@
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
@@ -19,11 +21,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from threadpoolctl import threadpool_limits
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from examples.tables.lifetime import end_after
 from examples.tables.optimization import DivergenceError
 from examples.tables.results import Result, Results
-from examples.tables.table import Job, Outcome, Table
+from examples.tables.table import CPU, Job, Outcome, Table
 
 
 def run_all(
@@ -125,10 +128,35 @@ def _one_thread() -> None:
     threadpool_limits(1)  # for NumPy's products, and scikit-learn's
 
 
+@contextlib.contextmanager
+def _reproducible(device: str) -> Iterator[None]:
+    """Within, a GPU sums in the same order in each run, where torch has a way to."""
+    if device == CPU:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        # While torch only warns, its fused attention takes the algorithm that is not deterministic.
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")
+            warnings.filterwarnings(
+                "ignore", "Attempting to run cuBLAS, but there was no current CUDA context"
+            )
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
 def _train(table: Table, job: Job) -> tuple[Outcome, float]:
     started = time.perf_counter()
     try:
-        outcome = table.train(job)
+        with _reproducible(job.device):
+            outcome = table.train(job)
     except DivergenceError as error:  # a result, too: other runs go on, and this one would diverge again
         outcome = Outcome(dict.fromkeys(table.columns), diverged=str(error))
     return outcome, time.perf_counter() - started

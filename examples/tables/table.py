@@ -8,6 +8,7 @@ from typing import Any
 from examples.tables.arms import ARMS, BASELINE, BATCHFORMER, UNIFORM
 
 FULL, QUICK = "full", "quick"
+CPU, CUDA = "cpu", "cuda"
 TUNING_SEEDS = 100  # the first seed of those that baselines were tuned on; tables count from 0
 
 
@@ -21,6 +22,7 @@ class Job:
     size: str = FULL  # QUICK shows that everything runs; its numbers mean nothing
     lengthened: bool = False  # twice the steps, to see whether the baseline has converged
     changes: tuple[tuple[str, Any], ...] = ()  # settings other than the table's, for tuning
+    device: str = CPU  # of the training; images are drawn, and models begin and are judged, on the CPU
 
     @property
     def quick(self) -> bool:
@@ -76,6 +78,7 @@ class Table:
     seeds: int = 6
     short: tuple[str, ...] = ()  # the systems of --short; all if there are none
     short_seeds: int = 2
+    devices: tuple[str, ...] = (CPU, CUDA)  # that its runs can train on
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # settings tried in tuning the baseline
 
     @property

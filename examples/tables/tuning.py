@@ -13,12 +13,12 @@ from scipy import stats
 
 from examples.tables.arms import BASELINE
 from examples.tables.results import Result
-from examples.tables.table import Job, Table
+from examples.tables.table import CPU, Job, Table
 
 Changes = tuple[tuple[str, Any], ...]
 
 
-def grid_jobs(table: Table, systems: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+def grid_jobs(table: Table, systems: Sequence[str], seeds: Sequence[int], device: str = CPU) -> list[Job]:
     """A run for each point of the grid, system and seed; none if the table has no grid."""
     if not table.grid:
         return []
@@ -26,7 +26,7 @@ def grid_jobs(table: Table, systems: Sequence[str], seeds: Sequence[int]) -> lis
         tuple(zip(table.grid, values, strict=True)) for values in itertools.product(*table.grid.values())
     ]
     return [
-        Job(system, BASELINE, seed, changes=changes)
+        Job(system, BASELINE, seed, changes=changes, device=device)
         for seed in seeds
         for system in systems
         for changes in points

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from examples.tables.__main__ import INTERRUPTED, jobs_of, main
 from examples.tables.catalogue import TABLES
@@ -19,7 +20,15 @@ from examples.tables.table import QUICK, TUNING_SEEDS
 from table_cases import TABLE, jobs, named, train
 
 ROOT = Path(__file__).parents[2]
-OTHER = replace(TABLE, name="other", systems=("Third system",), short=(), grid={}, arms=TABLE.arms[:4])
+OTHER = replace(
+    TABLE,
+    name="other",
+    systems=("Third system",),
+    short=(),
+    grid={},
+    arms=TABLE.arms[:4],
+    devices=("cpu",),
+)
 
 
 def planned(*arguments, table=TABLE, folder):
@@ -99,6 +108,8 @@ def test_tuning_is_the_grid_of_the_baseline_on_seeds_of_its_own(tmp_path):
         (["other", "--tune"], "--tune: other: no settings to try"),
         (["made_up", "--quick", "--short"], "--quick, --short: expected one of the two, got both"),
         (["made_up", "--quick", "--converged"], "--converged: a few steps, twice as many, say nothing"),
+        (["made_up", "--device", "tpu"], "--device: invalid choice: 'tpu'"),
+        (["other", "made_up", "--device", "cuda"], "--device: other: trains on cpu alone"),
         (["made_up", "--out", __file__], "--out: cannot make the folder"),
         ([], "the following arguments are required: TABLE"),
     ],
@@ -112,6 +123,35 @@ def test_a_bad_option_is_refused_with_a_sentence_before_anything_is_computed(
     assert stopped.value.code == 2
     assert sentence in capsys.readouterr().err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = ["made_up", "--device", "cuda", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main(asked, named(replace(TABLE, train=pytest.fail)))
+    assert "--device: cuda: torch sees no CUDA device" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert main([*asked, "--report"], named(TABLE)) == 0  # computes nothing
+
+
+def test_runs_of_a_gpu_are_others_than_those_of_the_cpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "graphics card")
+    asked = ["made_up", "--seeds", "1", "--workers", "1", "--out", str(tmp_path)]
+    seen = []
+    table = replace(TABLE, train=lambda job: seen.append(job.device) or train(job))
+    for device, count in (("cuda", 12), ("cpu", 24), ("cuda", 24)):  # the last time all are there
+        assert main([*asked, "--device", device], named(table)) == 0
+        assert len(seen) == count
+    assert seen == ["cuda"] * 12 + ["cpu"] * 12
+    of_gpu, of_cpu = (Results(tmp_path, table, device).at_full_length() for device in ("cuda", "cpu"))
+    assert {result.job.device for result in of_gpu} == {"cuda"}
+    assert {result.origin["processor"] for result in of_gpu} == {"graphics card"}
+    assert {result.settings["device"] for result in of_gpu} == {"cuda"}
+    assert {result.job.device for result in of_cpu} == {"cpu"}
+    assert not any("device" in result.settings for result in of_cpu)
+    assert (tmp_path / "cuda" / "made_up" / "means.csv").exists()
 
 
 def test_all_tables_are_run_and_reported(tmp_path, capsys):

@@ -186,7 +186,7 @@ def test_relations_are_drawn_from_before_and_after_training(monkeypatch, tmp_pat
 def write_page(tmp_path, monkeypatch):
     """The page of results that commands have left."""
     monkeypatch.setattr(stored, "versions", lambda: VERSIONS)
-    monkeypatch.setattr(stored, "origin", lambda: ORIGIN)
+    monkeypatch.setattr(stored, "origin", lambda _device: ORIGIN)
 
     def write(runs):
         left = stored.Results(tmp_path / "results", TABLE)
@@ -223,6 +223,20 @@ def test_runs_of_other_versions_stay_if_their_system_has_no_new_ones(tmp_path, w
     assert {run.job.seed for run in kept if run.job.system == first} == {0, 1, 2}
     assert {run.job.seed for run in kept if run.job.system == second} == {3}
     assert "| torch | 1.0, 2.0 |" in text
+
+
+def test_a_system_has_runs_of_one_device_alone(tmp_path, write_page):
+    first, second = TABLE.systems
+    write_page(results())
+    shutil.rmtree(tmp_path / "results")
+    of_gpu = [replace(run, job=replace(run.job, device="cuda")) for run in results(range(3))]
+    text = write_page([run for run in of_gpu if run.job.system == second])
+    assert f"- Trained on a GPU: {second}." in text
+    kept = read_record(tmp_path / "tables" / f"{TABLE.name}.json")
+    of = {system: [run for run in kept if run.job.system == system] for system in TABLE.systems}
+    assert [{run.job.device for run in of[system]} for system in (first, second)] == [{"cpu"}, {"cuda"}]
+    assert {run.job.seed for run in of[second]} == {0, 1, 2}
+    assert all(run.settings["device"] == "cuda" for run in of[second])
 
 
 def test_runs_of_other_settings_do_not_stay(tmp_path, write_page):

@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from rich.console import Console
 
 from examples.tables import long_tailed, results, running
 from examples.tables.arms import BATCHFORMER, SOFTENED
@@ -15,12 +14,6 @@ from examples.tables.table import QUICK, Job, Outcome
 from table_cases import TABLE, jobs, train
 
 JOB = Job(TABLE.systems[0], BATCHFORMER, 0)
-
-
-@pytest.fixture
-def quiet(tmp_path):
-    with (tmp_path / "printed").open("w") as file:
-        yield Console(file=file)
 
 
 def files(folder):

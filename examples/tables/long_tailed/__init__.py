@@ -24,7 +24,7 @@ from examples.tables.long_tailed.systems import (
     parametric_contrast,
 )
 from examples.tables.network import ConvNet
-from examples.tables.optimization import Recipe
+from examples.tables.optimization import Recipe, device_of
 from examples.tables.relating import related, untrained
 from examples.tables.table import Job, Outcome, Table
 
@@ -77,12 +77,13 @@ def train(job: Job) -> Outcome:
     """One run."""
     chosen = settings(job)
     images, counts = long_tailed_letters(job.seed, chosen["most"], chosen["imbalance"])
-    log_prior = (counts / counts.sum()).log()  # [K]
+    log_prior = (counts / counts.sum()).log().to(job.device)  # [K]
     torch.manual_seed(job.seed)
     model = MADE[job.system]().to(memory_format=torch.channels_last)
     attachment = insert(model, job.arm, **PLACES[job.system])
     shown = one_of_each(every_letter(job.seed, "relations", 1))
     before = untrained(attachment, shown, job)
+    model = model.to(job.device)
     if job.system == PACO:
         _fit_paco(model, attachment, log_prior, images, Recipe.of(chosen), job.seed)
     else:
@@ -106,12 +107,13 @@ def _fit_paco(
     """Train PaCo, whose loss takes two views and the keys of earlier steps, and leave it in evaluation."""
     criterion = wrap(attachment, parametric_contrast(log_prior))
     draws = generator(seed, "other view")
-    queue, queue_labels = torch.zeros(QUEUE, 64), torch.full((QUEUE,), -1)
+    device = device_of(model)
+    queue, queue_labels = torch.zeros(QUEUE, 64, device=device), torch.full((QUEUE,), -1, device=device)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         nonlocal queue, queue_labels
         model.follow()
-        logits, queries, keys = model(x, augment(x, draws))
+        logits, queries, keys = model(x, augment(x.cpu(), draws).to(device))
         value = criterion(logits, queries, keys, y, queue, queue_labels)
         queue = torch.cat([keys[: len(y)].detach(), queue])[:QUEUE]  # keys of the originals
         queue_labels = torch.cat([y, queue_labels])[:QUEUE]

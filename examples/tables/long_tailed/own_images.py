@@ -169,6 +169,7 @@ def _train(source: Digits | Listed, training: Training, job: Job) -> Outcome:
     drawn = data.train_batches(chosen["steps"], chosen["batch_size"])
     losses = (criterion(model(x.to(training.device)), y.to(training.device)) for x, y in drawn)
     descend(model, losses, Recipe.of(chosen | {"learning_rate": LEARNING_RATE}))
+    model.to(training.device)  # the test set may be large
     test = _predict(model, data.test_batches(), training.device)
     metrics = group_columns(accuracy_of_classes(*test), data.groups)
     if source.validated:
