@@ -220,6 +220,7 @@ class Ride(nn.Module):
     def __init__(self, width: int = WIDTH, *, returns_feat: bool = True) -> None:
         super().__init__()
         self.backbone = nn.Module()
+        self.backbone.num_experts = 3
         self.backbone.linears = nn.ModuleList(NormedLinear(width, CLASSES) for _ in range(3))
         self.backbone.stem = nn.Linear(8, width)
         self.returns_feat = returns_feat

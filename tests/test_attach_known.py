@@ -37,6 +37,14 @@ def test_a_wrong_name_is_answered_with_the_nearest_and_with_what_the_model_is():
         bf.attach(ResNet(BasicBlock, [1, 1, 1, 1]), "balanced")
 
 
+def test_a_list_of_layers_called_linears_does_not_make_a_ride():
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.linears = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+    with refused(ValueError, saying="expected one of a known family"):
+        bf.attach(model)
+
+
 def test_an_attachment_says_what_it_is():
     model = timm.create_model("vit_tiny_patch16_224", embed_dim=48, depth=9, num_classes=5)
     said = repr(bf.attach(model, nhead=4, outputs="originals"))

@@ -20,14 +20,16 @@ class Ride(Family):
     """
 
     names = ("ride",)
-    expects = "backbone.linears, a classifier for each expert (frank-xwang/RIDE-LongTailRecognition)"
+    expects = "backbone.linears, one for each of backbone.num_experts (frank-xwang/RIDE-LongTailRecognition)"
     place = "before the classifiers of all experts"
     returns_originals = True
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
-        """A RIDE model of several experts."""
-        return isinstance(getattr(getattr(model, "backbone", None), "linears", None), nn.ModuleList)
+        """A RIDE model of several experts; others, too, call a list of layers so."""
+        backbone = getattr(model, "backbone", None)
+        linears = getattr(backbone, "linears", None)
+        return isinstance(linears, nn.ModuleList) and len(linears) == getattr(backbone, "num_experts", None)
 
     @classmethod
     def find_places(cls, model: nn.Module, options: Options) -> list[Place]:
