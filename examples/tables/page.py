@@ -233,7 +233,7 @@ def made(results: Sequence[Result]) -> str:
         ["", ""],
         [
             ["runs", str(len(results))],
-            ["hours of computation, a core a run", f"{hours:.2f}"],
+            ["hours of computation, summed over the runs", f"{hours:.2f}"],
             ["date", _all(result.origin["date"] for result in results)],
             ["processor", _all(result.origin["processor"] for result in results)],
             ["cores", _all(result.origin["cores"] for result in results)],

@@ -275,7 +275,7 @@ def test_the_page_has_the_numbers_the_sentences_the_origin_and_the_papers_figure
         assert part in text
     for part in ("| date | 2026-01-02 |", "| torch | 2.0 |", "| commit | 0123456789 |", "| runs | 48 |"):
         assert part in text
-    assert "| hours of computation, a core a run | 0.02 |" in text
+    assert "| hours of computation, summed over the runs | 0.02 |" in text
     for picture in (f"{TABLE.name}.png", f"{TABLE.name}-relations.png"):
         assert f"(tables/{picture})" in text
         assert (tmp_path / "tables" / picture).exists()
