@@ -77,8 +77,10 @@ def train(job: Job) -> Outcome:
     model = model.to(memory_format=torch.channels_last)
     attachment = insert(model, job.arm, before="classifier")  # on the image features, before all else
 
+    hidden = unseen.to(job.device)
+
     def seen_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(scores.masked_fill(unseen.to(scores.device), -torch.inf), labels)
+        return F.cross_entropy(scores.masked_fill(hidden, -torch.inf), labels)
 
     fit(model.to(job.device), job.arm, attachment, seen_cross_entropy, images, Recipe.of(chosen), job.seed)
 
