@@ -550,7 +550,7 @@ def test_an_empty_input_gives_what_torch_gives():
 @pytest.mark.parametrize(
     "activation",
     [torch.relu, torch.nn.functional.relu, nn.ReLU(), "relu", torch.nn.functional.gelu, nn.GELU(), "gelu"],
-    ids=str,
+    ids=["torch.relu", "F.relu", "ReLU()", "relu", "F.gelu", "GELU()", "gelu"],
 )
 def test_every_spelling_of_relu_and_gelu_runs_the_op(activation):
     theirs, ours = layers(16, 4, 16, 0.0, activation, dtype=torch.float64)
