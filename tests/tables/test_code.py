@@ -1,5 +1,7 @@
 """The digest of a table's code: what changes it, and what does not."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from examples.tables import code
@@ -22,6 +24,7 @@ def digest(tmp_path, monkeypatch):
 
     yield of
     code.digest.cache_clear()
+    code.library.cache_clear()
 
 
 def test_comments_docstrings_and_layout_change_nothing(digest):
@@ -36,6 +39,22 @@ def test_code_changes_it_also_in_what_is_imported(digest):
         digest((OTHER[0], "number = 2\n")),
     }
     assert len(found) == 3
+
+
+def test_code_of_the_library_and_its_extension_change_it(digest, tmp_path, monkeypatch):
+    package, extension = tmp_path / "package", tmp_path / "core.so"
+    package.mkdir()
+    monkeypatch.setattr(code.batchformer, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(code, "core", SimpleNamespace(__file__=str(extension)))
+
+    def of(text, built=b"once"):
+        (package / "__init__.py").write_text(text)
+        extension.write_bytes(built)
+        code.library.cache_clear()
+        return digest()
+
+    assert of("number = 1\n") == of("number = 1  # one\n")
+    assert len({of("number = 1\n"), of("number = 2\n"), of("number = 1\n", b"again")}) == 3
 
 
 def test_the_tables_differ_and_know_what_they_import():
