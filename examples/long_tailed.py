@@ -10,8 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 from examples.tables.__main__ import main as run_tables
 from examples.tables.long_tailed.image_lists import ListError
 from examples.tables.long_tailed.own_images import ARCHITECTURES, LOSSES, Digits, Listed, Training, table_of
@@ -29,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     source = _source(parser, values)
     given = {name: value for name in ("steps", "batch_size", "loss") if (value := getattr(values, name))}
     decay = {} if isinstance(source, Digits) else {"weight_decay": 5e-4}
-    table = table_of(source, Training(**given, **decay, device=str(values.device)))
+    table = table_of(source, Training(**given, **decay))
     try:
         if isinstance(source, Listed):
             source.data(0)  # reads and checks the lists
@@ -48,7 +46,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=at_least(1), help="training steps of a run (default: 600)")
     parser.add_argument("--loss", choices=LOSSES, help=f"(default: {LOSSES[0]})")
     parser.add_argument("--batch-size", type=at_least(2), help="(default: 128)")
-    parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda, cuda:1, … (default: cpu)")
     digits = parser.add_argument_group("digits", "scikit-learn's digits, made long-tailed")
     digits.add_argument(
         "--imbalance",
@@ -86,19 +83,6 @@ def _source(parser: argparse.ArgumentParser, values: argparse.Namespace) -> Digi
         for name, default in OF_LISTS.items()
     )
     return Listed(values.data, values.train_list, values.test_list, model, image_size, loading, validation)
-
-
-def _device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-        known = device.type in ("cpu", "cuda")
-        torch.empty(0, device=device if known else "cpu")
-    except (RuntimeError, AssertionError):
-        known = False
-    if not known:
-        found = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
-        raise argparse.ArgumentTypeError(f"expected a device of this machine ({found}), got {text!r}")
-    return device
 
 
 def _flag(name: str) -> str:

@@ -173,7 +173,7 @@ def test_a_list_that_cannot_be_used_is_named(content, sentence, tmp_path, capsys
         (["--batch-size", "1"], "argument --batch-size: expected an integer of at least 2, got '1'"),
         (["--imbalance", "nan"], "argument --imbalance: expected a number of at least 1, got 'nan'"),
         (["--loss", "focal"], "argument --loss: invalid choice: 'focal'"),
-        (["--device", "tpu"], "argument --device: expected a device of this machine (cpu"),
+        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
         (["--data", "x"], "go together, got no --train-list and no --test-list"),
         (["--model", "resnet18"], "--model: only with --data, --train-list and --test-list"),
         (["--loading", "2"], "--loading: only with --data, --train-list and --test-list"),

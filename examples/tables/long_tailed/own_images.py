@@ -119,7 +119,7 @@ _read = functools.cache(read_lists)
 
 @dataclass(frozen=True)
 class Training:
-    """How the networks are trained, and on which device."""
+    """How the networks are trained."""
 
     steps: int = 600
     batch_size: int = 128
@@ -127,7 +127,6 @@ class Training:
     # Chosen for the baseline on digits, on seeds 100 to 103, with 124 images of the most
     # frequent one; that of the official runs is 5e-4.
     weight_decay: float = 5e-3
-    device: str = "cpu"
 
 
 def table_of(source: Digits | Listed, training: Training) -> Table:
@@ -158,25 +157,25 @@ def _settings(source: Digits | Listed, training: Training, job: Job) -> Mapping[
 def _train(source: Digits | Listed, training: Training, job: Job) -> Outcome:
     chosen = _settings(source, training, job)
     data = source.data(job.seed)
-    counts = data.counts.to(training.device)
+    counts = data.counts.to(job.device)
     torch.manual_seed(job.seed)
-    model = source.model(len(counts)).to(training.device)
+    model = source.model(len(counts)).to(job.device)
     attachment = insert(model, job.arm, before="fc")
     # -inf for a class without images, which the loss then ignores
     log_prior = (counts / counts.sum()).log()  # [K]
     balanced = training.loss == "balanced-softmax"
     criterion = wrap(attachment, balanced_softmax(log_prior if balanced else torch.zeros_like(log_prior)))
     drawn = data.train_batches(chosen["steps"], chosen["batch_size"])
-    losses = (criterion(model(x.to(training.device)), y.to(training.device)) for x, y in drawn)
+    losses = (criterion(model(x.to(job.device)), y.to(job.device)) for x, y in drawn)
     descend(model, losses, Recipe.of(chosen | {"learning_rate": LEARNING_RATE}))
-    model.to(training.device)  # the test set may be large
-    test = _predict(model, data.test_batches(), training.device)
+    model.to(job.device)  # the test set may be large
+    test = _predict(model, data.test_batches(), job.device)
     metrics = group_columns(accuracy_of_classes(*test), data.groups)
     if source.validated:
-        validation = _predict(model, data.validation_batches(), training.device)
+        validation = _predict(model, data.validation_batches(), job.device)
         metrics[CALIBRATED] = calibrated_accuracy(test, validation, data.counts)
     first, _ = next(data.test_batches())
-    return Outcome(metrics, **related(attachment, first[:RELATED].to(training.device), job))
+    return Outcome(metrics, **related(attachment, first[:RELATED].to(job.device), job))
 
 
 def _predict(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], device: str) -> Predicted:
