@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from examples.tables.table import Job
 
 
 def main(job: str, found: str) -> None:
-    """Train as this rank; end if standard input ends. The first rank writes the metrics."""
+    """Train as this rank; end if standard input ends. The first rank writes the outcome."""
     # Not by sys.stdin, whose lock the waiting thread would hold when Python ends.
     end_after(lambda: os.read(0, 1))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -24,12 +25,12 @@ def main(job: str, found: str) -> None:
     values = json.loads(job)
     changes = tuple(map(tuple, values.pop("changes")))
     try:
-        metrics = train_rank(Job(**values, changes=changes), dist.get_rank())
+        outcome = train_rank(Job(**values, changes=changes), dist.get_rank())
     except DivergenceError as error:  # the other rank waits until torchrun ends it
         Path(found).write_text(json.dumps({"diverged": str(error)}), encoding="utf-8")
         raise
     if dist.get_rank() == 0:
-        Path(found).write_text(json.dumps(metrics), encoding="utf-8")
+        Path(found).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
     dist.destroy_process_group()
 
 

@@ -46,6 +46,7 @@ def test_two_processes_train_and_the_first_tells_what_they_learned():
     found = train(Job(TWO, GATHERED[0], 0, QUICK, changes=(("steps", 3),)))
     assert set(found.metrics) == set(TABLE.columns)
     assert all(0 <= value <= 100 for value in found.metrics.values())
+    assert 0 < found.entropy <= 1
 
 
 def test_processes_take_the_parts_of_one_batch(monkeypatch):
