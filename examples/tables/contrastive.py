@@ -135,5 +135,5 @@ Linear probe of MoCo v2's baseline on seed 100, one run each, by learning rate a
 1e-4 51.6; 0.1 and 3e-3 52.7; 0.3 and 1e-3 52.7, used, and 52.1 with a temperature of 0.1. MoCo v3 has the
 same settings.
 """,
-    grid={"learning_rate": (0.03, 0.1, 0.3), "temperature": (0.1, 0.2, 0.4)},
+    grid={"learning_rate": (0.1, 0.3), "weight_decay": (1e-4, 1e-3, 3e-3), "temperature": (0.1, 0.2)},
 )

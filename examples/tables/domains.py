@@ -101,17 +101,17 @@ def trained(
 ) -> nn.Module:
     """The trained model, or one with the average of its weights; in evaluation."""
     criterion = wrap(attachment, F.cross_entropy)
-    averaged = AveragedModel(model)
+    averaged = None if average is None else AveragedModel(model)
     device = device_of(model)
 
     def losses() -> Iterator[Tensor]:
         for step, (x, y) in enumerate(batches(images, recipe.steps, recipe.batch_size, seed)):
             yield criterion(model(channels_last(x).to(device)), y.to(device))
-            if average is not None and step >= average.start * recipe.steps:  # after the step
+            if averaged is not None and step >= average.start * recipe.steps:  # after the step
                 averaged.update_parameters(model)
 
     descend(model, losses(), recipe)
-    if average is None:
+    if averaged is None:
         return model
     # The running statistics belong to other weights; no batch norm comes after BatchFormer.
     again = batches(images, average.statistics, recipe.batch_size, seed)

@@ -115,12 +115,13 @@ def _by_seed(
     found = {}
     for run in runs:
         value = run.outcome.metrics.get(column)
-        if (run.job.system, run.job.arm, run.job.lengthened) == (system, arm, lengthened) and _known(value):
+        of_these = (run.job.system, run.job.arm, run.job.lengthened) == (system, arm, lengthened)
+        if of_these and _is_known(value):
             found[run.job.seed] = float(value)
     return found
 
 
-def _known(value: float | None) -> bool:
+def _is_known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
@@ -188,7 +189,7 @@ def _entropies(table: Table, runs: Sequence[Result]) -> list[Entropy]:
             values = [
                 run.outcome.entropy
                 for run in runs
-                if (run.job.system, run.job.arm) == (system, arm) and _known(run.outcome.entropy)
+                if (run.job.system, run.job.arm) == (system, arm) and _is_known(run.outcome.entropy)
             ]
             if values:
                 found.append(Entropy(system, arm, float(np.mean(values)), len(values)))

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import recall_score
 
 from examples.tables import long_tailed
+from examples.tables.accuracy import accuracy_of_classes, mean_accuracy
 from examples.tables.arms import BASELINE, BATCHFORMER, UNIFORM
 from examples.tables.draws import generator
 from examples.tables.long_tailed import TABLE, train
@@ -131,6 +133,19 @@ def test_columns_are_means_over_classes_and_none_without_any():
     accuracies = torch.tensor([90.0, math.nan, 50.0, 10.0])
     found = group_columns(accuracies, {"Many": [0, 1], "Medium": [2, 3], "Few": []})
     assert found == {"All": 50.0, "Many": 90.0, "Medium": 30.0, "Few": None}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_accuracies_of_classes_are_those_of_scikit_learn(seed):
+    draws = torch.Generator().manual_seed(seed)
+    logits = torch.randn(200, 12, generator=draws)
+    labels = torch.randint(11, (200,), generator=draws)  # the last class has no image
+    logits[torch.arange(200), labels] += 1
+    guesses = logits.argmax(1)
+    recalls = recall_score(labels, guesses, labels=range(12), average=None, zero_division=math.nan)
+    assert accuracy_of_classes(logits, labels).tolist() == pytest.approx(100 * recalls, nan_ok=True)
+    mean = recall_score(labels, guesses, labels=range(11), average="macro")
+    assert mean_accuracy(logits, labels) == pytest.approx(100 * mean)
 
 
 @pytest.mark.parametrize("without_images", [0, 1])

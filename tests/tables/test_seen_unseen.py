@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from sklearn.metrics import auc
 from torch import Tensor
 
 from examples.tables.seen_unseen import curve, harmonic_mean
@@ -54,6 +55,7 @@ def test_the_curve_is_that_of_every_bias_tried_by_itself(images: int, classes: i
     assert found.seen.tolist() == pytest.approx(seen)
     assert found.unseen.tolist() == pytest.approx(of_unseen)
     assert found.area == pytest.approx(area)
+    assert found.area == pytest.approx(auc(found.unseen, found.seen) / 100)
     assert found.harmonic_means.tolist() == pytest.approx(
         [harmonic_mean(*both) for both in zip(seen, of_unseen, strict=True)]
     )
