@@ -1,6 +1,7 @@
 """Writes docs/tables.md and its pictures from the results in docs/tables: `python -m examples.tables.page`.
 
-Nothing is computed. `--from results/tables` first copies what `python -m examples.tables` wrote there.
+The table in docs/does-it-help.md is written anew, too. Nothing is computed. `--from results/tables` first
+copies what `python -m examples.tables` wrote there.
 """
 
 import argparse
@@ -10,10 +11,12 @@ from pathlib import Path
 
 from examples.tables.catalogue import TABLES
 from examples.tables.figures import draw_differences, draw_relations
+from examples.tables.in_short import rewritten
 from examples.tables.record import as_document, read_record, related_run, write_record
-from examples.tables.report import NONE, difference_text, mean_text
+from examples.tables.report import NONE, difference_rows, difference_text, mean_rows
 from examples.tables.results import Result, Results
 from examples.tables.sentences import p_value, sentences
+from examples.tables.statistics import Difference
 from examples.tables.summary import Summary, numbers, summarise
 from examples.tables.table import CPU, Table
 
@@ -26,7 +29,7 @@ Systems that the papers train, made small enough for two cores, are trained with
 and with controls, all on the same seeds; those that are not trained yet are named. The figures are of these
 miniatures, on letters drawn from fonts; they say nothing about the papers' data sets. Each table also shows
 what the papers report, marked as theirs, and how its baselines were tuned: lightly, a few settings on one
-other seed.
+other seed, and some not at all.
 
 ![Letters in sixteen faces, as they are drawn and as they are varied](glyphs.png)
 
@@ -48,8 +51,9 @@ each for itself; p is corrected by Holm over all primary columns, systems and co
 over the tables, and `*` marks what holds at 5 %. Columns that are not primary have no p. Bounds that
 intervals exclude are no proof that two arms are equal.
 
-`make tables` trains all of them, and `python -m examples.tables.page` writes this page from the results in
-`docs/tables`.
+`make tables` trains all of them; the fresh seeds of two systems take `--first-seed 6`.
+`python -m examples.tables.page` writes this page from the results in `docs/tables`, which were computed one
+table at a time, on the machines and from the commits that are named below each.
 """
 
 
@@ -79,6 +83,9 @@ def main(arguments: list[str] | None = None, tables: Iterable[Table] | None = No
         texts.append(section(summaries[-1], results, folder))
     page = options.docs / "tables.md"
     page.write_text("\n".join([INTRODUCTION, overview(summaries), *texts]), encoding="utf-8")
+    in_short = options.docs / "does-it-help.md"
+    if in_short.exists():  # not where the page of some results is written elsewhere
+        in_short.write_text(rewritten(in_short.read_text(encoding="utf-8"), summaries), encoding="utf-8")
     print(f"{page}: {', '.join(table.name for table in found)}")
     return 0
 
@@ -186,34 +193,21 @@ def section(summary: Summary, results: Sequence[Result], folder: Path) -> str:
 
 def means(summary: Summary, system: str) -> str:
     """Means and standard errors in %, one row for each arm."""
-    columns = summary.table.columns
-    rows = []
-    for arm in summary.table.arms:
-        cells = [summary.cell(system, arm, column) for column in columns]
-        if any(cells):
-            rows.append([arm, numbers(cell.count for cell in cells if cell), *map(mean_text, cells)])
-    return _markdown(["mean ± standard error, %", "n", *columns], rows)
+    return _markdown(["mean ± standard error, %", "n", *summary.table.columns], mean_rows(summary, system))
 
 
 def differences(summary: Summary, system: str) -> str:
     """Differences in points, one row for each comparison; those of the primary columns with p."""
-    columns = summary.table.columns
-    found = summary.of(system)
-    rows = []
-    for contrast in dict.fromkeys(each.contrast for each in found):
-        by_column = {each.column: each for each in found if each.contrast == contrast}
-        entries = []
-        for column in columns:
-            each = by_column.get(column)
-            tested = each is not None and column in summary.table.primary and each.count > 1
-            corrected = f"; p {p_value(each.corrected)}" if tested else ""
-            entries.append(NONE if each is None else difference_text(each, " (", ".2f") + f"){corrected}")
-        rows.append([contrast, numbers(each.count for each in by_column.values()), *entries])
-    return (
-        _markdown(["difference (95 % interval); p after Holm where primary", "n", *columns], rows)
-        if rows
-        else ""
-    )
+
+    def text(each: Difference | None) -> str:
+        if each is None:
+            return NONE
+        tested = each.column in summary.table.primary and each.count > 1
+        return difference_text(each, " (", ".2f") + ")" + f"; p {p_value(each.corrected)}" * tested
+
+    head = ["difference (95 % interval); p after Holm where primary", "n", *summary.table.columns]
+    rows = difference_rows(summary, system, text)
+    return _markdown(head, rows) if rows else ""
 
 
 def entropies(summary: Summary) -> str:

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,14 @@ def report(table: Table, results: Sequence[Result], folder: Path, console: Conso
 def show(summary: Summary, console: Console) -> None:
     """Print the systems one after the other, then the sentences."""
     console.print(f"\n[bold]{escape(summary.table.title)}[/bold]")
+    head = ["", "n", *summary.table.columns]
     for system in summary.systems:
         console.print(f"\n[bold]{escape(system)}[/bold]: means ± standard errors")
-        _print(_means(summary, system), console)
+        _print([head, *mean_rows(summary, system)], console)
         if summary.of(system):
             console.print(f"  paired differences with 95 % intervals ({HOLDS} holds after Holm's correction)")
-            _print(_differences(summary, system), console)
+            rows = difference_rows(summary, system, lambda each: difference_text(each, "\n"))
+            _print([head, *([name.replace(" - ", "\n- "), *rest] for name, *rest in rows)], console)
     if summary.entropies:
         console.print("\nEntropy of the attention over that of even attention:")
         for system in dict.fromkeys(each.system for each in summary.entropies):
@@ -88,9 +90,9 @@ def as_json(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _means(summary: Summary, system: str) -> list[list[str]]:
-    """Rows of texts, the header first: arm, n, and each column."""
-    rows = [["", "n", *summary.table.columns]]
+def mean_rows(summary: Summary, system: str) -> list[list[str]]:
+    """Rows of texts, one for each arm: its name, n, and each column."""
+    rows = []
     for arm in summary.table.arms:
         cells = [summary.cell(system, arm, column) for column in summary.table.columns]
         if any(cells):
@@ -98,15 +100,16 @@ def _means(summary: Summary, system: str) -> list[list[str]]:
     return rows
 
 
-def _differences(summary: Summary, system: str) -> list[list[str]]:
-    """Rows of texts, the header first: contrast, n, and each column."""
-    rows = [["", "n", *summary.table.columns]]
+def difference_rows(
+    summary: Summary, system: str, text: Callable[[Difference | None], str]
+) -> list[list[str]]:
+    """Rows of texts, one for each comparison: its name, n, and each column, as `text` has it."""
+    rows = []
     found = summary.of(system)
     for contrast in dict.fromkeys(each.contrast for each in found):
         by_column = {each.column: each for each in found if each.contrast == contrast}
-        entries = [difference_text(by_column.get(column), "\n") for column in summary.table.columns]
-        count = numbers(each.count for each in by_column.values())
-        rows.append([contrast.replace(" - ", "\n- "), count, *entries])
+        entries = [text(by_column.get(column)) for column in summary.table.columns]
+        rows.append([contrast, numbers(each.count for each in by_column.values()), *entries])
     return rows
 
 
