@@ -30,7 +30,7 @@ from examples.tables.table import Job, Outcome, Table
 
 SYSTEM = "Classifier and contrastive branch"
 RECIPE = Recipe(steps=2400, batch_size=64, learning_rate=0.2, weight_decay=2e-3)
-NOVEL = 26  # letters
+NOVEL_LETTERS = 26
 CONSTANTS = [step / 4 for step in range(-20, 61)]  # tried as additions to the logits of novel letters
 TEMPERATURE = 0.1
 
@@ -103,7 +103,7 @@ def few_shot_letters(seed: int, frequent: int, novel: int) -> tuple[Images, Tens
     """Training images, `frequent` or `novel` of each letter, and which are novel `[K]`, drawn at random."""
     draws = generator(seed, "split")
     chosen = torch.zeros(CLASSES, dtype=torch.bool)
-    chosen[torch.randperm(CLASSES, generator=draws)[:NOVEL]] = True
+    chosen[torch.randperm(CLASSES, generator=draws)[:NOVEL_LETTERS]] = True
     y = torch.arange(CLASSES).repeat_interleave(torch.where(chosen, novel, frequent))
     return Images(draw(y, random_faces(len(y), draws), draws), y), chosen
 

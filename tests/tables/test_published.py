@@ -13,12 +13,8 @@ from examples.tables.summary import summarise
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "docs" / "tables"
 INTERVAL = re.compile(r"\(([+-]\d+\.\d) to ([+-]\d+\.\d)")
-EARLIER_STUDY = {
-    ("-0.3", "+2.4"),
-    ("+2.0", "+5.1"),
-    ("-0.9", "+2.7"),
-    ("+1.1", "+4.5"),
-}  # at another commit, as the page says
+# Of results at other commits, as the page says: an earlier study, and DeiT of width 64 on a GPU.
+AT_OTHER_COMMITS = {("-0.3", "+2.4"), ("+2.0", "+5.1"), ("-0.9", "+2.7"), ("+1.1", "+4.5"), ("+1.4", "+25.5")}
 REPEATED = ("long_tailed", "few_shot")  # on seeds 6 to 11
 
 
@@ -45,7 +41,7 @@ def test_the_table_in_short_is_that_of_the_records(summaries):
 
 @pytest.mark.parametrize("file", ["README.md", "docs/does-it-help.md"])
 def test_every_interval_that_is_quoted_is_in_the_records(file, records, summaries):
-    known = set(EARLIER_STUDY)
+    known = set(AT_OTHER_COMMITS)
     apart = [
         summarise(TABLES[name], [each for each in records[name] if each.job.seed in seeds])
         for name in REPEATED
