@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import batchformer as bf
 import ddp_worker
+from attach_oracle import refused
 
 X, Y = torch.randn(6, 8), torch.tensor([0, 1, 2, 1, 3, 0])
 TOKENS = torch.randn(6, 3, 16)
@@ -300,6 +301,66 @@ def test_a_criterion_that_is_compiled_by_itself_takes_both_streams(kind, outputs
         loss.backward()
         torch.testing.assert_close((loss, model.stem.weight.grad), (expected, grad))
         model.stem.weight.grad = None
+
+
+class Necked(nn.Module):
+    """A classifier with a place that has no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.neck, self.fc = nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 5)
+
+    def forward(self, x):
+        return self.fc(self.neck(self.stem(x)))
+
+
+def as_it_is(graph, inputs):
+    """A backend of one's own, as for looking at graphs: the graph runs op by op, as with "eager"."""
+    del inputs
+    return graph.forward
+
+
+PLACES = {"neck": {"after": "neck", "layout": "NC", "dim": 32}, "fc": {"before": "fc"}}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore:batchformer. .*frozen")
+@pytest.mark.parametrize("backend", ["eager", as_it_is], ids=["eager", "as it is"])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("outputs", ["both", "originals"])
+@pytest.mark.parametrize("kind", ["targets", "pairings", "frozen"])
+def test_a_graph_that_runs_op_by_op_leaves_no_marks_and_loses_no_stream(kind, outputs, place, backend):
+    rows = []
+
+    def loss(z, *targets):
+        rows.append([len(z), *map(len, targets)])
+        return nn.functional.cross_entropy(z, *targets) if targets else z.square().logsumexp(0).mean()
+
+    model = Necked()
+    attachment = bf.attach(model, dropout=0.0, outputs=outputs, **PLACES[place])
+    attachment.requires_grad_(kind != "frozen")
+    criterion = attachment.wrap(loss, targets=[] if kind == "pairings" else None)
+    compiled, targets, found = torch.compile(model, backend=backend), () if kind == "pairings" else (Y,), []
+    for made in (model, compiled, compiled):
+        rows.clear()
+        model.zero_grad()
+        criterion(made(X), *targets).backward()
+        grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        found.append((rows[:], grads))
+    for each in found[1:]:
+        assert each[0] == found[0][0] != [[6, 6]]
+        torch.testing.assert_close(each[1], found[0][1])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("targets", [None, []], ids=["targets", "pairings"])
+def test_what_is_cut_from_the_output_of_a_graph_is_refused(targets, place, backend):
+    model = Necked()
+    criterion = bf.attach(model, **PLACES[place]).wrap(lambda z, *y: z.mean(), targets=targets)
+    cut = torch.compile(model, backend=backend)(X)[:6]
+    with refused(saying=r"12 rows of both streams, got some of shape \[6, 5\]"):
+        criterion(cut, *([Y] if targets is None else []))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")

@@ -25,6 +25,7 @@ _PRODUCTS = ("MmBackward0",)
 _DISTANCES = ("CdistBackward0", "EuclideanDistBackward0")
 _BIASED = ("AddmmBackward0", "AddmvBackward0", "BaddbmmBackward0", "AddbmmBackward0")
 _COMPILED = "CompiledFunctionBackward"  # one node for a whole graph, whose inside does not show
+_OP = "_EncoderLayerBackward"
 
 
 class Mark:
@@ -141,6 +142,11 @@ class Twice(Mark):
 @dataclass(eq=False)
 class Hidden(Mark):
     """The output of a compiled graph: its history does not show what the graph computes."""
+
+
+@dataclass(eq=False)
+class Unmarked(Hidden):
+    """That of a graph which ran op by op: its history shows all, but no marks."""
 
 
 # Weak on both sides: an entry keeps neither the memory nor the mark alive, which may hold related rows.
@@ -383,6 +389,11 @@ def leaves_of(tensor: Tensor) -> Iterator[Tensor]:
     for node in () if tensor.grad_fn is None else _history(tensor.grad_fn):
         if hasattr(node, "variable"):
             yield node.variable
+
+
+def is_computed_by_the_op(tensor: Tensor) -> bool:
+    """Whether the op of the layer is in the history of a tensor."""
+    return tensor.grad_fn is not None and any(node.name() == _OP for node in _history(tensor.grad_fn))
 
 
 def in_backward() -> bool:

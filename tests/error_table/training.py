@@ -59,6 +59,11 @@ HIDDEN_PAIRS = Mistake(
     "A compiled model returns features with 2N channels, as many as both streams have rows.",
     "Compute similarities in the criterion, or change the size of the batch; CLIP takes `return_loss=True`.",
 )
+HIDDEN_CUT = Mistake(
+    "A wrapped criterion got a part of what a compiled model returns, or an output from before BatchFormer.",
+    'Cut nothing, or `attach(..., outputs="originals")`; what is from before BatchFormer goes to a criterion '
+    "that is not wrapped.",
+)
 GIVES_PAIRS = Mistake(
     "A model computes similarities between its samples itself.",
     "Leave `outputs` as it is, and wrap the criterion with `targets=[]`.",
@@ -311,6 +316,13 @@ def hidden_pairs():
     features = torch.ones(12, 12, requires_grad=True) * 1
     marks.put_by_history(features, marks.Doubled(Forward(None), 6))
     return features
+
+
+def cut_of_a_graph():
+    """What a script cuts from the output of a compiled model."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 5))
+    criterion = bf.attach(model, before="1").wrap(F.cross_entropy)
+    return criterion(torch.compile(model, backend="aot_eager")(X)[:6], Y)
 
 
 def gradients_of_originals():
@@ -677,6 +689,15 @@ TRAINING = (
         "got it from a compiled graph, which does not show it; compute similarities in the criterion, take "
         "batches of another size, or let the model compute its loss, if it can",
         *HIDDEN_PAIRS,
+    ),
+    Row(
+        cut_of_a_graph,
+        ValueError,
+        "criterion: expected outputs with the 12 rows of both streams, got some of shape [6, 5] from a "
+        "compiled graph, which does not show whether they were cut or are from before BatchFormer; for what "
+        "is from before it take a criterion that is not wrapped",
+        *HIDDEN_CUT,
+        computed=True,
     ),
     Row(
         lambda: similarities()(X),

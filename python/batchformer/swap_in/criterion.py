@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from batchformer import marks
-from batchformer.marks import Doubled, Hidden, Mark, Pairs, Split, Twice
+from batchformer.marks import Doubled, Hidden, Mark, Pairs, Split, Twice, Unmarked
 from batchformer.swap_in import split
 from batchformer.swap_in.family import deep_copied
 from batchformer.swap_in.hooks import stock_method
@@ -74,6 +74,7 @@ class Judge:
         args, kwargs = map_tensors((args, kwargs), outputs.take)
         outputs.check_cut(every=True)
         if not outputs.doubled:
+            outputs.check_graph()
             return function(*args, **kwargs)
         outputs.answer()
         both = outputs.both((args, kwargs))
@@ -180,6 +181,10 @@ class _Outputs:
     def take(self, tensor: Tensor) -> Tensor:
         """Note a tensor; return it with both streams, if it has the originals alone."""
         mark = self._mark(tensor)
+        if isinstance(mark, Unmarked):
+            if tensor.numel() > 1:
+                self._others.append((tensor, self._family.compiled.samples))
+            return tensor
         if not isinstance(mark, Doubled):
             if mark is None and tensor.dim() > 0 and tensor.grad_fn is not None:
                 self._unmarked.append(tensor)
@@ -206,14 +211,19 @@ class _Outputs:
         return marks.pairs_of(tensor) is not None or mark.axis_of(tensor) is not None
 
     def _mark(self, tensor: Tensor) -> Mark | None:
-        mark = None if torch.compiler.is_compiling() else marks.find(tensor)
+        mark = None if torch.compiler.is_compiling() else self._find(tensor)
         if torch.compiler.is_compiling() or isinstance(mark, Hidden):
             traced: Mark | None = self._family.compiled.mark(self._family, tensor)
-            return traced
+            return mark if traced is None and isinstance(mark, Unmarked) else traced
         if type(mark) is Doubled:  # originals that were changed in place have another history
             by_storage = marks.find_by_storage(tensor)
             return by_storage if isinstance(by_storage, Split) else mark
         return mark
+
+    def _find(self, tensor: Tensor) -> Mark | None:
+        was_in_graph = self._family.compiled.samples is not None and not self._family.compiled.was_eager
+        found: Mark | None = self._family.mark_of(tensor) if was_in_graph else marks.find(tensor)
+        return found
 
     def _keep(self, tensor: Tensor, samples: int, mark: Doubled, first_row: int = 0) -> None:
         pairs = None if torch.compiler.is_compiling() else marks.pairs_of(tensor)
@@ -307,9 +317,22 @@ class _Outputs:
             ValueError: an output that depends on a doubled batch and does not have its rows.
             RuntimeError: one of a place at which BatchFormer did not run.
         """
+        self.check_graph()
         for tensor in self._unmarked:
             self._family.entry.check_place_ran(tensor)
         self.check_cut(every=True)
+
+    def check_graph(self) -> None:
+        """Raise ValueError for an output of a graph with BatchFormer that has no rows of both streams."""
+        for tensor in self._unmarked:
+            of_graph = self._family.active and isinstance(self._find(tensor), Hidden)
+            if of_graph and self._family.has_computed(tensor):  # not of the graph of another model
+                raise ValueError(
+                    f"criterion: expected outputs with the {2 * self._family.compiled.samples} rows of both "
+                    f"streams, got some of shape {list(tensor.shape)} from a compiled graph, which does not "
+                    "show whether they were cut or are from before BatchFormer; for what is from before it "
+                    "take a criterion that is not wrapped"
+                )
 
     def check_cut(self, *, every: bool = False) -> None:
         """Raise ValueError for outputs that were cut, or for every one without the rows of both streams."""

@@ -161,7 +161,7 @@ class Entry:
 
     def _end(self, forward: Forward, found: list[Mark | None], tensor: Tensor) -> Tensor:
         """An output of the model, marked; the originals alone, if that is what it returns."""
-        mark = before = marks.find(tensor)
+        mark = before = self._family.mark_of(tensor)
         if tensor.grad_fn is not None:
             found.append(before)
         if (isinstance(mark, Hidden) or (mark is None and forward.blind)) and forward.samples is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from batchformer import marks
-from batchformer.marks import AtInput
+from batchformer.marks import AtInput, Mark, Unmarked
 from batchformer.swap_in import forward as forwards
 from batchformer.swap_in import tokens
 from batchformer.swap_in.compiled import Compiled
@@ -109,6 +109,21 @@ class Family:
             for criterion in memo.pop(self._waiting, ()):
                 criterion.belong_to(copied)
         return copied
+
+    def mark_of(self, tensor: Tensor) -> Mark | None:
+        """The mark of a tensor; Unmarked, if a graph computed it that ran op by op.
+
+        So run those of the backend "eager" of torch.compile, and of others that return them as they are.
+        """
+        found = marks.find(tensor)
+        if found is not None or tensor.grad_fn is None:
+            return found
+        return Unmarked() if self.has_computed(tensor) or marks.is_computed_by_the_op(tensor) else None
+
+    def has_computed(self, tensor: Tensor) -> bool:
+        """Whether a parameter of BatchFormer is in the history of a tensor; as inputs of a graph all are."""
+        inside = {id(parameter) for parameter in self.attachment.parameters()}
+        return any(id(leaf) in inside for leaf in marks.leaves_of(tensor))
 
     def adopt_later(self, criterion: Any, memo: dict[Any, Any]) -> None:
         """Note a copy of a criterion, for a copy of the model that is made later in the same deepcopy."""
