@@ -27,7 +27,9 @@ def digest(module: str) -> str:
 def library() -> str:
     """A digest of batchformer: of its Python, and of the extension, which a build may change."""
     folder = Path(batchformer.__file__).parent
-    texts = [f"{path.relative_to(folder)} {_code_of(path)}" for path in sorted(folder.rglob("*.py"))]
+    texts = [
+        f"{path.relative_to(folder)} {ast.dump(_code_of(path))}" for path in sorted(folder.rglob("*.py"))
+    ]
     extension = Path(core.__file__).read_bytes()
     return hashlib.sha256("\n".join(texts).encode() + extension).hexdigest()
 
@@ -38,22 +40,23 @@ def _collect(module: str, found: dict[str, str]) -> None:
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if module in found or not path.exists():
         return
-    found[module] = _code_of(path)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = _code_of(path)
+    found[module] = ast.dump(tree)
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("examples."):
             _collect(node.module, found)
             for name in node.names:
                 _collect(f"{node.module}.{name.name}", found)
 
 
-def _code_of(path: Path) -> str:
+def _code_of(path: Path) -> ast.Module:
     """What a file does, without comments, docstrings and layout."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             body[:1] = [] if len(body) > 1 else [ast.Pass()]
-    return ast.dump(tree)
+    return tree
 
 
 def _is_docstring(statement: ast.AST) -> bool:

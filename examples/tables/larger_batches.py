@@ -95,7 +95,7 @@ def train_rank(job: Job, rank: int) -> Outcome:
 
     minimise(loss, network, images, whole, job.seed)
     metrics = calibrated_columns(model, counts, job.seed, chosen["tested"])
-    shown = one_of_each(every_letter(job.seed, "test", chosen["tested"]))
+    shown = one_of_each(every_letter(job.seed, "relations", 1))
     return Outcome(metrics, **related(attachment, shown, job))
 
 

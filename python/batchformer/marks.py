@@ -25,7 +25,7 @@ _PRODUCTS = ("MmBackward0",)
 _DISTANCES = ("CdistBackward0", "EuclideanDistBackward0")
 _BIASED = ("AddmmBackward0", "AddmvBackward0", "BaddbmmBackward0", "AddbmmBackward0")
 _COMPILED = "CompiledFunctionBackward"  # one node for a whole graph, whose inside does not show
-_OP = "_EncoderLayerBackward"
+_OP = "_EncoderLayerBackward"  # of the autograd function in ops/op.py
 
 
 class Mark:

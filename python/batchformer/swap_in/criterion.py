@@ -324,14 +324,17 @@ class _Outputs:
 
     def check_graph(self) -> None:
         """Raise ValueError for an output of a graph with BatchFormer that has no rows of both streams."""
+        samples = self._family.compiled.samples
+        if samples is None or torch.compiler.is_compiling():
+            return
         for tensor in self._unmarked:
             of_graph = self._family.active and isinstance(self._find(tensor), Hidden)
             if of_graph and self._family.has_computed(tensor):  # not of the graph of another model
                 raise ValueError(
-                    f"criterion: expected outputs with the {2 * self._family.compiled.samples} rows of both "
-                    f"streams, got some of shape {list(tensor.shape)} from a compiled graph, which does not "
-                    "show whether they were cut or are from before BatchFormer; for what is from before it "
-                    "take a criterion that is not wrapped"
+                    f"criterion: expected outputs with the {2 * samples} rows of both streams, got some of "
+                    f"shape {list(tensor.shape)} from a compiled graph, which does not show whether they "
+                    "were cut or are from before BatchFormer; for what is from before it take a criterion "
+                    "that is not wrapped"
                 )
 
     def check_cut(self, *, every: bool = False) -> None:
